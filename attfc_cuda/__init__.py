@@ -1,0 +1,53 @@
+"""attfc_cuda: train face recognition on millions of identities on one GPU.
+
+Public names: the head :class:`AttFC` and its parts, the margins, and the stateless functions they are made of.
+Importing needs torch and nothing else; the compiled extension is loaded at the first call (``attfc info`` reports it).
+"""
+
+from attfc_cuda._version import __version__
+from attfc_cuda.container import DynamicClassContainer
+from attfc_cuda.functional import (
+    MarginSoftmaxOutput,
+    NegativeLogSumExp,
+    generate_class_centers,
+    margin_softmax_loss,
+    negative_logsumexp,
+)
+from attfc_cuda.heads import AttFC
+from attfc_cuda.margins import (
+    AdaFace,
+    AdaSin,
+    ArcFace,
+    CombinedMargin,
+    CosFace,
+    CurricularFace,
+    MagFace,
+    Margin,
+    MVSoftmax,
+    NormFace,
+    SphereFace,
+)
+from attfc_cuda.momentum import MomentumEncoder
+
+__all__ = [
+    "AdaFace",
+    "AdaSin",
+    "ArcFace",
+    "AttFC",
+    "CombinedMargin",
+    "CosFace",
+    "CurricularFace",
+    "DynamicClassContainer",
+    "MVSoftmax",
+    "MagFace",
+    "Margin",
+    "MarginSoftmaxOutput",
+    "MomentumEncoder",
+    "NegativeLogSumExp",
+    "NormFace",
+    "SphereFace",
+    "__version__",
+    "generate_class_centers",
+    "margin_softmax_loss",
+    "negative_logsumexp",
+]

@@ -1,0 +1,118 @@
+"""The registered operators: loading, fake kernels, autograd. No mathematics.
+
+``torch.ops.attfc.negative_logsumexp`` returns, for B rows of dimension D (real: float32, or float64 for float64 input):
+
+    lse [B] real            log of the modulated negatives' mass; -inf where a row has none or is ignored
+    hard_count [B] int64    negatives above the threshold
+    max_cosine [B] real     over the valid negatives; -inf where there is none
+    omitted_mass [B] real   share of the softmax left out of unit_grad
+    unit_grad [B, D] real   d lse_b / d embeddings_b, made by the same sweep ([0, D] without need_grad)
+    moments [B, 3] real     d lse_b / d (quad_b, lin_b, const_b) ([0, 3] without need_moments)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    """Passes ``gradient`` through and refuses to be differentiated: unit_grad is a number, not a function of x."""
+
+    @staticmethod
+    def forward(gradient: Tensor, embeddings: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            "negative_logsumexp: the gradient must be used once, got a second differentiation; "
+            "pass backend='reference' for second derivatives"
+        )
+
+
+def _fake(
+    embeddings: Tensor,
+    centers: Tensor,
+    labels: Tensor,
+    center_labels: Tensor,
+    reference: Tensor | None,
+    threshold: Tensor | None,
+    quad: Tensor | None,
+    lin: Tensor | None,
+    const_: Tensor | None,
+    scale: float,
+    grad_tolerance: float,
+    need_grad: bool,
+    need_moments: bool,
+) -> Outputs:
+    rows, dim = embeddings.shape
+    real = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    row = embeddings.new_empty((rows,), dtype=real)
+    return (
+        row,
+        embeddings.new_empty((rows,), dtype=torch.int64),
+        torch.empty_like(row),
+        torch.empty_like(row),
+        embeddings.new_empty((rows if need_grad else 0, dim), dtype=real),
+        embeddings.new_empty((rows if need_moments else 0, 3), dtype=real),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
+    embeddings = inputs[0]
+    lse, hard_count, max_cosine, omitted_mass, unit_grad, moments = output
+    ctx.save_for_backward(embeddings, unit_grad, moments)
+    ctx.mark_non_differentiable(hard_count, max_cosine, omitted_mass, unit_grad, moments)
+
+
+def _backward(ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
+    embeddings, unit_grad, moments = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    grad_embeddings = None
+    if needs[0]:
+        grad_embeddings = _FirstOrderOnly.apply((grad_lse[:, None] * unit_grad).to(embeddings.dtype), embeddings)
+    grad_quad, grad_lin, grad_const = (
+        _FirstOrderOnly.apply(grad_lse * moments[:, i], embeddings) if needs[6 + i] else None for i in range(3)
+    )
+    return grad_embeddings, None, None, None, None, None, grad_quad, grad_lin, grad_const, None, None, None, None
+
+
+def register(name: str) -> None:
+    """Adds the fake kernel and autograd to ``attfc::<name>``, whose kernels are already registered."""
+    torch.library.register_fake(f"attfc::{name}", _fake)
+    torch.library.register_autograd(f"attfc::{name}", _backward, setup_context=_setup_context)
+
+
+def negative_logsumexp(
+    embeddings: Tensor,
+    centers: Tensor,
+    labels: Tensor,
+    center_labels: Tensor,
+    reference: Tensor | None,
+    threshold: Tensor | None,
+    quad: Tensor | None,
+    lin: Tensor | None,
+    const: Tensor | None,
+    scale: float,
+    grad_tolerance: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Runs the operator of ``backend``, which :func:`attfc_cuda._backend.resolve` has loaded. The gradient is made in
+    the forward sweep, so the operator must know which one is wanted."""
+    need_grad = torch.is_grad_enabled() and embeddings.requires_grad
+    modulation = (quad, lin, const)
+    need_moments = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in modulation)
+    lse, hard_count, max_cosine, omitted_mass, _, _ = torch.ops.attfc.negative_logsumexp(
+        embeddings, centers, labels, center_labels, reference, threshold, quad, lin, const, scale, grad_tolerance,
+        need_grad, need_moments,
+    )  # fmt: skip
+    return lse, hard_count, max_cosine, omitted_mass

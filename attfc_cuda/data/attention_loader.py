@@ -1,0 +1,187 @@
+"""The attention loader: every sample with its probe image and gallery images of the same identity, in ready batches."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from attfc_cuda._check import error
+from attfc_cuda.data._checks import checked_int
+from attfc_cuda.data.augment import mirror_images, normalize_images
+from attfc_cuda.data.faces import FaceDataset, UnreadableImage
+from attfc_cuda.data.sampling import AttentionSampler, BatchPlan
+
+
+class Batch(NamedTuple):
+    """Images are float32 in [-1, 1]; labels are the data set's, or -1 for a row to ignore (an unreadable image).
+
+    negatives: images of identities with too few images to be probes, whose class centres serve as negatives only.
+    """
+
+    probe: torch.Tensor  # [B,3,H,W]
+    gallery: torch.Tensor  # [B,r,3,H,W]
+    labels: torch.Tensor  # [B] int64
+    negatives: torch.Tensor  # [M,3,H,W]; M may be 0
+    negative_labels: torch.Tensor  # [M] int64
+
+
+class _Assembler(Dataset):
+    """Turns a plan into a batch; runs in the worker processes."""
+
+    def __init__(self, dataset: FaceDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, plan: BatchPlan) -> Batch:
+        dataset, (rows, gallery_size) = self.dataset, plan.gallery.shape
+        indices = np.concatenate([plan.probe, plan.gallery.reshape(-1), plan.negatives])
+        mirrored = np.concatenate([plan.mirror_probe, plan.mirror_gallery.reshape(-1), plan.mirror_negatives])
+        images = torch.zeros((len(indices), 3, dataset.image_size, dataset.image_size), dtype=torch.uint8)
+        readable = np.ones(len(indices), dtype=bool)
+        for place, index in enumerate(indices.tolist()):
+            try:
+                images[place] = dataset[index]
+            except UnreadableImage as failure:
+                if dataset.on_error != "skip":
+                    raise
+                readable[place] = False
+                warnings.warn(f"row ignored: {failure}", stacklevel=2)
+        ready = normalize_images(mirror_images(images, torch.from_numpy(mirrored)))
+
+        probe, gallery, negatives = ready.split([rows, rows * gallery_size, len(plan.negatives)])
+        gallery = gallery.unflatten(0, (rows, gallery_size))
+        row_readable = readable[:rows] & readable[rows : rows * (1 + gallery_size)].reshape(rows, -1).all(axis=1)
+        labels = np.where(row_readable, dataset.labels[plan.probe], -1)
+        negative_labels = np.where(readable[rows * (1 + gallery_size) :], dataset.labels[plan.negatives], -1)
+        return Batch(probe, gallery, torch.from_numpy(labels), negatives, torch.from_numpy(negative_labels))
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+class AttentionLoader:
+    """Iterates over batches in which each row has a probe image and `gallery_size` other images of its identity.
+
+    One iteration runs to the end of a pass; each pass visits every probe image once, in an order of its own. A row's
+    gallery are other images of the identity, none twice unless there are fewer than `gallery_size` others. Identities
+    with fewer than `min_images` images are never probes (their gallery would be the probe itself, which teaches
+    nothing); their images come as `negatives`.
+
+    dataset: a `FaceDataset`. batch_size: rows per rank. gallery_size: r, 1 to 63.
+    seed, and the pass and position of a row, determine everything, whatever `num_workers` is.
+    min_images: 2 or more; 1 makes single images probes whose gallery is the probe itself.
+    negatives_per_batch: "auto" spreads the negatives evenly, each once a pass, so that M varies by one between batches;
+    an int fixes M (at most the number of such images), going round them as often as it takes.
+    augment: "flip" mirrors each image with probability 1/2, independently, "none" leaves them.
+    drop_last: leave out the last, short batch of a pass. rank, world_size: each rank gets its own part of every global
+    batch, all equally long; up to world_size - 1 probes (of the global batch when drop_last) sit a pass out.
+    num_workers: processes that prepare batches ahead; 0 works in this one.
+
+    An image that cannot be read: with the data set's on_error "skip" its row comes with label -1 (no loss, no gradient)
+    and is counted in `ignored_rows` and the report, and a warning names the file; with "raise", `UnreadableImage`.
+    `state_dict()` taken after any batch resumes with exactly the batches that would have followed. The global random
+    state is neither used nor changed. Attributes: num_probes, num_classes (every identity), ignored_rows.
+    Errors: ValueError or TypeError naming the argument.
+    Source: the attention loader of AttFC (arXiv 2503.06839); min_images and the negatives are our choice.
+    """
+
+    def __init__(
+        self,
+        dataset: FaceDataset,
+        batch_size: int = 128,
+        gallery_size: int = 2,
+        *,
+        seed: int = 0,
+        min_images: int = 2,
+        negatives_per_batch: int | str = "auto",
+        augment: str = "flip",
+        drop_last: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ):
+        if augment not in ("flip", "none"):
+            raise error("AttentionLoader", "augment", 'be "flip" or "none"', repr(augment))
+        self.dataset, self.mirror = dataset, augment == "flip"
+        self.num_workers = checked_int("AttentionLoader", "num_workers", num_workers, 0)
+        self.sampler = AttentionSampler(
+            dataset, batch_size, gallery_size, seed, min_images, negatives_per_batch, drop_last, rank, world_size
+        )
+        self.num_probes, self.num_classes = self.sampler.num_probes, len(dataset.identities)
+        self.ignored_rows = 0
+        self._pass = self._batch = 0
+        # What must be equal for a saved position to mean the same batches.
+        self._identity = {
+            "seed": self.sampler.seed,
+            "batch_size": self.sampler.batch_size,
+            "gallery_size": self.sampler.gallery_size,
+            "min_images": self.sampler.min_images,
+            "negatives_per_batch": negatives_per_batch,
+            "augment": augment,
+            "drop_last": bool(drop_last),
+            "world_size": self.sampler.world_size,
+            "labels_crc32": zlib.crc32(dataset.labels.tobytes()),
+        }
+
+    def __len__(self) -> int:
+        """Batches in a whole pass."""
+        return self.sampler.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current pass; afterwards, the loader stands at the start of the next."""
+        pass_index, first = self._pass, self._batch
+        loader = DataLoader(
+            _Assembler(self.dataset),
+            sampler=(self.sampler.plan(pass_index, k, self.mirror) for k in range(first, len(self))),
+            batch_size=None,  # a plan is a whole batch already
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
+            generator=torch.Generator(),  # else each iteration draws from the global one
+        )
+        for batch_index, batch in enumerate(loader, first):
+            self._pass, self._batch = divmod(pass_index * len(self) + batch_index + 1, len(self))
+            self.ignored_rows += int((batch.labels < 0).sum() + (batch.negative_labels < 0).sum())
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain ints and strings: the next batch to come, and what it depends on. Equal on all ranks."""
+        return {"pass": self._pass, "batch": self._batch, **self._identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next iteration continues from there. ValueError where it was saved under other settings or data."""
+        for name, value in self._identity.items():
+            if name not in state or state[name] != value:
+                raise error(
+                    "AttentionLoader.load_state_dict", name, f"equal the loader's {value!r}",
+                    repr(state.get(name, "nothing")), "build the loader as it was when the state was saved",
+                )  # fmt: skip
+        position = [state.get("pass"), state.get("batch")]
+        here = "AttentionLoader.load_state_dict"
+        self._pass = checked_int(here, "pass", position[0], 0)
+        self._batch = checked_int(here, "batch", position[1], 0, len(self) - 1)
+
+    def report(self) -> str:
+        """The data set's report, then what this loader makes of it."""
+        sampler = self.sampler
+        probe_identities = int((sampler.counts >= sampler.min_images).sum())
+        if sampler.negatives_per_batch is None:
+            per_batch = f"each once a pass, {sampler.num_negatives / (len(self) * sampler.world_size):.1f} a batch"
+        else:
+            per_batch = f"{sampler.negatives_per_batch} a batch"
+        lines = [
+            self.dataset.report(),
+            f"AttentionLoader: {self.num_probes} probe images of {probe_identities} identities with at least "
+            f"{sampler.min_images} images; {len(self)} batches of {sampler.batch_size} a pass"
+            + (f" on each of {sampler.world_size} ranks" if sampler.world_size > 1 else ""),
+            f"  never probes, negatives only: {sampler.num_negatives} images of "
+            f"{self.num_classes - probe_identities} identities with fewer ({per_batch})",
+        ]
+        if self.ignored_rows:
+            lines.append(f"  rows ignored so far because an image could not be read: {self.ignored_rows}")
+        return "\n".join(lines)

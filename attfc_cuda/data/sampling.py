@@ -1,0 +1,157 @@
+"""Which images make which batch: arithmetic on index arrays, no image is touched.
+
+Every batch is a pure function of (seed, pass, batch), so a run resumes anywhere, and the number of worker processes
+cannot matter. No Python loop runs over identities: 10^6 of them cost a few arrays.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from attfc_cuda._check import error
+from attfc_cuda.data._checks import MAX_SEED, checked_int
+from attfc_cuda.data._random import NEGATIVE_FLIPS, NEGATIVE_ORDER, PICKS, PROBE_ORDER, random_words, unit_interval
+from attfc_cuda.data.faces import FaceDataset
+
+_WORDS_PER_BLOCK = 4
+
+
+class BatchPlan(NamedTuple):
+    """Image indices of one batch and which of them to mirror: probe [B], gallery [B,r], negatives [M]."""
+
+    probe: np.ndarray
+    gallery: np.ndarray
+    negatives: np.ndarray
+    mirror_probe: np.ndarray
+    mirror_gallery: np.ndarray
+    mirror_negatives: np.ndarray
+
+
+class AttentionSampler:
+    """The plan of every batch of every pass for one rank; arguments as in `AttentionLoader`.
+
+    A slot is a position in the data set's `order`, where the images of an identity lie side by side.
+    """
+
+    def __init__(
+        self,
+        dataset: FaceDataset,
+        batch_size: int,
+        gallery_size: int,
+        seed: int,
+        min_images: int,
+        negatives_per_batch: int | str,
+        drop_last: bool,
+        rank: int,
+        world_size: int,
+    ):
+        here = "AttentionLoader"
+        self.batch_size = checked_int(here, "batch_size", batch_size, 1)
+        # The random word that mirrors a row has a bit for the probe and one for each gallery image.
+        self.gallery_size = checked_int(here, "gallery_size", gallery_size, 1, 63)
+        self.seed = checked_int(here, "seed", seed, 0, MAX_SEED)
+        self.min_images = checked_int(here, "min_images", min_images, 1)
+        self.world_size = checked_int(here, "world_size", world_size, 1)
+        self.rank = checked_int(here, "rank", rank, 0, self.world_size - 1)
+        self.order, self.offsets = dataset.order, dataset.offsets
+        self.counts = np.diff(self.offsets)
+        self.label_of_slot = np.repeat(np.arange(len(self.counts)), self.counts)
+        is_probe = (self.counts >= self.min_images)[self.label_of_slot]
+        self.probe_slots, self.negative_slots = np.flatnonzero(is_probe), np.flatnonzero(~is_probe)
+        self.num_probes, self.num_negatives = len(self.probe_slots), len(self.negative_slots)
+        if self.num_probes == 0:
+            raise error(
+                here, "dataset", f"have an identity with at least min_images = {self.min_images} images",
+                f"at most {self.counts.max()} images for an identity", "add images or lower min_images",
+            )  # fmt: skip
+
+        global_batch = self.batch_size * self.world_size
+        # Every rank gets as many probes as every other; what does not divide sits out, other ones in the next pass.
+        self.used_probes = self.num_probes - self.num_probes % (global_batch if drop_last else self.world_size)
+        self.num_batches = -(-self.used_probes // global_batch)
+        if self.num_batches == 0:
+            raise error(
+                here, "batch_size", f"fit into a pass of {self.num_probes} probe images",
+                f"{self.batch_size} x {self.world_size} ranks", "lower it, add images or set drop_last=False",
+            )  # fmt: skip
+
+        if negatives_per_batch == "auto":
+            self.negatives_per_batch = None
+        elif isinstance(negatives_per_batch, str):
+            raise error(here, "negatives_per_batch", 'be "auto" or an int', repr(negatives_per_batch))
+        else:
+            wanted = checked_int(here, "negatives_per_batch", negatives_per_batch, 0)
+            self.negatives_per_batch = min(wanted, self.num_negatives)
+        self._pass_orders: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def plan(self, pass_index: int, batch: int, mirror: bool) -> BatchPlan:
+        probe_order, negative_order = self._orders(pass_index)
+        # The last global batch may be short: every rank takes an equal part of what is left.
+        first = batch * self.batch_size * self.world_size
+        rows = min(self.batch_size, (self.used_probes - first) // self.world_size)
+        positions = first + self.rank * rows + np.arange(rows)
+        words = self._words(PICKS, pass_index, positions[0], rows, 1 + self.gallery_size)
+        slots = self.probe_slots[probe_order[positions]]
+        gallery = self._gallery_slots(slots, unit_interval(words[:, 1:]))
+        bits = (words[:, :1] >> np.arange(1 + self.gallery_size, dtype=np.uint64)) & np.uint64(mirror)
+
+        negatives, negative_bits = self._negatives(pass_index, batch, negative_order)
+        return BatchPlan(
+            self.order[slots],
+            self.order[gallery],
+            self.order[negatives],
+            bits[:, 0].astype(bool),
+            bits[:, 1:].astype(bool),
+            (negative_bits & np.uint64(mirror)).astype(bool),
+        )
+
+    def _orders(self, pass_index: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._pass_orders is None or self._pass_orders[0] != pass_index:
+            probes, negatives = (
+                np.argsort(random_words(self.seed, stream, count, major=pass_index), kind="stable")
+                for stream, count in ((PROBE_ORDER, self.num_probes), (NEGATIVE_ORDER, self.num_negatives))
+            )
+            self._pass_orders = (pass_index, probes, negatives)
+        return self._pass_orders[1:]
+
+    def _words(self, stream: int, pass_index: int, first: int, rows: int, per_row: int) -> np.ndarray:
+        """The random words of consecutive positions of the pass, uint64 [rows, per_row], the same in any batch size."""
+        blocks = -(-per_row // _WORDS_PER_BLOCK)
+        count = rows * blocks * _WORDS_PER_BLOCK
+        words = random_words(self.seed, stream, count, start=int(first) * blocks, major=pass_index)
+        return words.reshape(rows, -1)[:, :per_row]
+
+    def _gallery_slots(self, slots: np.ndarray, unit: np.ndarray) -> np.ndarray:
+        """r slots of each slot's identity, [B,r]: never the probe's own and none twice, as long as there are others.
+
+        Column k draws one of the images not drawn yet: a number below their count, then stepped over each image that is
+        out, in ascending order. With all others drawn, only the probe stays out, and images repeat.
+        """
+        label = self.label_of_slot[slots]
+        start, others = self.offsets[label], self.counts[label] - 1
+        own = slots - start
+        out = own[:, None]
+        columns = []
+        for k in range(unit.shape[1]):
+            fresh = others > k
+            choice = (unit[:, k] * np.where(fresh, others - k, others)).astype(np.int64)
+            for column in np.sort(out, axis=1).T:
+                choice += fresh & (choice >= column)
+            choice += ~fresh & (choice >= own) & (others > 0)
+            columns.append(choice)
+            out = np.concatenate([out, choice[:, None]], axis=1)
+        return start[:, None] + np.stack(columns, axis=1)
+
+    def _negatives(self, pass_index: int, batch: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        share = batch * self.world_size + self.rank
+        if self.negatives_per_batch is None:
+            shares = self.num_batches * self.world_size
+            first, stop = self.num_negatives * share // shares, self.num_negatives * (share + 1) // shares
+        else:
+            first, stop = share * self.negatives_per_batch, (share + 1) * self.negatives_per_batch
+        if first == stop:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
+        slots = self.negative_slots[order[np.arange(first, stop) % self.num_negatives]]
+        return slots, self._words(NEGATIVE_FLIPS, pass_index, first, stop - first, 1)[:, 0]

@@ -1,0 +1,235 @@
+"""Pair lists: which two images are compared, whether they show one person, and in which fold the pair is judged.
+
+A pair is kept in one of two forms. `PairList` names files, as lists on disk do. `PairIndices` numbers images, as a data
+set or a matrix of embeddings does. `PairList.indices()` leads from the first to the second, so that every image is
+embedded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from attfc_cuda._check import error
+
+# At most this many images of one identity take part in impostor pairs while that leaves twice the pairs needed:
+# otherwise the few identities with hundreds of images would fill the impostor half.
+IMPOSTOR_IMAGES_PER_IDENTITY = 10
+
+
+class PairIndices(NamedTuple):
+    """P pairs of image numbers. `a`, `b`, `fold`: int64 [P]; `same`: bool [P]."""
+
+    a: np.ndarray
+    b: np.ndarray
+    same: np.ndarray
+    fold: np.ndarray
+
+
+class PairList(NamedTuple):
+    """P pairs of image files. `paths_a`, `paths_b`: lists of P; `same`: bool [P]; `fold`: int64 [P]."""
+
+    paths_a: list[Path]
+    paths_b: list[Path]
+    same: np.ndarray
+    fold: np.ndarray
+
+    def indices(self) -> tuple[list[Path], PairIndices]:
+        """The distinct files, in order of first appearance, and the pairs as numbers into that list."""
+        number: dict[Path, int] = {}
+        a = np.array([number.setdefault(path, len(number)) for path in self.paths_a], dtype=np.int64)
+        b = np.array([number.setdefault(path, len(number)) for path in self.paths_b], dtype=np.int64)
+        return list(number), PairIndices(a, b, self.same, self.fold)
+
+
+class LabelledImages(Protocol):
+    """What `make_pairs` needs of a data set: `labels`, int64 [N], the identity of every image."""
+
+    labels: np.ndarray
+
+
+def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> PairList:
+    """Read a tab-separated pair list: on each line `image_a  image_b  same  fold`.
+
+    path: the list, UTF-8. root: the folder its image paths are relative to (absolute paths stand for themselves).
+    `same` is 1 (genuine) or 0 (impostor), `fold` any integer. Empty lines and lines that start with # are passed over.
+    check_files: look every image up, so that a wrong root is reported before the network has run for minutes.
+
+    Errors: ValueError naming the list and the line for a wrong number of columns, a `same` or `fold` that is not one,
+    an image paired with itself, or an empty list; FileNotFoundError naming both for an image that does not exist.
+    """
+    path, root = Path(path), Path(root)
+    paths_a: list[Path] = []
+    paths_b: list[Path] = []
+    same: list[bool] = []
+    fold: list[int] = []
+    seen: set[Path] = set()
+    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        place = f"line {line_number} of {path}"
+        columns = [column.strip() for column in line.split("\t")]
+        if len(columns) != 4:
+            raise error(
+                "read_pairs", place, "hold 4 tab-separated columns (image_a, image_b, same, fold)", len(columns)
+            )
+        image_a, image_b, same_text, fold_text = columns
+        if same_text not in ("0", "1"):
+            raise error("read_pairs", place, "hold 0 or 1 in column 3 (same)", repr(same_text))
+        try:
+            fold.append(int(fold_text))
+        except ValueError:
+            raise error("read_pairs", place, "hold an integer in column 4 (fold)", repr(fold_text)) from None
+        if image_a == image_b:
+            raise error("read_pairs", place, "pair two different images", f"{image_a} twice")
+        for image in (root / image_a, root / image_b):
+            if check_files and image not in seen and not image.is_file():
+                raise error(
+                    "read_pairs",
+                    place,
+                    "name existing images",
+                    f"{image}, which does not exist",
+                    "check root, the folder the list is relative to",
+                    kind=FileNotFoundError,
+                )
+            seen.add(image)
+        paths_a.append(root / image_a)
+        paths_b.append(root / image_b)
+        same.append(same_text == "1")
+    if not same:
+        raise error("read_pairs", str(path), "hold at least one pair", "none")
+    return PairList(paths_a, paths_b, np.array(same, dtype=bool), np.array(fold, dtype=np.int64))
+
+
+def make_pairs(dataset: LabelledImages, num_pairs: int = 6000, folds: int = 10, seed: int = 0) -> PairIndices:
+    """Draw a verification protocol from a labelled data set, in the manner of LFW's View 2.
+
+    Half of each fold's pairs are genuine, half impostor, no pair twice (in either order), folds as equal as `num_pairs`
+    allows. Identities are dealt out to the folds so that no identity appears in two of them (a threshold is then always
+    judged on people it has not seen); only when some fold could not be filled that way do the folds share identities.
+    Genuine pairs are spread over the identities as evenly as their images allow. Impostor pairs are uniform over the
+    pairs of images, of at most 10 images of an identity where that suffices. The same arguments draw the same pairs.
+    Source: Huang et al., UMass TR 07-49 (2007), for the shape of the protocol; the drawing is our choice.
+
+    dataset: anything with `labels`, int64 [N]; negative labels are left out. Returns: PairIndices, folds numbered from
+    0.
+    Errors: ValueError for fewer than 2 folds, fewer than 2 pairs a fold, or when the data set holds too few pairs,
+    saying how many there are.
+    """
+    labels = np.asarray(dataset.labels)
+    if folds < 2:
+        raise error("make_pairs", "folds", "be at least 2 (the threshold is chosen on the other folds)", folds)
+    if num_pairs < 2 * folds:
+        raise error("make_pairs", "num_pairs", f"be at least 2 per fold, {2 * folds}", num_pairs)
+    rng = np.random.default_rng(seed)
+    # An odd fold gets its extra pair among the genuine ones in even folds and among the impostors in odd ones.
+    sizes = _shares(num_pairs, folds)
+    quotas = [((size + (1 - k % 2)) // 2, (size + k % 2) // 2) for k, size in enumerate(sizes)]
+
+    identities = _images_by_identity(labels, rng)
+    dealt = [identities[k::folds] for k in range(folds)]
+    if all(
+        _genuine_capacity(hand) >= genuine and _impostor_capacity(hand) >= impostor
+        for hand, (genuine, impostor) in zip(dealt, quotas, strict=True)
+    ):
+        drawn = [
+            (_draw_genuine(hand, genuine, rng), _draw_impostors(hand, impostor, rng))
+            for hand, (genuine, impostor) in zip(dealt, quotas, strict=True)
+        ]
+    else:
+        num_genuine, num_impostor = (sum(quota) for quota in zip(*quotas, strict=True))
+        for kind, needed, present in (
+            ("genuine", num_genuine, _genuine_capacity(identities)),
+            ("impostor", num_impostor, _impostor_capacity(identities)),
+        ):
+            if present < needed:
+                raise error(
+                    "make_pairs",
+                    "num_pairs",
+                    f"need no more {kind} pairs than the data set holds, {present}",
+                    needed,
+                    "ask for fewer pairs",
+                )
+        ends = np.cumsum(quotas, axis=0)[:-1]
+        genuine_parts = np.split(_draw_genuine(identities, num_genuine, rng), ends[:, 0])
+        impostor_parts = np.split(_draw_impostors(identities, num_impostor, rng), ends[:, 1])
+        drawn = list(zip(genuine_parts, impostor_parts, strict=True))
+
+    pairs = np.concatenate([part for both in drawn for part in both])
+    counts = [len(part) for both in drawn for part in both]
+    same = np.repeat(np.tile([True, False], folds), counts)
+    fold = np.repeat(np.repeat(np.arange(folds, dtype=np.int64), 2), counts)
+    return PairIndices(pairs[:, 0], pairs[:, 1], same, fold)
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    return [total // parts + (k < total % parts) for k in range(parts)]
+
+
+def _images_by_identity(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """The image numbers of each identity: in random order, but identities with more images first, so that dealing them
+    out in turn gives every fold its share of the large ones."""
+    order = np.argsort(labels, kind="stable")
+    order = order[labels[order] >= 0]
+    _, starts = np.unique(labels[order], return_index=True)
+    groups = np.split(order, starts[1:]) if len(order) else []
+    shuffled = [groups[k] for k in rng.permutation(len(groups))]
+    return sorted(shuffled, key=len, reverse=True)
+
+
+def _genuine_capacity(identities: Sequence[np.ndarray]) -> int:
+    return sum(len(images) * (len(images) - 1) // 2 for images in identities)
+
+
+def _impostor_capacity(identities: Sequence[np.ndarray]) -> int:
+    counts = [len(images) for images in identities]
+    return (sum(counts) ** 2 - sum(count * count for count in counts)) // 2
+
+
+def _draw_genuine(identities: Sequence[np.ndarray], quota: int, rng: np.random.Generator) -> np.ndarray:
+    """`quota` distinct pairs [quota, 2] within identities, as evenly over the identities as their pairs last; in random
+    order, since the caller may cut the result into folds."""
+    shuffled = [identities[k] for k in rng.permutation(len(identities))]
+    capacity = np.array([len(images) * (len(images) - 1) // 2 for images in shuffled], dtype=np.int64)
+    take = np.zeros_like(capacity)
+    while quota > take.sum():
+        open_identities = np.flatnonzero(take < capacity)
+        take[open_identities[: quota - take.sum()]] += 1
+    pairs = []
+    for images, count in zip(shuffled, take, strict=True):
+        if count:
+            first, second = np.triu_indices(len(images), k=1)
+            chosen = rng.choice(len(first), size=count, replace=False)
+            pairs.append(np.stack([images[first[chosen]], images[second[chosen]]], axis=1))
+    return rng.permutation(np.concatenate(pairs))
+
+
+def _draw_impostors(identities: Sequence[np.ndarray], quota: int, rng: np.random.Generator) -> np.ndarray:
+    """`quota` distinct pairs [quota, 2] across identities, uniform over the pairs of images (see make_pairs)."""
+    few = [rng.permutation(images)[:IMPOSTOR_IMAGES_PER_IDENTITY] for images in identities]
+    pool = few if _impostor_capacity(few) >= 2 * quota else identities
+    images = np.concatenate(pool)
+    counts = np.array([len(group) for group in pool], dtype=np.int64)
+    starts = np.cumsum(counts) - counts
+    owner = np.repeat(np.arange(len(pool)), counts)
+    capacity = _impostor_capacity(pool)
+    if capacity < 2 * quota:  # nearly all of them are wanted: list them
+        first, second = np.triu_indices(len(images), k=1)
+        across = owner[first] != owner[second]
+        chosen = rng.choice(capacity, size=quota, replace=False)
+        return np.stack([images[first[across][chosen]], images[second[across][chosen]]], axis=1)
+    # An image takes part in N - (images of its identity) pairs; its partner is uniform over those N - n others, which
+    # are numbered by skipping the identity's own run.
+    partners = (len(images) - counts)[owner]
+    drawn: dict[tuple[int, int], None] = {}
+    while len(drawn) < quota:
+        first = rng.choice(len(images), size=quota, p=partners / partners.sum())
+        second = rng.integers(partners[first])
+        second += np.where(second >= starts[owner[first]], counts[owner[first]], 0)
+        for i, j in zip(np.minimum(first, second).tolist(), np.maximum(first, second).tolist(), strict=True):
+            drawn.setdefault((i, j))
+    chosen = rng.permutation(np.array(list(drawn)[:quota], dtype=np.int64))
+    return images[chosen]

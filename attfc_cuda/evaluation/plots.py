@@ -1,0 +1,302 @@
+"""The three pictures of a run: ROC curves, genuine and impostor similarities, and the course of the training.
+
+matplotlib draws them without a display (its Agg canvas, chosen per figure: a caller's own backend stays as it is).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import ArrayLike
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from attfc_cuda._check import error
+
+# Okabe and Ito's palette, told apart by colour-blind readers; line styles tell the curves apart in grey print.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINE_STYLES = ("-", "--", "-.", ":")
+GENUINE_COLOR, IMPOSTOR_COLOR = COLORS[0], COLORS[1]
+RESOLUTION_DPI = 150
+SMOOTHED_SHARE = 0.02  # a training curve is averaged over this share of its steps; the raw values show behind it
+
+
+def plot_roc(
+    results: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | Path, title: str = "Verification ROC"
+) -> None:
+    """Draw true accepts over false accepts (logarithmic) of one or several methods into one PNG.
+
+    results: name -> (similarity [P], same [P] bool), in the order of the legend. The false accept axis starts at one
+    false accept of the method with the most impostor pairs: below it the curve would say nothing.
+    Errors: ValueError for no methods, or a method without both kinds of pairs or with values that are not finite.
+    """
+    if not results:
+        raise error("plot_roc", "results", "hold at least one method", "none")
+    figure, axes = _figure(6.4, 4.8)
+    most_impostors = 0
+    for number, (name, (similarity, same)) in enumerate(results.items()):
+        genuine, impostor = _split("plot_roc", similarity, same)
+        most_impostors = max(most_impostors, len(impostor))
+        scores = np.concatenate([genuine, impostor])
+        truth = np.repeat([True, False], [len(genuine), len(impostor)])
+        false_accepts, true_accepts, _ = roc_curve(truth, scores, drop_intermediate=False)
+        axes.plot(
+            np.maximum(false_accepts, 0.1 / len(impostor)),
+            true_accepts,
+            drawstyle="steps-post",
+            color=COLORS[number % len(COLORS)],
+            linestyle=LINE_STYLES[number // len(COLORS) % len(LINE_STYLES)],
+            linewidth=1.8,
+            label=f"{name} (AUC {roc_auc_score(truth, scores):.3f})",
+        )
+    lowest = min(1.0 / most_impostors, 0.1)
+    chance = np.geomspace(lowest, 1.0, 200)
+    axes.plot(chance, chance, color="0.6", linewidth=1.0, linestyle=(0, (2, 2)), label="chance")
+    axes.set_xscale("log")
+    axes.set_xlim(lowest, 1.0)
+    axes.set_ylim(0.0, 1.01)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("false accept rate")
+    axes.set_ylabel("true accept rate")
+    axes.set_title(title)
+    axes.grid(True, which="major", color="0.85")
+    axes.grid(True, which="minor", axis="x", color="0.94", linewidth=0.6)
+    # Curves rise to the upper right: outside, the legend hides none of them, however many there are.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    _save(figure, path)
+
+
+def plot_histogram(
+    similarity: ArrayLike,
+    same: ArrayLike,
+    path: str | Path,
+    threshold: float | None = None,
+    title: str = "Similarity of pairs",
+) -> None:
+    """Draw how the similarities of genuine and impostor pairs are distributed into one PNG.
+
+    similarity [P]: cosines, same [P] bool. threshold: drawn as a line (VerificationResult.threshold) unless None.
+    Heights are shares of each kind's pairs per bin, so that lists with more impostors than genuine pairs read alike.
+    Errors: ValueError as for plot_roc.
+    """
+    genuine, impostor = _split("plot_histogram", similarity, same)
+    figure, axes = _figure(6.4, 4.2)
+    lowest, highest = min(genuine.min(), impostor.min()), max(genuine.max(), impostor.max())
+    # A half width keeps the bins apart when every value is the same.
+    margin = max(0.02 * (highest - lowest), 1e-6)
+    bins = np.linspace(lowest - margin, highest + margin, 51)
+    for values, color, name in ((impostor, IMPOSTOR_COLOR, "impostor"), (genuine, GENUINE_COLOR, "genuine")):
+        weights = np.full(len(values), 1.0 / len(values))
+        axes.hist(
+            values,
+            bins=bins,
+            weights=weights,
+            histtype="stepfilled",
+            facecolor=(color, 0.35),
+            edgecolor=color,
+            linewidth=1.5,
+            label=f"{name} ({len(values):,} pairs, mean {values.mean():.2f})",
+        )
+    if threshold is not None:
+        axes.axvline(threshold, color="0.25", linewidth=1.2, linestyle="--", label=f"threshold {threshold:.3f}")
+    axes.set_xlim(bins[0], bins[-1])
+    axes.set_ylim(0.0, axes.get_ylim()[1] * 1.05)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("similarity (cosine)")
+    axes.set_ylabel(f"share of pairs per bin of {bins[1] - bins[0]:.2g}")
+    axes.set_title(title)
+    axes.grid(True, color="0.9")
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize="small")
+    _save(figure, path)
+
+
+class _Panel(NamedTuple):
+    """One panel of plot_training: its axis label and the quantities in it, each the key of a step record and a name."""
+
+    label: str
+    quantities: tuple[tuple[str, str], ...]
+
+
+STEP_PANELS = (
+    _Panel("loss", (("loss", "loss"),)),
+    _Panel("cosine", (("positive_cosine", "to own centre (mean)"), ("t", "curriculum t"))),
+    _Panel("hard negatives", (("hard_fraction", "share of negatives"),)),
+    _Panel("learning rate", (("lr", "learning rate"),)),
+    _Panel("images / s", (("images_per_s", "images / s"),)),
+)
+SMOOTHED = ("loss", "positive_cosine", "hard_fraction", "images_per_s")  # noisy from step to step
+
+
+def plot_training(logs: str | Path | Mapping[str, str | Path], path: str | Path, title: str = "Training") -> None:
+    """Draw the course of one or several runs from their JSON-lines logs into one PNG.
+
+    logs: one log, or name -> log to lay runs over each other. Read are the records
+    `{"kind": "step", "step": int, "loss": float, "lr": ..., "positive_cosine": ..., "t": ..., "hard_fraction": ...,
+    "images_per_s": ...}` and `{"kind": "verify", "step": int, "accuracy": float, "tar_at_far": {"0.01": float}}`; other
+    records are passed over, and so are absent, null or non-finite values. Noisy quantities are averaged over 2 % of the
+    run; the raw values show faintly behind.
+
+    Errors: ValueError naming file and line for a line that is no JSON object (an unfinished last line is passed over:
+    the run may still be writing it), or naming the file when it holds no step.
+    """
+    named = {"": logs} if isinstance(logs, (str, Path)) else dict(logs)
+    if not named:
+        raise error("plot_training", "logs", "hold at least one log", "none")
+    runs = {name: _read_log(Path(log)) for name, log in named.items()}
+    for name, records in runs.items():
+        if not any(record.get("kind") == "step" for record in records):
+            raise error(
+                "plot_training", str(named[name]), "hold at least one record of kind 'step'", f"{len(records)} records"
+            )
+    figure = Figure(figsize=(12.0, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, verification_axes, *other_axes = figure.subplots(2, 3).flat
+    _draw_verification(verification_axes, runs)
+    for panel, axes in zip(STEP_PANELS, (loss_axes, *other_axes), strict=True):
+        for number, records in enumerate(runs.values()):
+            for rank, (key, label) in enumerate(panel.quantities):
+                points = _values(records, "step", key)
+                _draw_series(axes, points, len(runs), number, rank, label, smooth=key in SMOOTHED)
+        _finish_panel(axes, panel.label)
+    if len(runs) > 1:
+        handles = [Line2D([], [], color=COLORS[number % len(COLORS)], linewidth=3.0) for number in range(len(runs))]
+        figure.legend(handles, list(runs), loc="outside lower center", ncols=min(len(runs), 4), frameon=False)
+    last_step = max(
+        record["step"] for records in runs.values() for record in records if isinstance(record.get("step"), int)
+    )
+    for axes in figure.axes:
+        axes.set_xlim(0, max(last_step, 1) * 1.02)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _draw_verification(axes: Axes, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Accuracy and every TAR at FAR that some run recorded, the looser rates first."""
+    rates = {
+        rate
+        for records in runs.values()
+        for record in records
+        if record.get("kind") == "verify"
+        for rate in record.get("tar_at_far") or {}
+    }
+    for number, records in enumerate(runs.values()):
+        _draw_series(axes, _values(records, "verify", "accuracy"), len(runs), number, 0, "accuracy", marker="o")
+        for rank, rate in enumerate(sorted(rates, key=float, reverse=True), start=1):
+            points = _values(records, "verify", "tar_at_far", rate)
+            _draw_series(axes, points, len(runs), number, rank, f"TAR at FAR {float(rate):g}", marker="s")
+    axes.set_ylim(0.0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _finish_panel(axes, "verification")
+
+
+def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    figure.savefig(path, dpi=RESOLUTION_DPI, format="png")
+
+
+def _split(function: str, similarity: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The similarities of the genuine and of the impostor pairs."""
+    similarity, same = np.asarray(similarity, dtype=np.float64), np.asarray(same)
+    if same.dtype != bool or similarity.ndim != 1 or same.shape != similarity.shape:
+        raise error(
+            function,
+            "same",
+            f"be bool of the similarities' shape {list(similarity.shape)}",
+            f"{same.dtype} {list(same.shape)}",
+        )
+    if not np.isfinite(similarity).all():
+        raise error(function, "similarity", "be finite", f"{int((~np.isfinite(similarity)).sum())} values that are not")
+    if same.all() or not same.any():
+        raise error(function, "same", "hold genuine and impostor pairs", f"{int(same.sum())} genuine of {len(same)}")
+    return similarity[same], similarity[~same]
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    records = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            record = None
+        if not isinstance(record, dict):
+            raise error("plot_training", f"line {number} of {path}", "be a JSON object", repr(line[:60]))
+        records.append(record)
+    return records
+
+
+def _values(records: Iterable[Mapping[str, Any]], kind: str, *keys: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of record[key][key...] over the records of a kind, where it is a finite number."""
+    steps, values = [], []
+    for record in records:
+        if record.get("kind") != kind or not isinstance(record.get("step"), int):
+            continue
+        value: Any = record
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, (int, float)) and np.isfinite(value):
+            steps.append(record["step"])
+            values.append(float(value))
+    return np.array(steps), np.array(values)
+
+
+def _draw_series(
+    axes: Axes,
+    points: tuple[np.ndarray, np.ndarray],
+    num_runs: int,
+    run: int,
+    quantity: int,
+    label: str,
+    smooth: bool = False,
+    marker: str = "",
+) -> None:
+    """One curve. With one run, colours tell a panel's quantities apart; with several, colours tell runs (named once
+    below the panels) and line styles quantities (named in the panel's legend in grey)."""
+    steps, values = points
+    if len(steps) == 0:
+        return
+    color = COLORS[(quantity if num_runs == 1 else run) % len(COLORS)]
+    line_style = LINE_STYLES[0 if num_runs == 1 else quantity % len(LINE_STYLES)]
+    window = round(SMOOTHED_SHARE * len(values))
+    if smooth and window > 1:
+        axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
+        # Averages over the window centred on each step, shorter at the ends, so that the curve spans the whole run.
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        first = np.maximum(np.arange(len(values)) - window // 2, 0)
+        last = np.minimum(np.arange(len(values)) + window // 2 + 1, len(values))
+        values = (sums[last] - sums[first]) / (last - first)
+    axes.plot(steps, values, color=color, linestyle=line_style, linewidth=1.6, marker=marker, markersize=4, label=label)
+
+
+def _finish_panel(axes: Axes, label: str) -> None:
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.grid(True, color="0.88")
+    handles, labels = axes.get_legend_handles_labels()
+    by_label = dict(zip(labels, handles, strict=True))
+    if not handles:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color="0.5")
+        axes.set_yticks([])
+    elif len(by_label) > 1:
+        legend = axes.legend(by_label.values(), by_label.keys(), fontsize="small", framealpha=0.85)
+        if len(handles) > len(by_label):
+            for line in legend.get_lines():
+                line.set_color("0.35")

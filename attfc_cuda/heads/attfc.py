@@ -1,0 +1,259 @@
+"""The AttFC head: a margin softmax with positives made on the fly and negatives from a bounded container."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+from attfc_cuda import functional
+from attfc_cuda._check import error
+from attfc_cuda.container import DynamicClassContainer, require_rows
+from attfc_cuda.margins import AdaSin, Margin
+
+ENQUEUE = ("before", "after")
+
+# An embedding shorter than this has no direction worth the name: see `_unit_rows`.
+_SHORTEST = 1e-6
+
+
+class AttFC(nn.Module):
+    """``loss = head(embeddings, labels, gallery_embeddings)``: the attention fully connected layer, in memory S x D.
+
+    PyTorch equivalent, up to normalisation and the margin (class y's own slots masked out of the negatives):
+        g = F.normalize((softmax(cos(x, G) / temperature) * G).sum(1))
+        loss = F.cross_entropy(scale * cat([margin(cos(x, g)), cos(x, container.centers)], 1), zeros(B))
+        container.enqueue(g, labels)
+    without the B x S logits.
+
+    dim: length D of an embedding. capacity: slots S of the container, at least the rows enqueued per step.
+    margin: a `margins.Margin`; AdaSin() when None. Its scale is the head's.
+    policy, num_classes, dtype, check_labels: the container's, see `DynamicClassContainer`. dtype is also the one in
+        which the sweep over the container multiplies.
+    enqueue: `"before"`: the step's own centres enter the container before the loss and are fresh negatives for the
+        other rows (our choice, the default: without them every negative is staler than every positive, and a network
+        can learn that difference instead of faces). `"after"`: as published.
+    temperature: of the attention over the gallery, above 0. See `functional.generate_class_centers`.
+    grad_tolerance, backend: of the sweep, see `functional.negative_logsumexp`.
+    check_finite: report a NaN or an infinity among the inputs by a ValueError that names the row. It reads one value
+        back, so the host waits; compiled or captured, the device asserts instead and no row is named. Rows with a
+        negative label are not looked at. Off: a NaN in a row makes the loss NaN. It enters neither the container nor
+        the margin's state.
+
+    Train and eval mode: in eval mode neither the container nor the margin's state moves, so that the loss of held-out
+    data is against the container as it stands (with enqueue="before" too).
+
+    Gradient: to `embeddings` only, through the normalisation; class centres have none, on either side.
+    Precision: normalisation, margin and loss in float32 (float64 with a float64 container) whatever autocast says.
+    No host synchronisation (but for check_finite), no shape that depends on values: a step compiles with
+    fullgraph=True and can be captured in a CUDA graph. Deterministic where the backend is.
+    Source: AttFC, arXiv 2503.06839; masked empty slots, `"before"`, `"refresh"` and the attention's form are our
+        choice.
+    Raises: ValueError or TypeError naming the argument.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        capacity: int,
+        margin: Margin | None = None,
+        policy: str = "fifo",
+        enqueue: str = "before",
+        num_classes: int | None = None,
+        temperature: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        grad_tolerance: float | None = None,
+        backend: str = "auto",
+        check_finite: bool = False,
+        check_labels: bool = True,
+    ) -> None:
+        super().__init__()
+        if enqueue not in ENQUEUE:
+            raise error("AttFC", "enqueue", f"be one of {ENQUEUE}", repr(enqueue))
+        if not temperature > 0:
+            raise error("AttFC", "temperature", "be above 0", temperature)
+        margin = AdaSin() if margin is None else margin
+        if not isinstance(margin, Margin):
+            remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'
+            raise error("AttFC", "margin", "be a margins.Margin", repr(margin), remedy, kind=TypeError)
+        self.container = DynamicClassContainer(capacity, dim, num_classes, policy, dtype, check_labels)
+        self.margin = margin
+        self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
+        self.grad_tolerance, self.backend = grad_tolerance, backend
+        self._stats: dict[str, Tensor] = {}
+
+    def extra_repr(self) -> str:
+        return f"enqueue={self.enqueue!r}, temperature={self.temperature}, backend={self.backend!r}"
+
+    @property
+    def stats(self) -> dict[str, Tensor]:
+        """What the last forward saw: detached 0-dim tensors on the head's device; empty before the first. Rows with a
+        negative label count nowhere, and a mean over nothing is 0.
+
+        loss: what forward returned.
+        positive_cosine: mean cosine of the rows to their own class centre.
+        hard_fraction: hard negatives over valid negatives, all rows together; 0 for a margin without hard negatives.
+        container_top1: share of rows that are nearer to their own centre than to every valid negative.
+        fill: slots in use during the sweep (int64).
+        omitted_mass: mean share of a row's softmax whose gradient the sweep left out.
+        t: the margin's curriculum state, for margins that have one.
+        """
+        return dict(self._stats)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        gallery_embeddings: Tensor,
+        *,
+        extra_centers: Tensor | None = None,
+        extra_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The mean loss of the batch, and one step of the container and of the margin's state (in train mode).
+
+        embeddings [B, D]: the probes', of any length, float32, bfloat16, float16 or float64. B may differ from call to
+            call; 0 gives loss 0. A row of zeros, or shorter than 1e-6, counts as orthogonal to everything: finite loss,
+            gradient 0.
+        labels [B] int64: a negative label leaves its row out of everything: no loss, no gradient, not enqueued,
+            whatever it holds.
+        gallery_embeddings [B, r, D], or [B, D] for r = 1: r >= 1 other images of each row's class, by the momentum
+            encoder. Taken without gradient.
+        extra_centers [M, D], extra_labels [M] int64: centres of classes that are negatives only, such as identities
+            with a single image, which have no second one to be a positive. Normalised and enqueued with the batch, as
+            its older part.
+        Returns: 0-dim loss, float32 (float64 with a float64 container); 0, with gradient 0, when no row counts.
+        Raises: ValueError for shapes, devices, B + M > capacity, labels out of range, values that are not finite
+            (`check_finite`); TypeError for dtypes. Nothing has moved then.
+        """
+        if gallery_embeddings.ndim == 2:
+            gallery_embeddings = gallery_embeddings[:, None]
+        if extra_centers is None and extra_labels is None:
+            extra_centers, extra_labels = gallery_embeddings.new_zeros(0, self.container.dim), labels.new_zeros(0)
+        self._check(embeddings, labels, gallery_embeddings, extra_centers, extra_labels)
+        with _without_autocast(embeddings.device.type):
+            return self._step(embeddings, labels, gallery_embeddings.detach(), extra_centers.detach(), extra_labels)
+
+    def _step(
+        self, embeddings: Tensor, labels: Tensor, gallery: Tensor, extra_centers: Tensor, extra_labels: Tensor
+    ) -> Tensor:
+        container = self.container
+        counts = labels >= 0
+        # Rows that do not count are zeroed at the door: a NaN in one would come back as 0 * NaN in the gradient.
+        unit, norm = _unit_rows(torch.where(counts[:, None], embeddings, 0))
+        gallery = torch.where(counts[:, None, None], gallery, 0)
+        centers = functional.generate_class_centers(unit.detach(), gallery, self.temperature)
+        target_cosine = (unit * centers).sum(dim=1)
+
+        new = torch.cat([_unit_rows(extra_centers)[0].to(centers.dtype), centers])
+        new_labels = torch.cat([extra_labels, labels])
+        if self.training:
+            # Before anything moves, so that a refused batch leaves the state as it was.
+            container.check(new, new_labels)
+            if self.enqueue == "before":
+                container.enqueue(new, new_labels)
+        output = functional.margin_softmax_loss(
+            unit,
+            container.centers,
+            labels,
+            container.labels,
+            self.margin,
+            target_cosine=target_cosine,
+            norm=norm,
+            grad_tolerance=self.grad_tolerance,
+            backend=self.backend,
+        )
+        self._stats = self._observe(output, labels, target_cosine)
+        if self.training and self.enqueue == "after":
+            container.enqueue(new, new_labels)
+        return output.loss
+
+    @torch.no_grad()
+    def _observe(
+        self, output: functional.MarginSoftmaxOutput, labels: Tensor, target_cosine: Tensor
+    ) -> dict[str, Tensor]:
+        counts = labels >= 0
+        rows = counts.sum().clamp_min(1)
+        negatives, fill = output.negatives, self.container.fill
+        pairs = counts.sum() * fill - _own_class_pairs(labels, self.container.labels)
+        stats = {
+            "loss": output.loss,
+            "positive_cosine": torch.where(counts, target_cosine, 0).sum() / rows,
+            "hard_fraction": torch.where(counts, negatives.hard_count, 0).sum() / pairs.clamp_min(1),
+            "container_top1": (counts & (target_cosine > negatives.max_cosine)).sum() / rows,
+            "fill": fill,
+            "omitted_mass": torch.where(counts, negatives.omitted_mass, 0).sum() / rows,
+        }
+        if isinstance(getattr(self.margin, "t", None), Tensor):
+            stats["t"] = self.margin.t.clone()
+        return {name: value.detach() for name, value in stats.items()}
+
+    def _check(
+        self, embeddings: Tensor, labels: Tensor, gallery: Tensor, extra_centers: Tensor, extra_labels: Tensor
+    ) -> None:
+        dim, device = self.container.dim, self.container.centers.device
+        if (extra_centers is None) != (extra_labels is None):
+            missing = "extra_centers" if extra_centers is None else "extra_labels"
+            raise error("AttFC", missing, "be given together with the other of the two", None)
+        rows = embeddings.shape[0] if embeddings.ndim else 0
+        if embeddings.shape != (rows, dim):
+            raise error("AttFC", "embeddings", f"have shape [B, {dim}]", list(embeddings.shape))
+        if gallery.ndim != 3 or gallery.shape[0] != rows or gallery.shape[1] < 1 or gallery.shape[2] != dim:
+            rule = f"have shape [{rows}, r, {dim}] with r >= 1, or [{rows}, {dim}]"
+            raise error("AttFC", "gallery_embeddings", rule, list(gallery.shape))
+        if extra_centers.ndim != 2 or extra_centers.shape[1] != dim:
+            raise error("AttFC", "extra_centers", f"have shape [M, {dim}]", list(extra_centers.shape))
+        floats = {"embeddings": embeddings, "gallery_embeddings": gallery, "extra_centers": extra_centers}
+        for argument, value in floats.items():
+            if not value.is_floating_point():
+                raise error("AttFC", argument, "have a floating dtype", value.dtype, kind=TypeError)
+        integers = {"labels": labels, "extra_labels": extra_labels}
+        for (argument, value), count in zip(integers.items(), (rows, extra_centers.shape[0]), strict=True):
+            if value.shape != (count,):
+                raise error("AttFC", argument, f"have shape [{count}]", list(value.shape))
+            if value.dtype != torch.int64:
+                raise error("AttFC", argument, "have dtype torch.int64", value.dtype, f"{argument}.long()", TypeError)
+        for argument, value in {**floats, **integers}.items():
+            if value.device != device:
+                raise error("AttFC", argument, f"be on the head's device {device}", value.device, "head.to(device)")
+        if self.check_finite:
+            for argument, value in floats.items():
+                _require_finite(argument, value, extra_labels if argument == "extra_centers" else labels)
+
+
+def _require_finite(argument: str, value: Tensor, labels: Tensor) -> None:
+    finite = value.isfinite().flatten(1)
+    require_rows(
+        finite.all(dim=1) | (labels < 0),
+        "AttFC",
+        argument,
+        "be finite (check_finite is on)",
+        lambda row: f"{int((~finite[row]).sum())} values that are NaN or infinite in row {row}",
+        "look at that image, at the learning rate and at the loss scale",
+        wait=True,
+    )
+
+
+def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(x / |x| [B, D], |x| [B]) in float32 (float64 stays), 0 and without gradient where |x| is below `_SHORTEST`.
+
+    F.normalize would divide such a row, and its gradient, by 1e-12: finite, and enough to end a training run.
+    """
+    x = x if x.dtype == torch.float64 else x.float()
+    norm = torch.linalg.vector_norm(x, dim=1)
+    # Written so that a NaN fails the comparison and stays NaN in the product.
+    inverse = torch.where(norm < _SHORTEST, 0, 1 / norm.clamp_min(_SHORTEST))
+    return x * inverse[:, None], norm
+
+
+def _own_class_pairs(labels: Tensor, center_labels: Tensor) -> Tensor:
+    """Number of (row, slot) pairs of the same class, 0-dim int64, without comparing B x S."""
+    ordered = labels.sort().values
+    same = torch.searchsorted(ordered, center_labels, right=True) - torch.searchsorted(ordered, center_labels)
+    return torch.where(center_labels >= 0, same, 0).sum()
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()

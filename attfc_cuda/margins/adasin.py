@@ -1,0 +1,97 @@
+"""AdaSin: the sine of the angle to the own centre as difficulty, a penalty on positive and hard negatives alike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attfc_cuda.margins.base import Margin, Modulation, angle, masked_mean, move_average, psi, require
+
+
+class AdaSin(Margin):
+    """AdaSin (arXiv 2503.03528): difficulty D, curriculum t, and one coefficient Phi that acts on both sides.
+
+    Published: D(theta) = sin(theta / 2); Phi = t + h D(theta_y), with t a running mean of cos theta_y; the penalty is
+    dual, on the margin of the positive and on the cosines of the negatives, for hard samples.
+
+    Our choice, where the published text leaves it open:
+
+        threshold    psi(theta_y + m)
+        negatives    Phi c                      where c > threshold, else c
+        T            psi(theta_y + Phi m)       if the row has any hard negative, else psi(theta_y + m)
+        t            <- momentum t + (1 - momentum) mean(cos theta_y) before each step, t0 = 0, never differentiated
+        h = 1.5      so that Phi >= 1 for a hard sample from the start; with h = 1 the first steps ease hard negatives
+                     instead and leave a tail of impostors
+        Phi          not differentiated: otherwise lowering theta_y lowers every hard negative at once, and training can
+                     collapse to a cone
+        psi          the continuation of the cosine past pi (`reference.psi`)
+
+    m: margin in radians. h: weight of the difficulty. momentum: of t. State: buffer `t`.
+    detach_difficulty: False differentiates Phi through D.
+    difficulty: "half_angle" for sin(theta / 2), which grows up to pi; "angle" for sin theta, which falls again past
+        pi / 2.
+    Switches for ablations, each True by default: positive_penalty (False: T = psi(theta_y + m) always),
+    negative_penalty (False: hard negatives are counted but keep their cosine), curriculum (False: t stays 0, so
+    Phi = h D).
+
+    The threshold has no gradient. With gradient="straight_through" dT/dcos = 1, whatever detach_difficulty says; the
+    negatives' Phi still follows detach_difficulty.
+    """
+
+    t: Tensor
+
+    def __init__(
+        self,
+        m: float = 0.5,
+        h: float = 1.5,
+        momentum: float = 0.99,
+        *,
+        detach_difficulty: bool = True,
+        difficulty: str = "half_angle",
+        positive_penalty: bool = True,
+        negative_penalty: bool = True,
+        curriculum: bool = True,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        require("AdaSin", "m", "be a finite number of at least 0", m, 0 <= m < math.inf)
+        require("AdaSin", "h", "be a finite number of at least 0", h, 0 <= h < math.inf)
+        require("AdaSin", "momentum", "lie in [0, 1]", momentum, 0 <= momentum <= 1)
+        known = difficulty in ("half_angle", "angle")
+        require("AdaSin", "difficulty", 'be "half_angle" or "angle"', difficulty, known)
+        self.m, self.h, self.momentum = m, h, momentum
+        self.detach_difficulty, self.difficulty = detach_difficulty, difficulty
+        self.positive_penalty, self.negative_penalty = positive_penalty, negative_penalty
+        self.curriculum = curriculum
+        self.register_buffer("t", torch.zeros((), dtype=torch.float32))
+
+    def phi(self, theta: Tensor) -> Tensor:
+        """Phi = t + h D(theta) [B]; theta [B] radians."""
+        difficulty = torch.sin(theta / 2 if self.difficulty == "half_angle" else theta)
+        phi = self.t + self.h * difficulty
+        return phi.detach() if self.detach_difficulty else phi
+
+    def modulation(self, cosine: Tensor, norm: Tensor | None = None) -> Modulation:
+        theta = angle(cosine)
+        zero = torch.zeros_like(cosine)
+        weight = self.phi(theta) if self.negative_penalty else zero + 1
+        return Modulation(psi(theta + self.m).detach(), zero, weight, zero)
+
+    def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
+        theta = angle(cosine)
+        if hard_count is None or not self.positive_penalty:
+            return psi(theta + self.m)
+        return psi(theta + self.m * torch.where(hard_count > 0, self.phi(theta), 1))
+
+    def move(self, cosine: Tensor, norm: Tensor | None, valid: Tensor) -> None:
+        if self.curriculum:
+            move_average(self.t, masked_mean(cosine, valid), self.momentum, valid.any())
+
+    def extra_repr(self) -> str:
+        names = ("m", "h", "momentum", "detach_difficulty", "difficulty")
+        switches = ("positive_penalty", "negative_penalty", "curriculum")
+        own = ", ".join(f"{name}={getattr(self, name)!r}" for name in names + switches)
+        return f"{own}, {super().extra_repr()}"

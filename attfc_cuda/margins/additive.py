@@ -1,0 +1,72 @@
+"""Margins with a fixed bend of the target and untouched negatives: NormFace, CosFace, ArcFace, SphereFace, combined."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from attfc_cuda.margins.base import Margin, angle, psi, require
+
+
+class NormFace(Margin):
+    """T = cos theta: the normalised softmax without a margin (arXiv 1704.06369)."""
+
+    def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
+        return cosine
+
+
+class CosFace(Margin):
+    """T = cos theta - m (arXiv 1801.09414, eq. 4). m: margin in cosine, at least 0; published 0.35."""
+
+    def __init__(self, m: float = 0.35, **base: Any) -> None:
+        super().__init__(**base)
+        require("CosFace", "m", "be a finite number of at least 0", m, 0 <= m < math.inf)
+        self.m = m
+
+    def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
+        return cosine - self.m
+
+    def extra_repr(self) -> str:
+        return f"m={self.m}, {super().extra_repr()}"
+
+
+class CombinedMargin(Margin):
+    """T = psi(m1 theta + m2) - m3 (arXiv 1801.07698, eq. 4).
+
+    m1: factor of the angle, above 0. m2: radians added, at least 0. m3: cosine taken off, at least 0.
+    Past pi the cosine goes on falling (`reference.psi`), our choice; InsightFace goes on with cos theta - m sin m or
+    stops the margin there.
+    """
+
+    def __init__(self, m1: float = 1.0, m2: float = 0.3, m3: float = 0.2, **base: Any) -> None:
+        super().__init__(**base)
+        name = type(self).__name__
+        require(name, "m1", "be a finite number above 0", m1, 0 < m1 < math.inf)
+        require(name, "m2", "be a finite number of at least 0", m2, 0 <= m2 < math.inf)
+        require(name, "m3", "be a finite number of at least 0", m3, 0 <= m3 < math.inf)
+        self.m1, self.m2, self.m3 = m1, m2, m3
+
+    def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
+        return psi(self.m1 * angle(cosine) + self.m2) - self.m3
+
+    def extra_repr(self) -> str:
+        return f"m1={self.m1}, m2={self.m2}, m3={self.m3}, {super().extra_repr()}"
+
+
+class ArcFace(CombinedMargin):
+    """T = psi(theta + m) (arXiv 1801.07698, eq. 3). m: radians, published 0.5."""
+
+    def __init__(self, m: float = 0.5, **base: Any) -> None:
+        super().__init__(1.0, m, 0.0, **base)
+
+
+class SphereFace(CombinedMargin):
+    """T = psi(m theta) on normalised embeddings (arXiv 1704.08063, its psi, with the fixed scale of its successors).
+
+    m: factor of the angle. Default 1.35, our choice: it trains without the annealing that the published m = 4 needs.
+    """
+
+    def __init__(self, m: float = 1.35, **base: Any) -> None:
+        super().__init__(m, 0.0, 0.0, **base)

@@ -1,0 +1,60 @@
+"""ArcFace's target with re-weighted hard negatives: MV-Arc-Softmax (fixed weight) and CurricularFace (curriculum)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attfc_cuda.margins.additive import ArcFace
+from attfc_cuda.margins.base import Modulation, masked_mean, move_average, require
+
+
+class MVSoftmax(ArcFace):
+    """MV-Arc-Softmax (arXiv 1912.00833) with the "fixed" re-weighting h(t, theta) = exp(s (t - 1) (cos theta + 1)).
+
+    T = psi(theta + m); negatives with c > T become t c + t - 1. m: radians. t: at least 1; 1.12 in the authors' code.
+    The threshold follows psi past pi, as the target does, and has no gradient.
+    """
+
+    def __init__(self, m: float = 0.5, t: float = 1.12, **base: Any) -> None:
+        super().__init__(m, **base)
+        require("MVSoftmax", "t", "be a finite number of at least 1", t, 1 <= t < math.inf)
+        self.fixed_t = t
+
+    def modulation(self, cosine: Tensor, norm: Tensor | None = None) -> Modulation:
+        zero = torch.zeros_like(cosine)
+        return Modulation(self.bend(cosine, norm, None).detach(), zero, zero + self.fixed_t, zero + (self.fixed_t - 1))
+
+    def extra_repr(self) -> str:
+        return f"t={self.fixed_t}, {super().extra_repr()}"
+
+
+class CurricularFace(ArcFace):
+    """CurricularFace (arXiv 2004.00288: its T, N(t, cos theta_j) and the running mean t).
+
+    T = psi(theta + m); negatives with c > T become c (t + c); t <- momentum t + (1 - momentum) mean(cos theta) before
+    each step, t0 = 0, never differentiated. m: radians. momentum: 0.99 as published. State: buffer `t`.
+    The threshold follows psi past pi, as the target does, and has no gradient.
+    """
+
+    t: Tensor
+
+    def __init__(self, m: float = 0.5, momentum: float = 0.99, **base: Any) -> None:
+        super().__init__(m, **base)
+        require("CurricularFace", "momentum", "lie in [0, 1]", momentum, 0 <= momentum <= 1)
+        self.momentum = momentum
+        self.register_buffer("t", torch.zeros((), dtype=torch.float32))
+
+    def modulation(self, cosine: Tensor, norm: Tensor | None = None) -> Modulation:
+        zero = torch.zeros_like(cosine)
+        # `zero + t` is a copy: a view of the buffer would be overwritten by the next step's update before backward.
+        return Modulation(self.bend(cosine, norm, None).detach(), zero + 1, zero + self.t, zero)
+
+    def move(self, cosine: Tensor, norm: Tensor | None, valid: Tensor) -> None:
+        move_average(self.t, masked_mean(cosine, valid), self.momentum, valid.any())
+
+    def extra_repr(self) -> str:
+        return f"momentum={self.momentum}, {super().extra_repr()}"

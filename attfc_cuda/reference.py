@@ -1,0 +1,167 @@
+"""The oracle: the whole mathematics of the sweep and of the margin softmax in plain PyTorch, written to be read.
+
+It stores every B x S matrix, runs on any device and in float64, knows no other file of the package, and is what every
+backend is tested against. Notation: B rows (embeddings), S slots (class centres), D dimensions,
+
+    c_bj     = x_b . w_j                                    cosine of row b and slot j
+    valid_bj = l_b >= 0 and l_j >= 0 and l_j != l_b         never an ignored row, an empty slot, the row's own class
+    hard_bj  = valid_bj and c_bj > threshold_b
+    N_bj     = quad_b c_bj^2 + lin_b c_bj + const_b         where hard, else c_bj
+    lse_b    = log sum_{j valid} exp(scale * N_bj)          -inf when nothing is valid
+
+All angles are radians.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def psi(angle: Tensor) -> Tensor:
+    """Cosine up to pi, continued so that it goes on falling: the bend of every margin that is added to an angle.
+
+    psi(a) = cos a for a <= pi and -2 - cos a for pi < a <= 2 pi; beyond that the same fold repeats, so that for every
+    a >= 0: psi(a) = (-1)^k cos a - 2 k with k = floor(a / pi), the psi of SphereFace's A-Softmax (arXiv 1704.08063). It
+    is C1 and monotonically falling on a >= 0. Below 0 it is cos a.
+    Shape and dtype of the input are kept. Gradient: the derivative of the value, everywhere.
+    """
+    folds = torch.floor(angle.detach() / math.pi).clamp(min=0)
+    sign = 1 - 2 * torch.remainder(folds, 2)
+    return sign * torch.cos(angle) - 2 * folds
+
+
+def modulated_cosine(cosine: Tensor, hard: Tensor, quad: Tensor, lin: Tensor, const: Tensor) -> Tensor:
+    """N_bj: quad c^2 + lin c + const where `hard`, else c. cosine, hard: [B, S]; quad, lin, const: [B, 1]."""
+    return torch.where(hard, (quad * cosine + lin) * cosine + const, cosine)
+
+
+def cosines(embeddings: Tensor, centers: Tensor, labels: Tensor, center_labels: Tensor) -> Tensor:
+    """c = x @ w.T [B, S] in float32 (float64 for float64 inputs), whatever autocast says.
+
+    What must not count is replaced by zeros before the product: a NaN in an empty slot or an ignored row would
+    otherwise reach the gradients of the others as 0 * NaN.
+    """
+    embeddings = torch.where((labels >= 0)[:, None], _working(embeddings), 0)
+    centers = torch.where((center_labels >= 0)[:, None], _working(centers), 0)
+    with _without_autocast(embeddings.device.type):
+        return embeddings @ centers.T
+
+
+def negative_logits(
+    cosine: Tensor,
+    labels: Tensor,
+    center_labels: Tensor,
+    threshold: Tensor | None,
+    quad: Tensor | None,
+    lin: Tensor | None,
+    const: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(scale * N with -inf where not valid, valid, hard), each [B, S]. No threshold: nothing is hard."""
+    row = (labels >= 0)[:, None]
+    valid = row & (center_labels >= 0)[None, :] & (center_labels[None, :] != labels[:, None])
+    if threshold is None:
+        hard = torch.zeros_like(valid)
+        modulated = cosine
+    else:
+        hard = valid & (cosine > threshold[:, None])
+        # Zeros in ignored rows for the same reason as in `cosines`; a coefficient left out is zero.
+        quad, lin, const = (
+            torch.zeros_like(cosine[:, :1]) if value is None else torch.where(row, value[:, None], 0)
+            for value in (quad, lin, const)
+        )
+        modulated = modulated_cosine(cosine, hard, quad, lin, const)
+    return (scale * modulated).masked_fill(~valid, -math.inf), valid, hard
+
+
+def logsumexp_of_cosines(
+    cosine: Tensor,
+    labels: Tensor,
+    center_labels: Tensor,
+    *,
+    threshold: Tensor | None = None,
+    quad: Tensor | None = None,
+    lin: Tensor | None = None,
+    const: Tensor | None = None,
+    scale: float = 64.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(lse, hard_count, max_cosine, omitted_mass), each [B], from cosines [B, S]; see `negative_logsumexp`."""
+    logits, valid, hard = negative_logits(cosine, labels, center_labels, threshold, quad, lin, const, scale)
+    # One more column of -inf gives a container without slots something to reduce over.
+    logits, ranked = (
+        F.pad(values, (0, 1), value=-math.inf) for values in (logits, cosine.detach().masked_fill(~valid, -math.inf))
+    )
+    # The derivative of logsumexp over nothing but -inf is NaN. Masking would stop it, but neither a second derivative
+    # nor PyTorch's anomaly detection would: such rows are summed over zeros and replaced after.
+    anything = valid.any(dim=1)
+    lse = torch.logsumexp(torch.where(anything[:, None], logits, 0), dim=1)
+    lse = torch.where(anything, lse, -math.inf)
+    return lse, hard.sum(dim=1), ranked.amax(dim=1), torch.zeros_like(lse.detach())
+
+
+def negative_logsumexp(
+    embeddings: Tensor,
+    centers: Tensor,
+    labels: Tensor,
+    center_labels: Tensor,
+    *,
+    reference: Tensor | None = None,
+    threshold: Tensor | None = None,
+    quad: Tensor | None = None,
+    lin: Tensor | None = None,
+    const: Tensor | None = None,
+    scale: float = 64.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(lse, hard_count, max_cosine, omitted_mass), each [B]: the definition of `functional.negative_logsumexp`.
+
+    embeddings [B, D], centers [S, D] unit rows; labels [B], center_labels [S] int64; threshold, quad, lin, const [B].
+    `reference` changes nothing here: every row is exact at any scale, and no mass is ever omitted.
+    lse, max_cosine, omitted_mass: float32 (float64 for float64 inputs); hard_count int64.
+    Gradient: of lse, by autograd, to embeddings, centers, quad, lin and const; the threshold has none.
+    """
+    cosine = cosines(embeddings, centers, labels, center_labels)
+    return logsumexp_of_cosines(
+        cosine, labels, center_labels, threshold=threshold, quad=quad, lin=lin, const=const, scale=scale
+    )
+
+
+def margin_softmax_cross_entropy(
+    embeddings: Tensor,
+    centers: Tensor,
+    labels: Tensor,
+    center_labels: Tensor,
+    target: Tensor,
+    *,
+    threshold: Tensor | None = None,
+    quad: Tensor | None = None,
+    lin: Tensor | None = None,
+    const: Tensor | None = None,
+    scale: float = 64.0,
+) -> Tensor:
+    """The margin softmax loss of each row [B] as textbooks write it: cross entropy over {target} and {negatives}.
+
+    Equals: F.cross_entropy(concat([scale * target, scale * N]), 0) per row, -inf logits where a negative is not valid.
+    target [B]: the margin's bent cosine T. Ignored rows (label < 0) give 0. Equal to softplus(lse - scale * T).
+    """
+    row = labels >= 0
+    cosine = cosines(embeddings, centers, labels, center_labels)
+    negatives, _, _ = negative_logits(cosine, labels, center_labels, threshold, quad, lin, const, scale)
+    logits = torch.cat([scale * torch.where(row, target, 0)[:, None], negatives], dim=1)
+    rows = F.cross_entropy(logits, torch.zeros_like(labels), reduction="none")
+    return torch.where(row, rows, 0)
+
+
+def _working(tensor: Tensor) -> Tensor:
+    """float64 stays, everything else becomes float32: a product of two 16-bit numbers is exact in float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()

@@ -1,0 +1,119 @@
+"""Checkpoints that survive a crash: written beside, synced, then renamed over; read without running any code in them.
+
+A checkpoint is one dict of tensors, numbers and strings (`torch.load(weights_only=True)` suffices), at
+`<run>/checkpoints/step_00001234.pt`. A file of that name is complete: the name appears only once its bytes are on the
+disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FORMAT = "attfc-checkpoint-1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, truncated, or not one of ours. The message names the file and the reason."""
+
+
+def save(state: dict[str, Any], folder: Path, step: int, keep: int) -> Path:
+    """Write `state` as the checkpoint of `step`, then delete all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:08d}.pt"
+    part = folder / f"{path.name}.tmp"
+    with open(part, "wb") as file:
+        torch.save({"format": FORMAT, "step": step, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    _sync_folder(folder)
+    for old in find(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    for stale in folder.glob("*.tmp"):
+        stale.unlink(missing_ok=True)
+    return path
+
+
+def find(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, newest first."""
+    return sorted(folder.glob("step_*.pt"), reverse=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one checkpoint to the CPU. Raises CheckpointError naming the file and why it cannot be used."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as cause:
+        raise CheckpointError(f"checkpoint: {path} must exist, got no such file") from cause
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as cause:
+        reason = str(cause).split("\n", 1)[0].rstrip(".")
+        got = f"{path.stat().st_size} bytes that do not load ({reason})"
+        raise CheckpointError(f"checkpoint: {path} must be a complete checkpoint, got {got}") from cause
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        got = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(f"checkpoint: {path} must hold format {FORMAT!r}, got {got!r}")
+    return state
+
+
+def load_newest(folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """The newest checkpoint in `folder` that loads; each newer one that does not is reported through `say`.
+
+    Raises CheckpointError when there is none, or none loads.
+    """
+    paths = find(folder)
+    if not paths:
+        raise CheckpointError(f"checkpoint: {folder} must hold a step_*.pt file, got none; start without --resume")
+    for path in paths:
+        try:
+            return load(path)
+        except CheckpointError as cause:
+            say(f"{cause}; trying the one before")
+    raise CheckpointError(f"checkpoint: {folder} must hold a checkpoint that loads, got {len(paths)} that do not")
+
+
+def open_any(path: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """A checkpoint from its file, from a checkpoints folder, or from a run folder (the newest that loads)."""
+    if path.is_dir():
+        return load_newest(path / "checkpoints" if (path / "checkpoints").is_dir() else path, say)
+    return load(path)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every random generator a run may draw from: torch (CPU and GPUs), numpy, random."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, keys.tolist(), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what `rng_state` returned. GPU states are put back as far as there are GPUs."""
+    torch.set_rng_state(state["torch"])
+    for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, device)
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable. Not every system can open a folder; then the file's own sync has to do."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,301 @@
+"""Every setting of a training run: typed, documented once, read from the command line or from a JSON file.
+
+The text under a field is its `--help`. `TrainConfig` splits into groups only for reading: flags carry no group name
+(`--backbone`, not `--model.backbone`), so field names are unique across groups. `to_dict` and `from_dict` take a config
+through JSON and back; a run folder keeps its own as `config.json`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from attfc_cuda._check import error
+
+
+@dataclass
+class DatasetConfig:
+    """The faces to train on, and how a batch is drawn from them."""
+
+    data: str = "procedural"
+    """Folders `<root>/<identity>/<image>` separated by commas, or drawn faces: `procedural[:IDENTITIESxIMAGES]`."""
+    identities: str | None = None
+    """Identity lists (text files, one name a line) separated by commas, one per folder; an empty entry takes all."""
+    image_size: int = 112
+    """Side in pixels of the square images given to the backbone."""
+    batch_size: int = 128
+    """Probe images a step (images that get gradients)."""
+    gallery_size: int = 2
+    """Gallery images a probe (other images of the same identity, through the momentum encoder, no gradient)."""
+    min_images: int = 2
+    """Identities with fewer images are negatives only, never probes: their gallery would be the probe itself."""
+    negatives_per_batch: int | Literal["auto"] = "auto"
+    """Images a step of identities that are negatives only; `auto`: each is seen about once a pass; 0: none."""
+    augment: Literal["flip", "none"] = "flip"
+    """Random horizontal flips, or the images as they are."""
+    on_bad_image: Literal["skip", "raise"] = "skip"
+    """An image that cannot be read: skip it and count it in the start-up report, or stop and name it."""
+    cache: Literal["auto", "on", "off"] = "auto"
+    """Keep decoded images in memory; `auto`: when they take under 2 GiB. Drawn faces are kept the same way."""
+    workers: int = 0
+    """Processes that prepare batches; 0: the training process does it itself (best when images are cached)."""
+
+
+@dataclass
+class ModelConfig:
+    """The embedding network."""
+
+    backbone: str = "small"
+    """small, mobilefacenet, iresnet18, iresnet34, iresnet50, iresnet100, or timm:NAME."""
+    backbone_options: str = ""
+    """Further arguments of the backbone, e.g. `norm=group` for small."""
+    embedding_dim: int = 512
+    """Length of an embedding."""
+
+
+@dataclass
+class HeadConfig:
+    """The head: the loss and what it keeps between steps."""
+
+    head: Literal["attfc"] = "attfc"
+    """attfc: centres from gallery images in a dynamic class container."""
+    margin: str = "adasin"
+    """Margin loss: adasin, arcface, cosface, sphereface, combined, mvsoftmax, curricularface, adaface, magface or
+    normface."""
+    margin_options: str = ""
+    """Arguments of the margin, e.g. `m=0.4,h=1.5`."""
+    scale: float = 64.0
+    """Factor from a cosine to a logit."""
+    capacity: int | None = None
+    """Centres in the container; None: `capacity_share` of the identities, at least 4 batches."""
+    capacity_share: float = 0.3
+    """Container size as a share of the identities, where `capacity` is None."""
+    policy: Literal["fifo", "refresh"] = "fifo"
+    """fifo: newest centres, stale copies kept; refresh: one slot a class, the least recently refreshed leaves."""
+    enqueue: Literal["before", "after"] = "before"
+    """The batch's own fresh centres enter the container before the loss (as negatives of each other) or after it."""
+    temperature: float = 1.0
+    """Softmax temperature of the attention over a sample's gallery images."""
+    container_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the centres; `auto`: that of `precision`."""
+    grad_tolerance: float | None = None
+    """Share of the softmax whose gradient may be left out; None: 0 for float32, 2^-12 for 16-bit centres."""
+    backend: str = "auto"
+    """Kernel: auto, reference, cpu, triton or cuda (`attfc info` lists what can run here)."""
+    encoder_momentum: float | None = None
+    """Momentum of the gallery encoder; None: 1 - 7/steps, at least 0.9 and at most 0.999."""
+    encoder_warmup: float = 0.1
+    """Share of the run over which 1 - momentum falls from 0.1 to its value: early weights are not worth remembering."""
+    encoder_buffers: Literal["own", "copy"] = "own"
+    """BatchNorm statistics of the gallery encoder: its own, or copied from the backbone each step."""
+    encoder_mode: Literal["train", "eval"] = "train"
+    """train: the gallery encoder normalises by its batch, as the backbone does; eval: by running averages."""
+    split_gallery: bool = False
+    """Pass gallery and negative images through the gallery encoder one after the other: less memory, and BatchNorm
+    normalises each by itself."""
+
+
+@dataclass
+class OptimizerConfig:
+    """How long and how fast to learn."""
+
+    passes: float = 20.0
+    """Length of the run in passes over all probe images."""
+    steps: int | None = None
+    """Length of the run in steps; overrides `passes`."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd (Nesterov off) or adamw. Weight decay is never applied to norms, biases and PReLU slopes."""
+    lr: float | None = None
+    """Peak learning rate; None: 0.1 x batch_size / 128 for sgd, 0.001 for adamw."""
+    final_lr: float = 0.0
+    """Learning rate at the end, as a share of the peak."""
+    schedule: Literal["cosine", "polynomial"] = "cosine"
+    """Decay from the peak to the end, after the warm-up."""
+    power: float = 2.0
+    """Exponent of the polynomial decay."""
+    warmup: float = 0.05
+    """Share of the run in which the learning rate rises linearly to its peak."""
+    sgd_momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 5e-4
+    """L2 penalty (sgd) or decoupled decay (adamw) of weight matrices and convolutions."""
+    clip_norm: float | None = 5.0
+    """Largest norm of all gradients together; larger gradients are scaled down. None: no clipping."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast format of the networks (fp16 with loss scaling); the loss itself is computed in float32."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is NaN or infinite: stop with a checkpoint of the state before it, or skip the batch."""
+
+
+@dataclass
+class VerifyConfig:
+    """Verification during the run: are two faces the same person?"""
+
+    verify_pairs: str | None = None
+    """Pair lists (tab-separated: path_a, path_b, same, fold), separated by commas."""
+    verify_root: Path | None = None
+    """Folder the paths in `verify_pairs` start from; None: the folder of the first `--data` root."""
+    verify_data: str | None = None
+    """Held-out faces to make pairs from, written like `--data`; None: for drawn faces other identities, else none."""
+    verify_num_pairs: int = 2000
+    """Pairs made from `verify_data`, half of them of the same identity."""
+    verify_every: int | None = None
+    """Steps between verifications; None: about ten times a run, and once a pass at most; 0: only at the end."""
+
+
+@dataclass
+class RunConfig:
+    """Where and how the run lives."""
+
+    run: Path = Path("runs/train")
+    """Folder of the run: config.json, log.jsonl, checkpoints/, TensorBoard events."""
+    resume: bool = False
+    """Go on from the newest checkpoint of `run` that loads, with the settings of its config.json (or of `--config`)."""
+    overwrite: bool = False
+    """Delete the checkpoints of an earlier run in `run` and start anew."""
+    config: Path | None = None
+    """JSON file with settings (such as a run's config.json); flags on the command line override it."""
+    seed: int = 0
+    """Seed of initialisation, order, and augmentation."""
+    device: str = "auto"
+    """auto (a GPU when there is one), cpu, cuda, cuda:1, ..."""
+    threads: int | None = None
+    """CPU threads; None: PyTorch's own choice."""
+    log_every: int = 10
+    """Steps between log records."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; None: once a pass; 0: only at the end or when stopped."""
+    keep: int = 3
+    """Newest checkpoints kept."""
+    tensorboard: bool = True
+    """Write TensorBoard events when tensorboard is installed."""
+    progress: bool = True
+    """Show a progress bar (on a terminal) or a line per log record (elsewhere)."""
+
+
+@dataclass
+class TrainConfig:
+    """Train a face-recognition backbone with an AttFC head."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    optim: OptimizerConfig = field(default_factory=OptimizerConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def check(self) -> None:
+        """Raise ValueError for a setting that can be judged without looking at the data."""
+        d, o, h, r = self.dataset, self.optim, self.head, self.run
+        _require(d.batch_size >= 1, "batch_size", "be at least 1", d.batch_size)
+        _require(d.gallery_size >= 1, "gallery_size", "be at least 1", d.gallery_size)
+        _require(d.image_size >= 16, "image_size", "be at least 16", d.image_size)
+        _require(d.workers >= 0, "workers", "be at least 0", d.workers)
+        _require(self.model.embedding_dim >= 1, "embedding_dim", "be at least 1", self.model.embedding_dim)
+        _require(h.capacity is None or h.capacity >= 1, "capacity", "be at least 1", h.capacity)
+        _require(0 < h.capacity_share <= 100, "capacity_share", "lie in (0, 100]", h.capacity_share)
+        momentum = h.encoder_momentum
+        _require(momentum is None or 0 <= momentum < 1, "encoder_momentum", "lie in [0, 1)", momentum)
+        _require(0 <= h.encoder_warmup <= 1, "encoder_warmup", "lie in [0, 1]", h.encoder_warmup)
+        _require(o.passes > 0, "passes", "be above 0", o.passes)
+        _require(o.steps is None or o.steps >= 1, "steps", "be at least 1", o.steps)
+        _require(o.lr is None or o.lr > 0, "lr", "be above 0", o.lr)
+        _require(0 <= o.warmup < 1, "warmup", "lie in [0, 1)", o.warmup)
+        _require(0 <= o.final_lr <= 1, "final_lr", "lie in [0, 1]", o.final_lr)
+        _require(o.weight_decay >= 0, "weight_decay", "be at least 0", o.weight_decay)
+        _require(o.clip_norm is None or o.clip_norm > 0, "clip_norm", "be above 0", o.clip_norm)
+        _require(self.verify.verify_num_pairs >= 20, "verify_num_pairs", "be at least 20", self.verify.verify_num_pairs)
+        _require(r.log_every >= 1, "log_every", "be at least 1", r.log_every)
+        _require(r.keep >= 1, "keep", "be at least 1", r.keep)
+        _require(r.threads is None or r.threads >= 1, "threads", "be at least 1", r.threads)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, strings and numbers; without `resume`, `overwrite` and `config`, which say how a run starts."""
+        plain = dataclasses.asdict(self, dict_factory=lambda items: {k: _plain(v) for k, v in items})
+        for how in ("resume", "overwrite", "config"):
+            del plain["run"][how]
+        return plain
+
+    @staticmethod
+    def from_dict(plain: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`; fields left out take their defaults. Raises ValueError naming one that is not known
+        or has another type."""
+        groups = {g.name: g.default_factory for g in dataclasses.fields(TrainConfig)}
+        _check_keys(plain, groups, "group")
+        return TrainConfig(**{name: _group(make, plain.get(name, {}), name) for name, make in groups.items()})
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, all of it or nothing."""
+        part = path.with_name(path.name + ".tmp")
+        part.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(part, path)
+
+    @staticmethod
+    def load(path: Path) -> TrainConfig:
+        """Read a config from a JSON file. Raises ValueError naming the file when it is missing or not such JSON."""
+        try:
+            plain = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as cause:
+            raise error("train", "config", "be a readable JSON file", f"{path} ({cause})") from cause
+        return TrainConfig.from_dict(plain)
+
+
+def parse_options(text: str, argument: str) -> dict[str, Any]:
+    """`a=1,b=word` -> {"a": 1, "b": "word"}; values are Python literals, anything else stays text."""
+    options: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not (name and equals and value):
+            raise error("train", argument, "be name=value pairs separated by commas", repr(text))
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
+
+
+def _require(holds: bool, argument: str, rule: str, got: Any) -> None:
+    if not holds:
+        raise error("train", argument, rule, got)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _check_keys(plain: Any, known: typing.Iterable[str], what: str) -> None:
+    if not isinstance(plain, dict):
+        raise error("train", "config", f"hold a JSON object for each {what}", repr(plain))
+    for key in plain:
+        if key not in known:
+            raise error("train", "config", f"name known settings ({what}: {', '.join(known)})", repr(key))
+
+
+def _group(make: Any, plain: dict[str, Any], name: str) -> Any:
+    hints = typing.get_type_hints(make)
+    _check_keys(plain, hints, f"setting of {name}")
+    return make(**{key: _convert(value, hints[key], f"{name}.{key}") for key, value in plain.items()})
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """A JSON value as the field's type: an int is fine for a float, a string for a path; nothing else is guessed."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+        elif option is Path and isinstance(value, str):
+            return Path(value)
+        elif option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        elif isinstance(option, type) and isinstance(value, option) and (option is bool) == isinstance(value, bool):
+            return value
+    kinds = " or ".join(getattr(o, "__name__", str(o)) if typing.get_origin(o) is None else str(o) for o in options)
+    raise error("train", f"config {name}", f"be {kinds}", repr(value))

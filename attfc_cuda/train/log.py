@@ -1,0 +1,150 @@
+"""The run's record: JSON lines always, TensorBoard when installed, a progress bar on a terminal.
+
+`<run>/log.jsonl` holds one object a line, each with a "kind": "start" and "resume" (settings and report), "step" (the
+numbers of one step), "verify" (a verification), "note" (something out of the ordinary) and "end". A number that is NaN
+or infinite is null, as JSON has no word for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log.jsonl. A last line cut short by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class RunLog:
+    """Writes records to file, TensorBoard and screen. A context manager: leaving it closes all three.
+
+    path: log.jsonl. first_step: steps already done; records beyond it (written after the checkpoint that the run
+    resumes from) are dropped, since their steps are computed again. tensorboard: folder for events, None for none.
+    progress: "bar", "lines" or "none"; the bar becomes lines where the output is not a terminal.
+    """
+
+    def __init__(
+        self, path: Path, total_steps: int, first_step: int = 0, tensorboard: Path | None = None, progress: str = "bar"
+    ) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _keep_until(path, first_step)
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by __exit__
+        self._events = _event_writer(tensorboard, first_step)
+        self._total = total_steps
+        self.console = Console(highlight=False, soft_wrap=True, quiet=progress == "none", file=sys.stdout)
+        self._bar = None
+        if progress == "bar" and self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._bar.add_task("training", total=total_steps, completed=first_step, numbers="")
+
+    def __enter__(self) -> RunLog:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._events:
+            self._events.close()
+        self._file.close()
+
+    def say(self, text: str) -> None:
+        """Show a line (or several) above the progress bar."""
+        self.console.print(text, markup=False)
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Append one record to the file, without showing it."""
+        self._file.write(json.dumps({"kind": kind, **_finite(fields)}, allow_nan=False) + "\n")
+
+    def note(self, text: str, **fields: Any) -> None:
+        """Record and show something out of the ordinary."""
+        self.record("note", text=text, **fields)
+        self.say(text)
+
+    def step(self, step: int, numbers: dict[str, float]) -> None:
+        """Record the numbers of step `step` (counted from 1) and show the main ones."""
+        self.record("step", step=step, **numbers)
+        if self._events:
+            for name, value in numbers.items():
+                self._events.add_scalar(f"train/{name}", value, step)
+        line = "loss {loss:.3f}  cos {positive_cosine:.3f}  {images_per_s:.0f} images/s".format_map(
+            {"positive_cosine": math.nan, **numbers}
+        )
+        if self._bar:
+            self._bar.update(self._task, completed=step, numbers=line)
+        else:
+            eta = numbers.get("eta_s", math.nan)
+            self.say(f"step {step}/{self._total}  {line}" + (f"  ETA {duration(eta)}" if math.isfinite(eta) else ""))
+
+    def advance(self, step: int) -> None:
+        """Move the bar on a step that is not recorded."""
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def verification(self, step: int, name: str, result: dict[str, Any]) -> None:
+        """Record one verification: `result` holds accuracy, auc, eer, tar_at_far, ... as written by `attfc verify`."""
+        self.record("verify", step=step, name=name, **result)
+        if self._events:
+            scalars = {key: result[key] for key in ("accuracy", "auc", "eer")}
+            scalars |= {f"tar_at_far_{far}": tar for far, tar in result["tar_at_far"].items()}
+            for key, value in scalars.items():
+                self._events.add_scalar(f"verify/{name}/{key}", value, step)
+        rates = "  ".join(f"TAR@FAR {far} {tar:.3f}" for far, tar in result["tar_at_far"].items())
+        self.say(f"step {step}  {name}: accuracy {result['accuracy']:.4f}  {rates}")
+
+
+def duration(seconds: float) -> str:
+    """75.2 -> "1:15"; 3723 -> "1:02:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Cut the log back to what was known after `step` steps: an empty log for a fresh run."""
+    records = read_log(path) if path.exists() and step else []
+    kept = [record for record in records if record.get("step", 0) <= step and record["kind"] != "end"]
+    part = path.with_name(path.name + ".tmp")
+    part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    os.replace(part, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _event_writer(folder: Path | None, first_step: int) -> Any:
+    if folder is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)

@@ -1,0 +1,141 @@
+"""The training loop, on one page: embed, compare, step, follow, record.
+
+    embeddings = backbone(probe)                          # trained
+    gallery    = momentum_encoder(gallery + negatives)    # its slow copy, no gradient
+    loss       = head(embeddings, labels, gallery, extra_centers=negatives)
+
+The middle three lines are `AttFCObjective`; everything around them is here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from attfc_cuda.evaluation import VerificationResult
+from attfc_cuda.train import checkpoint, setup
+from attfc_cuda.train.config import TrainConfig
+from attfc_cuda.train.interrupt import Interrupt
+from attfc_cuda.train.log import RunLog
+from attfc_cuda.train.objective import AttFCObjective, Objective
+from attfc_cuda.train.validation import verify_all
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or the gradient became NaN or infinite. The message names the step, and the checkpoint before it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: after `step` steps, by which signal (None: it was done), and its last verification results."""
+
+    run: Path
+    step: int
+    signal: int | None
+    results: dict[str, VerificationResult]
+
+
+def train(config: TrainConfig, objective_type: type[Objective] = AttFCObjective) -> Outcome:
+    """Run (or resume) the training that `config` describes; everything it leaves is in `config.run.run`.
+
+    Raises ValueError (or OSError) naming a setting or a file that cannot be used, before any step; NonFiniteLoss.
+    """
+    config.check()
+    run = config.run
+    setup.check_folder(config)
+    training = setup.Training(config, objective_type)
+    if run.resume:
+        training.load_state_dict(checkpoint.load_newest(run.run / "checkpoints"))
+    setup.claim_folder(config)
+    backbone, objective, optimizer, scaler = training.backbone, training.objective, training.optimizer, training.scaler
+    total, a_pass, parameters = training.total_steps, training.steps_a_pass, training.parameters
+    clip = math.inf if config.optim.clip_norm is None else config.optim.clip_norm
+    verify_every, checkpoint_every = config.verify.verify_every, run.checkpoint_every
+    verify_every = max(a_pass, math.ceil(total / 10)) if verify_every is None else verify_every
+    checkpoint_every = a_pass if checkpoint_every is None else checkpoint_every
+
+    def save() -> Path:
+        return checkpoint.save(training.state_dict(), run.run / "checkpoints", training.step, run.keep)
+
+    events = run.run / "tensorboard" if run.tensorboard else None
+    log = RunLog(run.run / "log.jsonl", total, training.step, events, "bar" if run.progress else "none")
+    results: dict[str, VerificationResult] = {}
+    with log, Interrupt() as interrupt:
+        report = training.report()
+        log.record("resume" if run.resume else "start", step=training.step, config=config.to_dict(), report=report)
+        log.say(report)
+        batches, images, since = training.batches(), 0, time.perf_counter()
+        while training.step < total and not interrupt.signal_number:
+            batch = next(batches)
+            lr, momentum = training.learning_rate(training.step), training.momentum(training.step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            training.remember_statistics()
+            with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
+                loss = objective(backbone, batch)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+            loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()  # the step's one wait for the device
+
+            # With loss scaling an infinite gradient is routine: the scaler leaves that step out and lowers its scale.
+            if math.isfinite(loss_value) and (math.isfinite(norm_value) or scaler.is_enabled()):
+                scaler.step(optimizer)
+                objective.after_step(backbone, momentum)
+            else:
+                training.forget_statistics()
+                _non_finite(config, log, training.step, loss_value, norm_value, lr, save)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            training.step += 1
+            images += len(batch.labels)
+
+            step = training.step
+            if step % run.log_every == 0 or step == total:
+                seconds = time.perf_counter() - since
+                training.seconds += seconds
+                numbers = {"loss": loss_value, "lr": lr, "grad_norm": norm_value, "momentum": momentum}
+                numbers |= {name: float(value) for name, value in objective.stats().items() if name != "loss"}
+                numbers |= {"passes": step / a_pass, "seconds": training.seconds, "images_per_s": images / seconds}
+                numbers["eta_s"] = training.seconds / step * (total - step)
+                log.step(step, numbers)
+                images, since = 0, time.perf_counter()
+            else:
+                log.advance(step)
+
+            pause = time.perf_counter()
+            if training.sets and ((verify_every and step % verify_every == 0) or step == total):
+                results = verify_all(backbone, training.sets, step, log, training.device)
+            if (checkpoint_every and step % checkpoint_every == 0) or step == total or interrupt.signal_number:
+                path = save()
+            since += time.perf_counter() - pause  # neither counts as training time
+
+        if training.step < total:
+            log.note(
+                f"stopped by {interrupt.signal_name} after step {training.step} of {total}, checkpoint {path}; "
+                f"go on with: {objective.command} --run {run.run} --resume",
+                step=training.step,
+            )
+        else:
+            log.record("end", step=total, seconds=training.seconds)
+            log.say(f"done: {total} steps in {training.seconds:.0f} s of training, in {run.run}")
+    return Outcome(run.run, training.step, interrupt.signal_number if training.step < total else None, results)
+
+
+def _non_finite(config, log, step, loss, norm, lr, save) -> None:
+    """Stop with the state before the step on the disk, or note that its batch is left out."""
+    what = f"loss {loss:g}, gradient norm {norm:g}, at step {step + 1} (learning rate {lr:g})"
+    if config.optim.non_finite == "skip":
+        log.note(f"batch left out: {what}", step=step + 1)
+        return
+    path = save()
+    log.record("note", text=f"stopped: {what}", step=step)
+    raise NonFiniteLoss(
+        f"train: loss and gradient must be finite, got {what}; the state before that step is in {path}: "
+        f"lower --lr or --clip-norm and --resume, or leave such batches out with --non-finite skip"
+    )

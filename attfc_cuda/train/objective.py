@@ -1,0 +1,151 @@
+"""What turns a batch into a loss: a head together with the encoder it needs.
+
+The loop knows only the small protocol of `Objective`. `AttFCObjective` is the gallery encoder plus the AttFC head; a
+head with trainable centres is another subclass (its parameters reach the optimizer by themselves).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attfc_cuda import _backend, margins
+from attfc_cuda._check import error
+from attfc_cuda.data import AttentionLoader, Batch
+from attfc_cuda.heads.attfc import AttFC
+from attfc_cuda.momentum import MomentumEncoder
+from attfc_cuda.train.config import TrainConfig, parse_options
+from attfc_cuda.train.schedule import EncoderMomentum
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Objective(nn.Module):
+    """A loss over batches, with whatever state and parameters it needs; saved and restored by its state_dict.
+
+    gallery_size and negatives_per_batch: what `AttentionLoader` has to deliver for it.
+    command: how a user starts a run with it, for the message after an interruption.
+    """
+
+    command = "attfc train"
+
+    @staticmethod
+    def gallery_size(config: TrainConfig) -> int:
+        return config.dataset.gallery_size
+
+    @staticmethod
+    def negatives_per_batch(config: TrainConfig) -> int | str:
+        return config.dataset.negatives_per_batch
+
+    def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
+        """The scalar loss of a batch, differentiable in the backbone's parameters and its own."""
+        raise NotImplementedError
+
+    def after_step(self, backbone: nn.Module, momentum: float) -> None:
+        """Called once the optimizer has moved the backbone."""
+
+    def stats(self) -> dict[str, Tensor]:
+        """0-dim tensors that describe the last batch, for the log."""
+        return {}
+
+    def describe(self, momentum: EncoderMomentum) -> str:
+        """A line or two for the start-up report."""
+        raise NotImplementedError
+
+
+class AttFCObjective(Objective):
+    """AttFC (arXiv 2503.06839): probes through the backbone, gallery images through its slow copy, the head in between.
+
+    Images of identities that are only negatives go through the slow copy together with the gallery (`split_gallery`
+    separates them): one forward is faster, and both get the same BatchNorm statistics.
+    """
+
+    def __init__(self, backbone: nn.Module, loader: AttentionLoader, config: TrainConfig) -> None:
+        super().__init__()
+        options = config.head
+        self.split = options.split_gallery
+        self.encoder = MomentumEncoder(backbone, buffers=options.encoder_buffers)
+        self.encoder.train(options.encoder_mode == "train")
+        self.head = AttFC(
+            dim=config.model.embedding_dim,
+            capacity=container_capacity(loader, config),
+            margin=build_margin(config),
+            policy=options.policy,
+            enqueue=options.enqueue,
+            num_classes=loader.num_classes,
+            temperature=options.temperature,
+            dtype=_container_dtype(config),
+            grad_tolerance=options.grad_tolerance,
+            backend=options.backend,
+        )
+
+    def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
+        rows, gallery_size = batch.gallery.shape[:2]
+        embeddings = backbone(batch.probe)
+        gallery = batch.gallery.flatten(0, 1)
+        if len(batch.negatives) == 0:
+            gallery, negatives = self.encoder(gallery), None
+        elif self.split:
+            gallery, negatives = self.encoder(gallery), self.encoder(batch.negatives)
+        else:
+            both = self.encoder(torch.cat([gallery, batch.negatives]))
+            gallery, negatives = both[: rows * gallery_size], both[rows * gallery_size :]
+        return self.head(
+            embeddings,
+            batch.labels,
+            gallery.unflatten(0, (rows, gallery_size)),
+            extra_centers=negatives,
+            extra_labels=None if negatives is None else batch.negative_labels,
+        )
+
+    def after_step(self, backbone: nn.Module, momentum: float) -> None:
+        self.encoder.momentum = momentum
+        self.encoder.update(backbone)
+
+    def stats(self) -> dict[str, Tensor]:
+        return self.head.stats
+
+    def describe(self, momentum: EncoderMomentum) -> str:
+        container, margin = self.head.container, type(self.head.margin).__name__
+        backend = _backend.resolve(self.head.backend, container.centers.device, container.centers.dtype)
+        dtype = str(container.centers.dtype).removeprefix("torch.")
+        return (
+            f"head          AttFC with {margin}, container of {container.capacity} centres "
+            f"({container.policy}, {dtype}), backend {backend}\n"
+            f"encoder       momentum {momentum.final:.4g} after {momentum.warmup_steps} steps"
+        )
+
+
+def build_margin(config: TrainConfig) -> margins.Margin:
+    """The margin of the config, with its scale and options. Raises ValueError for an unknown name or option."""
+    options = parse_options(config.head.margin_options, "margin_options")
+    try:
+        return margins.build(config.head.margin.lower(), **{"scale": config.head.scale, **options})
+    except TypeError as cause:
+        rule = f"hold arguments of {config.head.margin}"
+        raise error("train", "margin_options", rule, f"{config.head.margin_options!r} ({cause})") from cause
+
+
+def container_capacity(loader: AttentionLoader, config: TrainConfig) -> int:
+    """Slots of the container: as given, or `capacity_share` of the identities and at least four batches. Our choice.
+
+    A batch fills a slot a probe and one an extra negative. Fewer than four batches of centres leave too few negatives,
+    most of them of the last step. Raises ValueError when a given capacity cannot hold one batch.
+    """
+    sampler = loader.sampler
+    probes, negatives = sampler.batch_size, sampler.negatives_per_batch
+    if negatives is None:  # "auto": spread over the pass, so that batches differ by one
+        negatives = -(-sampler.num_negatives // len(loader))
+    rows = probes + negatives
+    if config.head.capacity is None:
+        return max(4 * rows, round(config.head.capacity_share * loader.num_classes))
+    if config.head.capacity < rows:
+        rule = f"hold a whole batch, {rows} centres ({probes} probes and {negatives} negatives)"
+        remedy = "raise --capacity, or lower --batch-size or --negatives-per-batch"
+        raise error("train", "capacity", rule, config.head.capacity, remedy)
+    return config.head.capacity
+
+
+def _container_dtype(config: TrainConfig) -> torch.dtype:
+    name = config.head.container_dtype
+    return DTYPES[config.optim.precision] if name == "auto" else getattr(torch, name)

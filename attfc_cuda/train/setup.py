@@ -1,0 +1,238 @@
+"""From a config to everything the loop needs, fresh or as a checkpoint left it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from attfc_cuda import backbones
+from attfc_cuda._check import error
+from attfc_cuda.data import AttentionLoader, Batch, FaceDataset, build_dataset
+from attfc_cuda.train import checkpoint
+from attfc_cuda.train.config import TrainConfig, parse_options
+from attfc_cuda.train.objective import DTYPES, Objective
+from attfc_cuda.train.optimizer import build_optimizer, peak_rate
+from attfc_cuda.train.schedule import EncoderMomentum, LearningRate, auto_momentum
+from attfc_cuda.train.validation import VerificationSet, verification_sets
+
+CACHE_LIMIT_BYTES = 2 * 2**30
+
+# What a checkpoint's tensors and position depend on. Everything else may change when a run resumes.
+FIXED = {
+    "dataset": ("data", "identities", "image_size", "batch_size", "gallery_size", "min_images", "negatives_per_batch",
+                "augment"),
+    "model": ("backbone", "backbone_options", "embedding_dim"),
+    "head": ("head", "margin", "margin_options", "capacity", "capacity_share", "policy", "container_dtype"),
+    "optim": ("optimizer",),
+    "run": ("seed",),
+}  # fmt: skip
+
+
+class Training:
+    """The parts of one run and its position: `step` steps are done, of `total_steps`.
+
+    objective_type: builds the loss from (backbone, loader, config). A checkpoint's `state_dict` holds all of it.
+    """
+
+    def __init__(self, config: TrainConfig, objective_type: type[Objective]) -> None:
+        config.check()
+        self.config = config
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        self.device = pick_device(config.run.device)
+        self.dtype = DTYPES[config.optim.precision]
+
+        self.dataset = load_dataset(config)
+        self.loader = build_loader(config, self.dataset, objective_type)
+        self.sets: list[VerificationSet] = verification_sets(config, self.dataset)
+        self.steps_a_pass = len(self.loader)
+        self.total_steps = config.optim.steps or max(1, round(config.optim.passes * self.steps_a_pass))
+
+        seed_everything(config.run.seed)
+        self.backbone = build_backbone(config)
+        # channels_last is the layout convolution libraries compute in; weights in it save a conversion a layer.
+        self.backbone.to(self.device, memory_format=torch.channels_last).train()
+        self.objective = objective_type(self.backbone, self.loader, config).to(self.device)
+
+        lr = peak_rate(config.optim, config.dataset.batch_size)
+        self.optimizer = build_optimizer(config.optim, [self.backbone, self.objective], lr)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "fp16")
+        self.learning_rate = LearningRate(
+            lr, self.total_steps, round(config.optim.warmup * self.total_steps),
+            config.optim.final_lr, config.optim.schedule, config.optim.power,
+        )  # fmt: skip
+        final = config.head.encoder_momentum
+        final = auto_momentum(self.total_steps) if final is None else final
+        self.momentum = EncoderMomentum(final, round(config.head.encoder_warmup * self.total_steps))
+
+        self.step, self.seconds = 0, 0.0
+        self._guarded = [b for m in (self.backbone, self.objective) for b in _batch_norm_buffers(m)]
+        self._guard = [b.clone() for b in self._guarded]
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches on the device, pass after pass, from the loader's present position."""
+        while True:
+            for batch in self.loader:
+                yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def remember_statistics(self) -> None:
+        """Keep BatchNorm's running statistics as they are before a step, see `forget_statistics`."""
+        if self._guarded:
+            torch._foreach_copy_(self._guard, self._guarded)
+
+    def forget_statistics(self) -> None:
+        """Undo what a forward pass with a non-finite result left behind. Nothing else needs it: parameters have not
+        moved, and container and margin refuse non-finite values by themselves."""
+        if self._guarded:
+            torch._foreach_copy_(self._guarded, self._guard)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the following steps depend on."""
+        return {
+            "config": self.config.to_dict(),
+            "seconds": self.seconds,
+            "backbone": self.backbone.state_dict(),
+            "objective_type": type(self.objective).__name__,
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "loader": self.loader.state_dict(),
+            "rng": checkpoint.rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken. Raises ValueError naming a setting that does not fit it."""
+        if state["objective_type"] != type(self.objective).__name__:
+            rule = f"be trained as the checkpoint was, by {state['objective_type']}"
+            raise error("resume", "the run", rule, type(self.objective).__name__)
+        refuse_other_settings(self.config.to_dict(), state["config"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.backbone.load_state_dict(state["backbone"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.loader.load_state_dict(state["loader"])
+        checkpoint.set_rng_state(state["rng"])
+
+    def report(self) -> str:
+        """What is about to run, in a few lines."""
+        config, steps = self.config, self.total_steps
+        count = sum(p.numel() for p in self.backbone.parameters())
+        sets = ", ".join(f"{s.name} ({len(s.pairs.same)} pairs)" for s in self.sets) or "none"
+        peak = f"{self.learning_rate.peak:g}"
+        lines = [
+            self.loader.report(),
+            f"backbone      {config.model.backbone}, {count / 1e6:.2f} M parameters, embeddings of "
+            f"{config.model.embedding_dim} numbers, {config.optim.precision} on {self.device}",
+            self.objective.describe(self.momentum),
+            f"optimizer     {config.optim.optimizer}, learning rate {peak} after {self.learning_rate.warmup_steps} "
+            f"steps, then {config.optim.schedule}",
+            f"length        {steps} steps = {steps / self.steps_a_pass:.1f} passes of {self.steps_a_pass} steps",
+            f"verification  {sets}",
+        ]
+        return "\n".join(lines)
+
+
+def load_dataset(config: TrainConfig) -> FaceDataset:
+    """The training faces, kept decoded in memory where `cache` says so."""
+    options = config.dataset
+    arguments: dict[str, Any] = {"image_size": options.image_size, "on_error": options.on_bad_image}
+    arguments["identities"] = options.identities
+    dataset = build_dataset(options.data, **arguments)
+    fits = len(dataset) * 3 * options.image_size**2 <= CACHE_LIMIT_BYTES
+    if options.cache == "on" or (options.cache == "auto" and fits):
+        dataset = build_dataset(options.data, cache=True, **arguments)
+    return dataset
+
+
+def build_backbone(config: TrainConfig) -> nn.Module:
+    """The network of the config, freshly initialised."""
+    options = parse_options(config.model.backbone_options, "backbone_options")
+    sizes = {"embedding_dim": config.model.embedding_dim, "image_size": config.dataset.image_size}
+    try:
+        return backbones.build(config.model.backbone, **sizes, **options)
+    except TypeError as cause:
+        rule = f"hold arguments of {config.model.backbone}"
+        got = f"{config.model.backbone_options!r} ({cause})"
+        raise error("train", "backbone_options", rule, got) from cause
+
+
+def build_loader(config: TrainConfig, dataset: FaceDataset, objective_type: type[Objective]) -> AttentionLoader:
+    """The attention loader with what the objective needs of it."""
+    options = config.dataset
+    return AttentionLoader(
+        dataset,
+        options.batch_size,
+        objective_type.gallery_size(config),
+        seed=config.run.seed,
+        min_images=options.min_images,
+        negatives_per_batch=objective_type.negatives_per_batch(config),
+        augment=options.augment,
+        num_workers=options.workers,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: the GPU if there is one. Raises ValueError for a device that is not a device, or is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as cause:
+        raise error("train", "device", "be auto, cpu, cuda or cuda:N", repr(name)) from cause
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        got = f"{name} with {torch.cuda.device_count()} GPUs"
+        raise error("train", "device", "be present", got, "use --device cpu")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, numpy and random."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def check_folder(config: TrainConfig) -> None:
+    """Raise ValueError for a folder that holds another run, unless it is to be resumed or overwritten."""
+    run = config.run
+    if checkpoint.find(run.run / "checkpoints") and not (run.resume or run.overwrite):
+        remedy = "add --resume to go on, --overwrite to start anew, or name another folder"
+        raise error("train", "run", "be a folder without checkpoints", run.run, remedy)
+
+
+def claim_folder(config: TrainConfig) -> None:
+    """Make the run folder this run's: its config.json, and nothing left of a run that is overwritten."""
+    run = config.run
+    if run.overwrite and not run.resume:
+        for path in checkpoint.find(run.run / "checkpoints"):
+            path.unlink()
+        shutil.rmtree(run.run / "tensorboard", ignore_errors=True)
+    run.run.mkdir(parents=True, exist_ok=True)
+    config.save(run.run / "config.json")
+
+
+def refuse_other_settings(now: dict[str, Any], then: dict[str, Any]) -> None:
+    """Raise ValueError naming the first setting a checkpoint depends on that differs from the checkpoint's."""
+    for group, names in FIXED.items():
+        for name in names:
+            if now[group][name] != then[group][name]:
+                rule = f"equal the checkpoint's {then[group][name]!r}"
+                remedy = "give the same setting, or start a new run with another --run"
+                raise error("resume", name, rule, repr(now[group][name]), remedy)
+
+
+def _batch_norm_buffers(module: nn.Module) -> list[Tensor]:
+    return [b for m in module.modules() if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)]
+

@@ -1,0 +1,91 @@
+// The operand types of the sweep's two products: how inputs are read, how the vector and the scalar side of a
+// multiply-accumulate look, and how tiles are packed. Included inside a sweep_<isa>.cpp, after simd.h.
+//
+// Both products have the form  out[a][v] += sum_k vector[k][v] * scalar[a][k]. One step along k may hold one number
+// (FloatOperand, DoubleOperand) or a pair of bfloat16 (PairOperand).
+
+struct FloatOperand {
+  using Scalar = float;   // what is broadcast
+  using Real = float;     // what is accumulated
+  static constexpr int kNumbersPerStep = 1;
+  static constexpr int kLanes = Simd<float>::kLanes;
+  ATTFC_HOST_DEVICE static VectorF step(VectorF sum, VectorF vector, Scalar scalar) { return sum + vector * scalar; }
+};
+
+struct DoubleOperand {
+  using Scalar = double;
+  using Real = double;
+  static constexpr int kNumbersPerStep = 1;
+  static constexpr int kLanes = Simd<double>::kLanes;
+  ATTFC_HOST_DEVICE static VectorD step(VectorD sum, VectorD vector, Scalar scalar) { return sum + vector * scalar; }
+};
+
+#ifdef ATTFC_HAS_BF16_DOT
+struct PairOperand {
+  using Scalar = uint32_t;  // two bfloat16, the lower index in the lower half
+  using Real = float;
+  static constexpr int kNumbersPerStep = 2;
+  static constexpr int kLanes = Simd<float>::kLanes;
+  ATTFC_HOST_DEVICE static VectorF step(VectorF sum, VectorF vector, Scalar scalar) {
+    const __m512i pairs = _mm512_set1_epi32(static_cast<int>(scalar));
+    return (VectorF)_mm512_dpbf16_ps((__m512)sum, (__m512bh)vector, (__m512bh)pairs);
+  }
+  // Lane by lane the pair (low, high), rounded to nearest even.
+  ATTFC_HOST_DEVICE static VectorF pack(VectorF low, VectorF high) {
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (VectorF)_mm512_permutexvar_epi16(order, halves);
+  }
+};
+#endif
+
+// Inputs, by their bits.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+inline float to_real(float value) { return value; }
+inline double to_real(double value) { return value; }
+inline float to_real(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+inline float to_real(Half value) {
+  // Shift exponent and mantissa into place and rescale by 2^112: right for normals and subnormals alike.
+  const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7FFF) << 13;
+  uint32_t bits;
+  if ((value.bits & 0x7C00) == 0x7C00) {
+    bits = magnitude | 0x7F800000u;
+  } else {
+    float scaled;
+    std::memcpy(&scaled, &magnitude, sizeof(scaled));
+    scaled *= 0x1p112f;
+    std::memcpy(&bits, &scaled, sizeof(bits));
+  }
+  bits |= static_cast<uint32_t>(value.bits & 0x8000) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+// Which operand an input dtype is multiplied in.
+template <class Input>
+struct OperandOf {
+  using Type = FloatOperand;
+};
+template <>
+struct OperandOf<double> {
+  using Type = DoubleOperand;
+};
+#ifdef ATTFC_HAS_BF16_DOT
+template <>
+struct OperandOf<BFloat16> {
+  using Type = PairOperand;
+};
+#endif

@@ -1,0 +1,89 @@
+// Chooses the instruction set of the CPU sweep at run time.
+#include "sweep.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace attfc::cpu {
+
+#define ATTFC_DECLARE_SWEEP(isa)                                                 \
+  namespace isa {                                                                \
+  size_t sweep_workspace_bytes(const SweepArguments& arguments);                 \
+  void sweep(const SweepArguments&, const ParallelFor&, void* workspace);        \
+  }
+ATTFC_DECLARE_SWEEP(generic)
+#if defined(__x86_64__)
+ATTFC_DECLARE_SWEEP(avx2)
+ATTFC_DECLARE_SWEEP(avx512)
+ATTFC_DECLARE_SWEEP(avx512_bf16)
+#endif
+
+namespace {
+
+constexpr Isa kAll[] = {Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kGeneric};
+
+bool processor_has(Isa isa) {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  switch (isa) {
+    case Isa::kAvx512Bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAvx512: return avx512;
+    case Isa::kAvx2: return avx2;
+    case Isa::kGeneric: return true;
+  }
+#endif
+  return isa == Isa::kGeneric;
+}
+
+Isa choose_isa() {
+  const char* wanted = std::getenv("ATTFC_CPU_CAPABILITY");
+  bool allowed = wanted == nullptr || *wanted == '\0';
+  for (Isa isa : kAll) {
+    allowed = allowed || std::strcmp(wanted, isa_name(isa)) == 0;
+    if (allowed && processor_has(isa)) return isa;
+  }
+  return Isa::kGeneric;
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512Bf16: return "avx512_bf16";
+    case Isa::kAvx512: return "avx512";
+    case Isa::kAvx2: return "avx2";
+    case Isa::kGeneric: return "generic";
+  }
+  return "unknown";
+}
+
+Isa active_isa() {
+  static const Isa isa = choose_isa();
+  return isa;
+}
+
+size_t sweep_workspace_bytes(const SweepArguments& arguments) {
+  switch (active_isa()) {
+#if defined(__x86_64__)
+    case Isa::kAvx512Bf16: return avx512_bf16::sweep_workspace_bytes(arguments);
+    case Isa::kAvx512: return avx512::sweep_workspace_bytes(arguments);
+    case Isa::kAvx2: return avx2::sweep_workspace_bytes(arguments);
+#endif
+    default: return generic::sweep_workspace_bytes(arguments);
+  }
+}
+
+void sweep(const SweepArguments& arguments, const ParallelFor& parallel_for, void* workspace) {
+  switch (active_isa()) {
+#if defined(__x86_64__)
+    case Isa::kAvx512Bf16: return avx512_bf16::sweep(arguments, parallel_for, workspace);
+    case Isa::kAvx512: return avx512::sweep(arguments, parallel_for, workspace);
+    case Isa::kAvx2: return avx2::sweep(arguments, parallel_for, workspace);
+#endif
+    default: return generic::sweep(arguments, parallel_for, workspace);
+  }
+}
+
+}  // namespace attfc::cpu

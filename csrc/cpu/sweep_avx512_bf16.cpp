@@ -1,0 +1,29 @@
+// The sweep compiled for x86-64 with AVX-512 and its bfloat16 dot product.
+#if defined(__x86_64__)
+#include "sweep_includes.h"
+#include <immintrin.h>
+
+// After the standard headers, so that no function that other files share is compiled for this target.
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+#endif
+
+#define ATTFC_SIMD_BYTES 64
+#define ATTFC_SIMD_VECTORS 4
+#define ATTFC_HAS_BF16_DOT
+
+namespace attfc::cpu::avx512_bf16 {
+#include "simd.h"
+#include "operands.h"
+#include "product.h"
+#include "tile.h"
+#include "row_sums.h"
+#include "sweep_isa.h"
+}  // namespace attfc::cpu::avx512_bf16
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif  // __x86_64__

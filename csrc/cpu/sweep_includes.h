@@ -1,0 +1,13 @@
+// What the per-instruction-set sources need from outside their namespace.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "../modulation.h"
+#include "../partial_lse.h"
+#include "sweep.h"

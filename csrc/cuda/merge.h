@@ -1,0 +1,22 @@
+// The merge kernel's launcher (merge.cu).
+#pragma once
+
+#include "sweep_parameters.h"
+
+namespace attfc::cuda {
+
+// Outputs as in SweepArguments; unit_grad null: no gradient.
+struct MergeParameters {
+  PartialSums partial;
+  int64_t rows;
+  int dim, splits;
+  const float* reference;
+  float scale;
+  float* lse;
+  int64_t* hard_count;
+  float *max_cosine, *omitted_mass, *unit_grad, *moments;
+};
+
+const char* launch_merge(const MergeParameters& parameters, void* stream);
+
+}  // namespace attfc::cuda

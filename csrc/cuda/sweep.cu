@@ -1,0 +1,171 @@
+// The sweep's launcher: which kernel, how many splits, where the partial results lie.
+#include "sweep.h"
+
+#include "merge.h"
+#include "sweep_instance.h"
+
+namespace attfc::cuda {
+
+template <> const char* launch_sweep_config<SweepD128>(Dtype, bool, const SweepParameters&, int64_t, void*);
+template <> const char* launch_sweep_config<SweepD256>(Dtype, bool, const SweepParameters&, int64_t, void*);
+template <> const char* launch_sweep_config<SweepD256Compact>(Dtype, bool, const SweepParameters&, int64_t, void*);
+template <> const char* launch_sweep_config<SweepD512>(Dtype, bool, const SweepParameters&, int64_t, void*);
+template <> const char* launch_sweep_config<SweepD512Wide>(Dtype, bool, const SweepParameters&, int64_t, void*);
+template <> const char* launch_sweep_config<SweepD512Compact>(Dtype, bool, const SweepParameters&, int64_t, void*);
+
+namespace {
+
+constexpr int64_t kMaxGridX = 2147483647;
+constexpr int kMaxSplits = 1024;
+
+// What plan_sweep() needs to know of an instantiation.
+struct Shape {
+  SweepKernel kernel;
+  int dim, rows, tile;
+  size_t shared_bytes;  // with the gradient
+};
+
+template <class Config>
+constexpr Shape shape(SweepKernel kernel) {
+  return {kernel, Config::kDim, Config::kRows, Config::kTile, SweepShared<Config, gpu::BFloat16, true>::kBytes};
+}
+
+// Best first for each D.
+constexpr Shape kShapes[] = {
+    shape<SweepD128>(SweepKernel::kD128),
+    shape<SweepD256>(SweepKernel::kD256),
+    shape<SweepD256Compact>(SweepKernel::kD256Compact),
+    shape<SweepD512Wide>(SweepKernel::kD512Wide),
+    shape<SweepD512>(SweepKernel::kD512),
+    shape<SweepD512Compact>(SweepKernel::kD512Compact),
+};
+
+const Shape* find_shape(const DeviceLimits& device, int dim) {
+  for (const Shape& each : kShapes) {
+    if (each.dim == dim && each.shared_bytes <= static_cast<size_t>(device.shared_bytes)) return &each;
+  }
+  return nullptr;
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+// A multiprocessor works on one block at a time where the batch is small, so the time is (rounds of blocks) x (tiles of a
+// split and about kOverhead tiles' time for filling the pipeline, writing and merging O).
+int choose_splits(int64_t row_blocks, int64_t tiles, int multiprocessors) {
+  constexpr int64_t kOverhead = 6;
+  int best = 1;
+  int64_t best_time = -1;
+  for (int splits = 1; splits <= kMaxSplits && splits <= (tiles > 1 ? tiles : 1); ++splits) {
+    const int64_t rounds = divide_up(row_blocks * splits, multiprocessors);
+    const int64_t time = rounds * (divide_up(tiles, splits) + kOverhead);
+    if (best_time < 0 || time < best_time) best = splits, best_time = time;
+  }
+  return best;
+}
+
+// Where the partial sums lie in the workspace, in float32 from its start; each array starts at a multiple of 16 bytes.
+struct Workspace {
+  size_t count, column, gradient, total;
+
+  Workspace(const SweepPlan& plan, const SweepArguments& arguments) {
+    count = static_cast<size_t>(plan.splits) * static_cast<size_t>(arguments.rows);
+    column = (count + 3) / 4 * 4;
+    gradient = arguments.need_grad ? count * static_cast<size_t>(arguments.dim) : 0;
+    total = gradient + 9 * column;  // hard_count takes two columns
+  }
+
+  PartialSums lay_out(float* start) const {
+    float* columns = start + gradient;
+    return {columns + 2 * column, columns + 3 * column, columns + 4 * column, columns + 5 * column,
+            columns + 6 * column, columns + 7 * column, columns + 8 * column, reinterpret_cast<int64_t*>(columns),
+            start};
+  }
+};
+
+}  // namespace
+
+const char* why_not(const DeviceLimits& device, const SweepArguments& arguments) {
+  if (arguments.dtype == Dtype::kFloat32) return "it takes bfloat16 and float16, not float32";
+  if (device.compute_capability < 80) return "it needs compute capability 8.0 or later (mma.sync for bfloat16, cp.async)";
+  if (arguments.dim != 128 && arguments.dim != 256 && arguments.dim != 512) {
+    return "it is compiled for D = 128, 256 and 512";
+  }
+  if (find_shape(device, arguments.dim) == nullptr) return "a block has too little shared memory on this device for this D";
+  if (!aligned(arguments.embeddings, 16) || arguments.embedding_stride % 8 != 0) {
+    return "rows of embeddings must start at multiples of 16 bytes";
+  }
+  if (!aligned(arguments.center_data, 16) || arguments.center_stride % 8 != 0) {
+    return "rows of centers must start at multiples of 16 bytes";
+  }
+  if (arguments.need_grad && !aligned(arguments.unit_grad, 16)) return "unit_grad must be aligned to 16 bytes";
+  if (arguments.rows > kMaxGridX) return "it takes at most 2^31 - 1 rows";
+  return nullptr;
+}
+
+SweepPlan plan_sweep(const DeviceLimits& device, const SweepArguments& arguments) {
+  const Shape& shape = *find_shape(device, arguments.dim);
+  SweepPlan plan;
+  plan.kernel = shape.kernel;
+  plan.rows_per_block = shape.rows;
+  plan.centers_per_tile = shape.tile;
+  plan.row_blocks = divide_up(arguments.rows, shape.rows);
+  const int64_t tiles = divide_up(arguments.centers, shape.tile);
+  plan.splits = choose_splits(plan.row_blocks, tiles, device.multiprocessors);
+  plan.tiles_per_split = divide_up(tiles, plan.splits);
+  plan.workspace_bytes = Workspace(plan, arguments).total * sizeof(float);
+  return plan;
+}
+
+const char* launch_sweep(const SweepPlan& plan, const SweepArguments& arguments, void* workspace, void* stream) {
+  if (arguments.rows == 0) return nullptr;
+  SweepParameters sweep;
+  sweep.rows = arguments.rows;
+  sweep.centers = arguments.centers;
+  sweep.embeddings = arguments.embeddings;
+  sweep.embedding_stride = arguments.embedding_stride;
+  sweep.center_data = arguments.center_data;
+  sweep.center_stride = arguments.center_stride;
+  sweep.labels = arguments.labels;
+  sweep.center_labels = arguments.center_labels;
+  sweep.reference = arguments.reference;
+  sweep.threshold = arguments.threshold;
+  sweep.quad = arguments.quad;
+  sweep.lin = arguments.lin;
+  sweep.constant = arguments.constant;
+  sweep.scale = arguments.scale;
+  sweep.grad_tolerance = arguments.grad_tolerance;
+  sweep.splits = plan.splits;
+  sweep.tiles_per_split = plan.tiles_per_split;
+  sweep.partial = Workspace(plan, arguments).lay_out(static_cast<float*>(workspace));
+
+  const auto launch = [&](auto run) { return run(arguments.dtype, arguments.need_grad, sweep, plan.row_blocks, stream); };
+  const char* error = nullptr;
+  switch (plan.kernel) {
+    case SweepKernel::kD128: error = launch(launch_sweep_config<SweepD128>); break;
+    case SweepKernel::kD256: error = launch(launch_sweep_config<SweepD256>); break;
+    case SweepKernel::kD256Compact: error = launch(launch_sweep_config<SweepD256Compact>); break;
+    case SweepKernel::kD512: error = launch(launch_sweep_config<SweepD512>); break;
+    case SweepKernel::kD512Wide: error = launch(launch_sweep_config<SweepD512Wide>); break;
+    case SweepKernel::kD512Compact: error = launch(launch_sweep_config<SweepD512Compact>); break;
+  }
+  if (error != nullptr) return error;
+
+  MergeParameters merge;
+  merge.partial = sweep.partial;
+  merge.rows = arguments.rows;
+  merge.dim = arguments.dim;
+  merge.splits = plan.splits;
+  merge.reference = arguments.reference;
+  merge.scale = arguments.scale;
+  merge.lse = arguments.lse;
+  merge.hard_count = arguments.hard_count;
+  merge.max_cosine = arguments.max_cosine;
+  merge.omitted_mass = arguments.omitted_mass;
+  merge.unit_grad = arguments.need_grad ? arguments.unit_grad : nullptr;
+  merge.moments = arguments.moments;
+  return launch_merge(merge, stream);
+}
+
+}  // namespace attfc::cuda

@@ -1,0 +1,78 @@
+// The CUDA sweep over class centres: interface. Knows no torch; csrc/ops calls it. The same operation as csrc/cpu/sweep.h:
+//
+//     lse_b       = log sum_{j valid} exp(scale N(c_bj)),  c_bj = x_b . w_j,  valid: l_j >= 0 and l_j != y_b
+//     unit_grad_b = d lse_b / d x_b = scale sum_j q_bj N'(c_bj) w_j
+//     moments_b   = d lse_b / d (quad_b, lin_b, const_b)
+//
+// Use: why_not() -> plan_sweep() -> allocate plan.workspace_bytes -> launch_sweep(). Two launches on the stream, no
+// synchronisation, no allocation: capturable in a CUDA graph. Two runs give the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace attfc::cuda {
+
+enum class Dtype { kFloat32, kBFloat16, kFloat16 };
+
+// Of the device that the stream belongs to.
+struct DeviceLimits {
+  int compute_capability;  // 10 major + minor
+  int shared_bytes;        // a block may have after opting in
+  int multiprocessors;
+};
+
+// Pointers are device pointers. Strides are in elements; a row is contiguous. Nullable pointers say so.
+struct SweepArguments {
+  Dtype dtype;
+  int64_t rows, centers;
+  int dim;
+  const void* embeddings;  // [rows, dim]
+  int64_t embedding_stride;
+  const void* center_data;  // [centers, dim]; the content of an empty slot is never read
+  int64_t center_stride;
+  const int64_t* labels;         // [rows]; below 0: the row is ignored (lse -inf, gradient 0)
+  const int64_t* center_labels;  // [centers]; below 0: an empty slot
+  const float* reference;        // [rows], the target logit, or null
+  const float* threshold;        // [rows], or null: no modulation, and the next three are not read
+  const float* quad;             // [rows]
+  const float* lin;              // [rows]
+  const float* constant;         // [rows]
+  float scale;
+  float grad_tolerance;
+  bool need_grad;  // false: unit_grad is not written
+
+  float* lse;           // [rows]
+  int64_t* hard_count;  // [rows]
+  float* max_cosine;    // [rows], over valid negatives; -inf where there is none
+  float* omitted_mass;  // [rows], share of the softmax (target included) left out of unit_grad
+  float* unit_grad;     // [rows, dim]
+  float* moments;       // [rows, 3]
+};
+
+// Which kernel runs a sweep. Another family (wgmma and TMA on sm_90) is one more value here, one more case in
+// plan_sweep() and launch_sweep(), and the same partial results for the merge.
+enum class SweepKernel {
+  kD128,           // sweep_d128.cu
+  kD256, kD256Compact,  // sweep_d256.cu; compact: 99 KiB of shared memory
+  kD512, kD512Wide, kD512Compact,  // sweep_d512.cu; 163, 227 and 99 KiB
+};
+
+struct SweepPlan {
+  SweepKernel kernel;
+  int rows_per_block, centers_per_tile;
+  int64_t row_blocks;
+  int splits;  // parts of the class axis, summed separately and merged
+  int64_t tiles_per_split;
+  size_t workspace_bytes;
+};
+
+// nullptr, or why this sweep cannot run here; the words complete "backend cuda cannot run: ...".
+const char* why_not(const DeviceLimits& device, const SweepArguments& arguments);
+
+SweepPlan plan_sweep(const DeviceLimits& device, const SweepArguments& arguments);
+
+// nullptr, or the CUDA error. `workspace` is aligned to 16 bytes; `stream` is a cudaStream_t. No rows: no launch.
+const char* launch_sweep(const SweepPlan& plan, const SweepArguments& arguments, void* workspace, void* stream);
+
+}  // namespace attfc::cuda

@@ -1,0 +1,404 @@
+// The sweep kernel: one pass over a part of the class centres for a block of embeddings.
+//
+// Computes, for each row b of the block and the negatives j of its split (csrc/partial_lse.h for the sums):
+//     c_bj = x_b . w_j                 first product, mma m16n8k16, float32 sums
+//     p_bj = exp(scale N(c_bj) - R_b)  float32; valid negatives only, 0 otherwise
+//     O_b += sum_j p_bj N'(c_bj) w_j   second product; p N' rounded to the operands' 16 bits, float32 sums
+// and leaves R, sum, moments, omitted, max cosine, hard count and O of this split to the merge (merge.cu).
+//
+// Grid: x = block of kRows rows, y = split. Blocks of a split start together and share its centres through L2.
+// Threads: 4 kRows. Shared memory: SweepShared (sweep_layout.h). Registers: O takes kRows kDim / kThreads = kDim / 4.
+// Bound by the tensor cores and, close behind, by shared memory reads of the first product (csrc/README.md).
+//
+// Schedule. Tiles of kTile centres flow through three steps, one interval each, one barrier between intervals:
+//     interval i:   logits of tile i + 1  |  weights of tile i  |  gradient of tile i - 1  |  loading tile i + 2
+// The steps of one interval do not depend on each other, so tensor cores, exponentials and copies overlap as warps drift.
+// The fourth stage of centres is what the loading needs; with three, a second barrier follows the gradient step.
+//
+// Rows are owned by four neighbouring lanes in the weights step: the reference R moves, and a row agrees to leave a tile
+// out of the gradient, without talking to another warp. Both reach the gradient step an interval later, as flags.
+#pragma once
+
+#include "sweep_layout.h"
+#include "sweep_parameters.h"
+
+namespace attfc::cuda {
+
+template <class Config, class Element, bool grad>
+class SweepBlock {
+ public:
+  ATTFC_DEVICE explicit SweepBlock(const SweepParameters& parameters)
+      : p(parameters),
+        shared(gpu::SharedArena{}),
+        thread(static_cast<int>(gpu::thread_index())),
+        warp(thread / gpu::kWarpSize),
+        lane(thread % gpu::kWarpSize),
+        first_row(static_cast<int64_t>(gpu::block_index_x()) * kRows) {
+    const int64_t all_tiles = (p.centers + kTile - 1) / kTile;
+    const int64_t first_tile = gpu::block_index_y() * p.tiles_per_split;
+    const int64_t left = all_tiles - first_tile;
+    tiles = static_cast<int>(left < 0 ? 0 : left < p.tiles_per_split ? left : p.tiles_per_split);
+    first_center = first_tile * kTile;
+  }
+
+  ATTFC_DEVICE void run() {
+    load_row();
+    load_embeddings();
+    load_labels(0);
+    load_labels(1);
+    wait_for_copies();
+    load_centers(0);
+    wait_for_copies();
+    for (int now = -1; now <= tiles; ++now) {
+      if constexpr (Config::kStages == 4) load_next(now);
+      uint32_t flags = 0;
+      if constexpr (grad) {
+        if (now >= 1) {
+          flags = read_flags(now - 1);
+          add_gradient(now - 1, flags);
+        }
+        if constexpr (Config::kStages == 3) gpu::sync_block();
+      }
+      if constexpr (Config::kStages == 3) load_next(now);
+      if (now + 1 < tiles) logits(now + 1);
+      if (now >= 1 && (flags & kNeeded) == 0) part.omitted += pending_mass;
+      if (now >= 0 && now < tiles) weigh(now);
+      wait_for_copies();
+    }
+    write();
+  }
+
+ private:
+  static constexpr int kRows = Config::kRows, kTile = Config::kTile, kDim = Config::kDim;
+  static constexpr int kGradRowGroups = kRows / 16, kGradPairs = Config::kGradColumns / 16;
+  static constexpr uint32_t kNeeded = 1, kMoved = 2;  // flags of a warp's rows for a tile
+  static constexpr float kLog2E = 1.4426950408889634f;
+
+  const SweepParameters& p;
+  SweepShared<Config, Element, grad> shared;
+  int thread, warp, lane;
+  int64_t first_row, first_center;
+  int tiles;
+
+  // The row this thread owns with its three neighbours; moments, max_cosine and hard_count are this thread's share.
+  PartialLse<float> part;
+  RowModulation<float> modulation;
+  int64_t row_label;  // -1: ignored, or past the end
+  float target, target_mass, row_scale, pending_mass = 0;
+
+  // This warp's columns of O: 16 rows x 8 columns an mma fragment.
+  float gradient[grad ? kGradRowGroups : 1][grad ? 2 * kGradPairs : 1][4] = {};
+
+  ATTFC_DEVICE void load_row() {
+    const int64_t row = first_row + thread / 4;
+    const bool live = row < p.rows;
+    row_label = live ? p.labels[row] : -1;
+    target = live && p.reference != nullptr ? p.reference[row] : -INFINITY;
+    const bool modulated = live && p.threshold != nullptr;
+    modulation.threshold = modulated ? p.threshold[row] : INFINITY;
+    modulation.quad = modulated ? p.quad[row] : 0;
+    modulation.lin = modulated ? p.lin[row] : 0;
+    modulation.constant = modulated ? p.constant[row] : 0;
+    part = empty_partial(WeightRange<Element>::kStartsAtTarget ? target : -INFINITY);
+    row_scale = WeightRange<Element>::row_scale(modulation.quad, modulation.lin);
+    update_target_mass();
+  }
+
+  // This split's share of exp(target - R): what all splits omit stays under the tolerance.
+  ATTFC_DEVICE void update_target_mass() {
+    target_mass = target == -INFINITY ? 0 : expf(target - part.reference) / static_cast<float>(p.splits);
+  }
+
+  ATTFC_DEVICE void wait_for_copies() {
+    gpu::cp_async_commit();
+    gpu::cp_async_wait<0>();
+    gpu::sync_block();
+  }
+
+  ATTFC_DEVICE void load_next(int now) {
+    if (now + 2 >= tiles) return;
+    load_centers(now + 2);
+    load_labels(now + 3);
+  }
+
+  ATTFC_DEVICE void load_embeddings() {
+    using Tile = OperandTile<kDim>;
+    const Element* source = static_cast<const Element*>(p.embeddings);
+    for (int index = thread; index < kRows * Tile::kChunks; index += Config::kThreads) {
+      const int row = index / Tile::kChunks, chunk = index % Tile::kChunks;
+      const bool live = first_row + row < p.rows;
+      gpu::cp_async_16(shared.embeddings + Tile::offset(row, chunk),
+                       source + (live ? (first_row + row) * p.embedding_stride + chunk * 8 : 0), live);
+    }
+  }
+
+  // Labels come a tile ahead of their centres, so that an empty slot's content is never read.
+  ATTFC_DEVICE void load_labels(int tile) {
+    if (thread >= kTile) return;
+    const int64_t center = first_center + static_cast<int64_t>(tile) * kTile + thread;
+    int64_t* slot = shared.label_tile(tile) + thread;
+    if (tile < tiles && center < p.centers) {
+      gpu::cp_async_8(slot, p.center_labels + center, true);
+    } else {
+      gpu::store_shared(slot, int64_t{-1});
+    }
+  }
+
+  ATTFC_DEVICE void load_centers(int tile) {
+    using Tile = OperandTile<kDim>;
+    if (tile >= tiles) return;
+    const Element* source = static_cast<const Element*>(p.center_data);
+    const int64_t first = first_center + static_cast<int64_t>(tile) * kTile;
+    Element* target_tile = shared.center_tile(tile % Config::kStages);
+    const int64_t* center_label = shared.label_tile(tile);
+    static_assert(kTile * Tile::kChunks % Config::kThreads == 0);
+    ATTFC_UNROLL
+    for (int step = 0; step < kTile * Tile::kChunks / Config::kThreads; ++step) {
+      const int index = thread + step * Config::kThreads;
+      const int row = index / Tile::kChunks, chunk = index % Tile::kChunks;
+      const bool live = gpu::load_shared(center_label + row) >= 0;
+      gpu::cp_async_16(target_tile + Tile::offset(row, chunk),
+                       source + (live ? (first + row) * p.center_stride + chunk * 8 : 0), live);
+    }
+  }
+
+  // First product: this warp's part of the tile's cosines, to shared memory.
+  ATTFC_DEVICE void logits(int tile) {
+    using Tile = OperandTile<kDim>;
+    constexpr int kRowBlocks = Config::kProductRows / 16, kColumnPairs = Config::kProductColumns / 16;
+    constexpr int kSteps = kDim / 16 / Config::kParts;
+    const int part_index = warp % Config::kParts, group = warp / Config::kParts;
+    const int row = group % Config::kRowGroups * Config::kProductRows;
+    const int column = group / Config::kRowGroups * Config::kProductColumns;
+    const Element* centers = shared.center_tile(tile % Config::kStages);
+
+    float sum[kRowBlocks][2 * kColumnPairs][4] = {};
+    // a: rows lane % 16, low or high 8 of k by lane / 16. b: columns lane % 8 and, from lane 16, + 8; k half by lane / 8 % 2.
+    const int a_row = row + lane % 16, a_half = lane / 16;
+    const int b_row = column + lane % 8 + lane / 16 * 8, b_half = lane / 8 % 2;
+    ATTFC_UNROLL_BY_4
+    for (int step = 0; step < kSteps; ++step) {
+      const int chunk = 2 * (part_index * kSteps + step);
+      uint32_t a[kRowBlocks][4];
+      ATTFC_UNROLL
+      for (int m = 0; m < kRowBlocks; ++m) {
+        gpu::ldmatrix_x4(shared.embeddings + Tile::offset(a_row + 16 * m, chunk + a_half), a[m]);
+      }
+      ATTFC_UNROLL
+      for (int n = 0; n < kColumnPairs; ++n) {
+        uint32_t b[4];
+        gpu::ldmatrix_x4(centers + Tile::offset(b_row + 16 * n, chunk + b_half), b);
+        ATTFC_UNROLL
+        for (int m = 0; m < kRowBlocks; ++m) {
+          gpu::mma_16x8x16<Element>(sum[m][2 * n], a[m], b[0], b[1]);
+          gpu::mma_16x8x16<Element>(sum[m][2 * n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+    float* out = shared.logit_tile(tile, part_index);
+    ATTFC_UNROLL
+    for (int m = 0; m < kRowBlocks; ++m) {
+      ATTFC_UNROLL
+      for (int n = 0; n < 2 * kColumnPairs; ++n) {
+        ATTFC_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const int at = LogitTile<kTile>::offset(row + 16 * m + 8 * half + lane / 4, column + 8 * n + lane % 4 * 2);
+          gpu::store_shared(reinterpret_cast<gpu::Float2*>(out + at),
+                            gpu::Float2{sum[m][n][2 * half], sum[m][n][2 * half + 1]});
+        }
+      }
+    }
+  }
+
+  // Sums over the four lanes of a row: the same bits in each.
+  ATTFC_DEVICE static float row_sum(float value) {
+    value += gpu::shuffle_xor(value, 1);
+    return value + gpu::shuffle_xor(value, 2);
+  }
+  ATTFC_DEVICE static float row_max(float value) {
+    value = fmaxf(value, gpu::shuffle_xor(value, 1));
+    return fmaxf(value, gpu::shuffle_xor(value, 2));
+  }
+
+  // From cosines to p and p N'. This thread's columns: 4 (lane % 4) + 16 k .. + 3.
+  ATTFC_DEVICE void weigh(int tile) {
+    constexpr int kOwn = kTile / 4;
+    const int row = thread / 4, column = thread % 4 * 4;
+    float cosine[kOwn], slope[kOwn], logit[kOwn];
+    ATTFC_UNROLL
+    for (int k = 0; k < kOwn; k += 4) {
+      const int at = LogitTile<kTile>::offset(row, column + 4 * k);
+      gpu::Float4 sum = gpu::load_shared(reinterpret_cast<const gpu::Float4*>(shared.logit_tile(tile, 0) + at));
+      ATTFC_UNROLL
+      for (int other = 1; other < Config::kParts; ++other) {
+        const gpu::Float4 more = gpu::load_shared(reinterpret_cast<const gpu::Float4*>(shared.logit_tile(tile, other) + at));
+        sum = {sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
+      }
+      cosine[k] = sum.x, cosine[k + 1] = sum.y, cosine[k + 2] = sum.z, cosine[k + 3] = sum.w;
+    }
+
+    uint32_t valid = 0, hard = 0;
+    float largest = -INFINITY;
+    ATTFC_UNROLL
+    for (int k = 0; k < kOwn; ++k) {
+      const gpu::Long2* labels = reinterpret_cast<const gpu::Long2*>(shared.label_tile(tile) + column + k / 4 * 16);
+      const gpu::Long2 two = gpu::load_shared(labels + k % 4 / 2);
+      const int64_t label = k % 2 == 0 ? two.x : two.y;
+      const bool is_valid = label >= 0 && label != row_label && row_label >= 0;
+      const bool is_hard = is_valid && cosine[k] > modulation.threshold;
+      float modulated;
+      modulate(modulation, cosine[k], is_hard, modulated, slope[k]);
+      logit[k] = p.scale * modulated;
+      valid |= (is_valid ? 1u : 0u) << k;
+      hard |= (is_hard ? 1u : 0u) << k;
+      if (is_valid) {
+        largest = fmaxf(largest, logit[k]);
+        part.max_cosine = fmaxf(part.max_cosine, cosine[k]);
+      }
+      part.hard_count += is_hard ? 1 : 0;
+    }
+
+    float factor = 1;
+    largest = row_max(largest);
+    // must_move() at the distance of this format.
+    if (must_move(largest + (kSafeDistance - WeightRange<Element>::kDistance), part.reference)) {
+      factor = move_factor(part.reference, largest);
+      move_reference(part, largest);
+      update_target_mass();
+    }
+
+    float mass = 0;
+    ATTFC_UNROLL
+    for (int k = 0; k < kOwn; ++k) {
+      const float probability = (valid >> k & 1) != 0 ? gpu::exp2_approx((logit[k] - part.reference) * kLog2E) : 0.0f;
+      mass += probability;
+      if ((hard >> k & 1) != 0) {
+        part.moment_const += probability;
+        part.moment_lin += probability * cosine[k];
+        part.moment_quad += probability * cosine[k] * cosine[k];
+      }
+      slope[k] = (valid >> k & 1) != 0 ? slope[k] * probability * row_scale : 0.0f;
+    }
+    mass = row_sum(mass);
+    part.sum += mass;
+
+    if constexpr (grad) {
+      Element* weights = shared.weight_tile(tile);
+      ATTFC_UNROLL
+      for (int k = 0; k < kOwn; k += 4) {
+        const gpu::Word2 four = {gpu::pack<Element>(slope[k], slope[k + 1]), gpu::pack<Element>(slope[k + 2], slope[k + 3])};
+        gpu::store_shared(reinterpret_cast<gpu::Word2*>(weights + WeightTile<kTile>::offset(row, column + 4 * k)), four);
+      }
+      pending_mass = mass;
+      const bool needed = !may_omit(part, mass, target_mass, p.grad_tolerance);
+      const bool any_needed = gpu::warp_any(needed), any_moved = gpu::warp_any(factor != 1);
+      if (thread % 4 == 0) gpu::store_shared(shared.factor_tile(tile) + row, factor);
+      if (lane == 0) gpu::store_shared(shared.flag_tile(tile) + warp, (any_needed ? kNeeded : 0u) | (any_moved ? kMoved : 0u));
+    }
+  }
+
+  ATTFC_DEVICE uint32_t read_flags(int tile) const {
+    uint32_t flags = 0;
+    ATTFC_UNROLL
+    for (int other = 0; other < Config::kWarps; ++other) flags |= gpu::load_shared(shared.flag_tile(tile) + other);
+    return flags;
+  }
+
+  // Second product: O = O * factor + weights * centres, in this warp's columns of D.
+  ATTFC_DEVICE void add_gradient(int tile, uint32_t flags) {
+    using Tile = OperandTile<kDim>;
+    if ((flags & kMoved) != 0) scale_gradient(shared.factor_tile(tile));
+    if ((flags & kNeeded) == 0) return;
+    const Element* weights = shared.weight_tile(tile);
+    const Element* centers = shared.center_tile(tile % Config::kStages);
+    ATTFC_UNROLL
+    for (int step = 0; step < kTile / 16; ++step) {
+      uint32_t a[kGradRowGroups][4];
+      ATTFC_UNROLL
+      for (int m = 0; m < kGradRowGroups; ++m) {
+        gpu::ldmatrix_x4(weights + WeightTile<kTile>::offset(16 * m + lane % 16, 16 * step + lane / 16 * 8), a[m]);
+      }
+      ATTFC_UNROLL
+      for (int n = 0; n < kGradPairs; ++n) {
+        uint32_t b[4];
+        const int chunk = (warp * Config::kGradColumns + 16 * n) / 8 + lane / 16;
+        gpu::ldmatrix_x4_trans(centers + Tile::offset(16 * step + lane % 16, chunk), b);
+        ATTFC_UNROLL
+        for (int m = 0; m < kGradRowGroups; ++m) {
+          gpu::mma_16x8x16<Element>(gradient[m][2 * n], a[m], b[0], b[1]);
+          gpu::mma_16x8x16<Element>(gradient[m][2 * n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  ATTFC_DEVICE void scale_gradient(const float* factors) {
+    ATTFC_UNROLL
+    for (int m = 0; m < kGradRowGroups; ++m) {
+      const float upper = gpu::load_shared(factors + 16 * m + lane / 4);
+      const float lower = gpu::load_shared(factors + 16 * m + 8 + lane / 4);
+      ATTFC_UNROLL
+      for (int n = 0; n < 2 * kGradPairs; ++n) {
+        gradient[m][n][0] *= upper;
+        gradient[m][n][1] *= upper;
+        gradient[m][n][2] *= lower;
+        gradient[m][n][3] *= lower;
+      }
+    }
+  }
+
+  ATTFC_DEVICE void write() {
+    const int64_t split_start = static_cast<int64_t>(gpu::block_index_y()) * p.rows;
+    const int64_t row = first_row + thread / 4;
+    const float max_cosine = row_max(part.max_cosine);
+    const float moment_quad = row_sum(part.moment_quad), moment_lin = row_sum(part.moment_lin);
+    const float moment_const = row_sum(part.moment_const);
+    long long hard_count = part.hard_count + gpu::shuffle_xor(part.hard_count, 1);
+    hard_count += gpu::shuffle_xor(hard_count, 2);
+    if (thread % 4 == 0 && row < p.rows) {
+      const int64_t at = split_start + row;
+      p.partial.reference[at] = part.reference;
+      p.partial.sum[at] = part.sum;
+      p.partial.moment_quad[at] = moment_quad;
+      p.partial.moment_lin[at] = moment_lin;
+      p.partial.moment_const[at] = moment_const;
+      p.partial.omitted[at] = part.omitted;
+      p.partial.max_cosine[at] = max_cosine;
+      p.partial.hard_count[at] = hard_count;
+    }
+    if constexpr (grad) {
+      if constexpr (!WeightRange<Element>::kStartsAtTarget) {
+        if (thread % 4 == 0) gpu::store_shared(shared.factor_tile(0) + thread / 4, 1 / row_scale);
+        gpu::sync_block();
+        scale_gradient(shared.factor_tile(0));
+      }
+      ATTFC_UNROLL
+      for (int m = 0; m < kGradRowGroups; ++m) {
+        ATTFC_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const int64_t out_row = first_row + 16 * m + 8 * half + lane / 4;
+          if (out_row >= p.rows) continue;
+          float* out = p.partial.gradient + (split_start + out_row) * kDim + warp * Config::kGradColumns + lane % 4 * 2;
+          ATTFC_UNROLL
+          for (int n = 0; n < 2 * kGradPairs; ++n) {
+            *reinterpret_cast<gpu::Float2*>(out + 8 * n) = {gradient[m][n][2 * half], gradient[m][n][2 * half + 1]};
+          }
+        }
+      }
+    }
+  }
+};
+
+template <class Config, class Element, bool grad>
+ATTFC_KERNEL(Config::kThreads, 1) sweep_kernel(const SweepParameters parameters) {
+  SweepBlock<Config, Element, grad>(parameters).run();
+}
+
+template <class Config, class Element, bool grad>
+const char* launch_sweep_kernel(const SweepParameters& parameters, int64_t row_blocks, void* stream) {
+  return gpu::launch(sweep_kernel<Config, Element, grad>,
+                     gpu::Grid{static_cast<unsigned>(row_blocks), static_cast<unsigned>(parameters.splits)},
+                     Config::kThreads, SweepShared<Config, Element, grad>::kBytes, stream, parameters);
+}
+
+}  // namespace attfc::cuda

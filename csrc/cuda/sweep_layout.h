@@ -1,0 +1,115 @@
+// The sweep kernel's shapes: tiles, warps, and where everything lies in shared memory.
+#pragma once
+
+#include "gpu/gpu.h"
+
+namespace attfc::cuda {
+
+// One instantiation. kRows x kDim embeddings stay in shared memory; tiles of kTile centres stream past them.
+template <int dim, int rows, int tile, int stages, int product_rows, int product_columns>
+struct SweepConfig {
+  static constexpr int kDim = dim, kRows = rows, kTile = tile;
+  static constexpr int kStages = stages;  // tiles of centres in shared memory: 3 or 4
+
+  // Four threads own a row of the logits; a warp owns kRows x kGradColumns of the gradient accumulator.
+  static constexpr int kThreads = 4 * rows;
+  static constexpr int kWarps = kThreads / gpu::kWarpSize;
+  static constexpr int kGradColumns = dim / kWarps;
+
+  // First product: a warp computes product_rows x product_columns of the logits over 1 / kParts of D. A wider warp tile
+  // reads shared memory less often; the parts are added when the logits are read.
+  static constexpr int kProductRows = product_rows, kProductColumns = product_columns;
+  static constexpr int kRowGroups = rows / product_rows, kColumnGroups = tile / product_columns;
+  static constexpr int kParts = kWarps / (kRowGroups * kColumnGroups);
+
+  static_assert(stages == 3 || stages == 4);
+  static_assert(tile == 16 || tile == 32, "the swizzles of LogitTile and WeightTile are written for these");
+  static_assert(rows % 16 == 0 && kWarps % (kRowGroups * kColumnGroups) == 0);
+  static_assert(product_rows % 16 == 0 && product_columns % 16 == 0 && kGradColumns % 16 == 0);
+  static_assert(dim % (16 * kParts) == 0);
+};
+
+// Bytes of a tile in shared memory are swizzled: 16-byte chunks of a 128-byte line trade places, so that the accesses
+// below meet no bank twice. offset() is in elements.
+
+// kDim 16-bit elements a row (embeddings, centres). Read by ldmatrix: 8 rows, the same chunk.
+template <int dim>
+struct OperandTile {
+  static constexpr int kChunks = dim / 8;
+  ATTFC_DEVICE static int offset(int row, int chunk) { return row * dim + ((chunk ^ (row & 7)) << 3); }
+};
+
+// columns float32 a row. Written by mma fragments (4 rows x 32 bytes at a time), read by rows (2 rows x 64 bytes).
+template <int columns>
+struct LogitTile {
+  ATTFC_DEVICE static int offset(int row, int column) {
+    const int chunk = column >> 2;
+    const int swizzle = columns == 32 ? ((row & 1) << 2 | (row & 2)) : (row & 2);
+    return row * columns + ((chunk ^ swizzle) << 2) + (column & 3);
+  }
+};
+
+// columns 16-bit weights a row. Written by rows (4 rows x 32 bytes), read by ldmatrix: 8 rows, the same chunk.
+template <int columns>
+struct WeightTile {
+  ATTFC_DEVICE static int offset(int row, int column) {
+    const int chunk = column >> 3;
+    const int swizzle = columns == 32 ? ((row >> 1 & 1) << 1 | (row >> 2 & 1)) : (row >> 2 & 1);
+    return row * columns + ((chunk ^ swizzle) << 3) + (column & 7);
+  }
+};
+
+// The map of a block's shared memory. `grad`: the kernel also accumulates the gradient.
+//
+//   piece          elements                                bytes at D 512, 64 rows, 16 centres, 4 stages, 2 parts
+//   embeddings     kRows x kDim                             65536
+//   centers        kStages x kTile x kDim                   65536
+//   logits         2 x kParts x kRows x kTile float32       16384   this tile's and the next one's
+//   weights        2 x kRows x kTile                         4096   p N', last tile's and this one's (grad)
+//   center_labels  4 x kTile int64                            512   this tile's to the third next one's
+//   row_factors    2 x kRows float32                          512   by what a moved reference scales the row (grad)
+//   warp_flags     2 x kWarps                                  64   (grad)
+template <class Config, class Element, bool grad>
+struct SweepShared {
+  static constexpr int kEmbeddings = Config::kRows * Config::kDim;
+  static constexpr int kCenters = Config::kTile * Config::kDim;
+  static constexpr int kLogits = Config::kRows * Config::kTile;
+  static constexpr int kLabelTiles = 4;
+  static constexpr size_t kBytes =
+      2 * (kEmbeddings + size_t{Config::kStages} * kCenters) + 4 * size_t{2} * Config::kParts * kLogits +
+      8 * size_t{kLabelTiles} * Config::kTile +
+      (grad ? 2 * size_t{2} * kLogits + 4 * size_t{2} * Config::kRows + 4 * size_t{2} * Config::kWarps : 0);
+
+  Element* embeddings;
+  Element* centers;
+  float* logits;
+  int64_t* center_labels;
+  Element* weights;
+  float* row_factors;
+  uint32_t* warp_flags;
+
+  ATTFC_DEVICE explicit SweepShared(gpu::SharedArena arena) {
+    embeddings = arena.take<Element>(kEmbeddings);
+    centers = arena.take<Element>(Config::kStages * kCenters);
+    logits = arena.take<float>(2 * Config::kParts * kLogits);
+    center_labels = arena.take<int64_t>(kLabelTiles * Config::kTile);
+    if constexpr (grad) {
+      weights = arena.take<Element>(2 * kLogits);
+      row_factors = arena.take<float>(2 * Config::kRows);
+      warp_flags = arena.take<uint32_t>(2 * Config::kWarps);
+    }
+  }
+
+  ATTFC_DEVICE Element* center_tile(int stage) const { return centers + stage * kCenters; }
+  ATTFC_DEVICE float* logit_tile(int64_t tile, int part) const {
+    return logits + ((static_cast<int>(tile) & 1) * Config::kParts + part) * kLogits;
+  }
+  ATTFC_DEVICE int64_t* label_tile(int64_t tile) const {
+    return center_labels + (static_cast<int>(tile) & (kLabelTiles - 1)) * Config::kTile;
+  }
+  ATTFC_DEVICE Element* weight_tile(int64_t tile) const { return weights + (static_cast<int>(tile) & 1) * kLogits; }
+  ATTFC_DEVICE float* factor_tile(int64_t tile) const { return row_factors + (static_cast<int>(tile) & 1) * Config::kRows; }
+  ATTFC_DEVICE uint32_t* flag_tile(int64_t tile) const { return warp_flags + (static_cast<int>(tile) & 1) * Config::kWarps; }
+};
+
+}  // namespace attfc::cuda

@@ -1,0 +1,29 @@
+// Argument checks of the operators: only what would make a kernel read out of bounds or misread memory. The public
+// Python functions check the rest, so that every backend says the same.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace attfc {
+
+inline void check_matrix(const char* op, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.dim() == 2, op, ": ", name, " must have 2 dimensions, got ", tensor.sizes());
+}
+
+inline void check_like(const char* op, const char* name, const at::Tensor& tensor, at::ScalarType dtype, int64_t size,
+                       at::Device device) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, op, ": ", name, " must be ", dtype, ", got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.size(0) == size, op, ": ", name, " must have shape [", size, "], got ",
+                    tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.device() == device, op, ": ", name, " must be on ", device, ", got ", tensor.device());
+}
+
+// A tensor whose rows are contiguous (any row stride), copied only where they are not.
+inline at::Tensor with_contiguous_rows(const at::Tensor& matrix) {
+  const bool rows_contiguous = matrix.stride(1) == 1 || matrix.size(1) <= 1;
+  return rows_contiguous && matrix.stride(0) >= matrix.size(1) ? matrix : matrix.contiguous();
+}
+
+}  // namespace attfc

@@ -1,0 +1,29 @@
+// The operators of attfc_cuda: their schemas (the table of contents) and, for readers of C++, their signatures.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace attfc {
+
+// lse, hard_count, max_cosine, omitted_mass, unit_grad, moments; see attfc_cuda/_ops.py for what each holds.
+using NegativeLogSumExp =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+constexpr const char* kNegativeLogSumExpSchema =
+    "negative_logsumexp(Tensor embeddings, Tensor centers, Tensor labels, Tensor center_labels, Tensor? reference, "
+    "Tensor? threshold, Tensor? quad, Tensor? lin, Tensor? const_, float scale, float grad_tolerance, bool need_grad, "
+    "bool need_moments) "
+    "-> (Tensor lse, Tensor hard_count, Tensor max_cosine, Tensor omitted_mass, Tensor unit_grad, Tensor moments)";
+
+NegativeLogSumExp negative_logsumexp_cpu(const at::Tensor& embeddings, const at::Tensor& centers,
+                                         const at::Tensor& labels, const at::Tensor& center_labels,
+                                         const std::optional<at::Tensor>& reference,
+                                         const std::optional<at::Tensor>& threshold,
+                                         const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,
+                                         const std::optional<at::Tensor>& constant, double scale,
+                                         double grad_tolerance, bool need_grad, bool need_moments);
+
+}  // namespace attfc

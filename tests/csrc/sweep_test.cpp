@@ -1,0 +1,245 @@
+// The CUDA sweep's own source, run on the host and held to plain float64 loops; under each of several thread schedules,
+// whose results must be the same bits. ATTFC_SEEDS (environment) says how many schedules, ATTFC_SMALL leaves the larger
+// shapes out (for the sanitizers, which are slow).
+#include <cstring>
+
+#include "sweep_oracle.h"
+
+using namespace attfc;
+using testing::SweepCase;
+
+namespace {
+
+int seeds() {
+  const char* wanted = std::getenv("ATTFC_SEEDS");
+  return wanted != nullptr ? std::atoi(wanted) : 2;
+}
+
+bool small_only() { return std::getenv("ATTFC_SMALL") != nullptr; }
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+// Runs one case under every schedule; returns the first result.
+testing::SweepResult check_case(const SweepCase& c, const testing::SweepData& data) {
+  testing::SweepResult first;
+  for (int seed = 0; seed < seeds(); ++seed) {
+    gpu::host::options.seed = static_cast<uint64_t>(seed);
+    gpu::host::options.shared_limit = static_cast<size_t>(c.shared_bytes);
+    gpu::host::counters = {};
+    const testing::SweepResult result = testing::run_sweep(c, data);
+    CHECK(gpu::host::counters.bank_conflicts == 0, "%lld bank conflicts", gpu::host::counters.bank_conflicts);
+    if (seed == 0) {
+      testing::check_against_oracle(c, data, result);
+      first = result;
+    } else {
+      CHECK(same_bits(first.lse, result.lse) && same_bits(first.grad, result.grad) &&
+                same_bits(first.moments, result.moments) && same_bits(first.omitted, result.omitted) &&
+                same_bits(first.max_cosine, result.max_cosine) && same_bits(first.hard_count, result.hard_count),
+            "schedule %d gives other bits than schedule 0", seed);
+    }
+  }
+  return first;
+}
+
+void add(const std::string& name, const SweepCase& c) {
+  testing::add_case(name, [c] { check_case(c, testing::make_data(c)); });
+}
+
+// Both dtypes of a case.
+void add_dtypes(const std::string& name, SweepCase c) {
+  c.dtype = cuda::Dtype::kBFloat16;
+  add(name + ".bf16", c);
+  c.dtype = cuda::Dtype::kFloat16;
+  add(name + ".fp16", c);
+}
+
+SweepCase with(void (*change)(SweepCase&)) {
+  SweepCase c;
+  change(c);
+  return c;
+}
+
+void add_shapes() {
+  // Tails of rows (blocks of 64) and of centres (tiles of 32): none, one, two or more, all but one.
+  for (int64_t rows : {1, 3, 63, 64, 66}) {
+    for (int64_t centers : {1, 31, 64, 99}) {
+      if (small_only() && rows * centers > 3000) continue;
+      SweepCase c;
+      c.rows = rows;
+      c.centers = centers;
+      c.data_seed = static_cast<uint64_t>(rows * 1000 + centers);
+      add("shape." + std::to_string(rows) + "x" + std::to_string(centers), c);
+    }
+  }
+  add("splits.uneven", with([](SweepCase& c) { c.rows = 5, c.centers = 32 * 40 - 5, c.multiprocessors = 3; }));
+  add("splits.rows", with([](SweepCase& c) { c.rows = 70, c.centers = 500, c.multiprocessors = 8; }));
+  add("packed_rows", with([](SweepCase& c) { c.rows = 65, c.pad = 0; }));
+}
+
+void add_dims() {
+  struct Shape {
+    const char* name;
+    int dim, capability, shared_kib;
+    bool large;
+  };
+  for (const Shape& shape : {Shape{"d256", 256, 80, 163, false}, Shape{"d256compact", 256, 86, 99, false},
+                             Shape{"d512", 512, 80, 163, true}, Shape{"d512wide", 512, 90, 227, true},
+                             Shape{"d512compact", 512, 86, 99, false}, Shape{"d128", 128, 120, 99, false}}) {
+    SweepCase c;
+    c.dim = shape.dim;
+    c.compute_capability = shape.capability;
+    c.shared_bytes = shape.shared_kib << 10;
+    c.rows = small_only() ? 7 : 67;
+    c.centers = small_only() ? 50 : 150;
+    add_dtypes(shape.name, c);
+    c.need_grad = false;
+    add(std::string(shape.name) + ".nograd", c);
+  }
+}
+
+void add_values() {
+  add_dtypes("no_reference", with([](SweepCase& c) { c.reference = SweepCase::kNoReference; }));
+  add_dtypes("reference_far_above", with([](SweepCase& c) { c.reference = SweepCase::kFarAbove; }));
+  add_dtypes("reference_far_below", with([](SweepCase& c) { c.reference = SweepCase::kFarBelow; }));
+  add_dtypes("no_modulation", with([](SweepCase& c) { c.modulated = false; }));
+  add_dtypes("cosines_at_one", with([](SweepCase& c) { c.spread = 2, c.centers = 100; }));
+  add_dtypes("scale_1", with([](SweepCase& c) { c.scale = 1; }));
+  add_dtypes("scale_1000", with([](SweepCase& c) { c.scale = 1000, c.centers = 200; }));
+  add_dtypes("scale_1000_no_reference",
+             with([](SweepCase& c) { c.scale = 1000, c.centers = 200, c.reference = SweepCase::kNoReference; }));
+  add_dtypes("no_gradient", with([](SweepCase& c) { c.need_grad = false; }));
+  add_dtypes("one_class", with([](SweepCase& c) { c.num_classes = 1; }));
+  add_dtypes("two_classes", with([](SweepCase& c) { c.num_classes = 2; }));
+  add_dtypes("all_rows_ignored", with([](SweepCase& c) { c.ignored_share = 2; }));
+  add_dtypes("all_slots_empty", with([](SweepCase& c) { c.empty_share = 2; }));
+  add_dtypes("mostly_empty", with([](SweepCase& c) { c.empty_share = 0.95, c.centers = 130; }));
+  add_dtypes("no_centers", with([](SweepCase& c) { c.centers = 0; }));
+  add_dtypes("one_negative", with([](SweepCase& c) { c.centers = 1, c.empty_share = 0, c.num_classes = 1000; }));
+  add_dtypes("splits_without_negatives",
+             with([](SweepCase& c) { c.empty_share = 0.99, c.centers = 600, c.multiprocessors = 4; }));
+}
+
+// Two clusters of centres: near the embeddings, and opposite, whose tiles carry no probability at scale 64.
+testing::SweepData clustered(const SweepCase& c, int64_t near) {
+  testing::SweepData data = testing::make_data(c);
+  std::mt19937_64 random(7);
+  std::normal_distribution<float> normal;
+  const auto write = [&](std::vector<uint16_t>& out, int64_t row, float sign, float noise) {
+    std::vector<float> unit(static_cast<size_t>(c.dim));
+    double norm = 0;
+    for (size_t d = 0; d < unit.size(); ++d) {
+      unit[d] = sign * (d % 3 == 0 ? 1.0f : -0.5f) + noise * normal(random);
+      norm += static_cast<double>(unit[d]) * unit[d];
+    }
+    for (size_t d = 0; d < unit.size(); ++d) {
+      out[static_cast<size_t>(row * data.stride) + d] = testing::narrow(c, unit[d] / static_cast<float>(std::sqrt(norm)));
+    }
+  };
+  for (int64_t row = 0; row < c.rows; ++row) write(data.embeddings, row, 1, 0.5f);
+  for (int64_t j = 0; j < c.centers; ++j) write(data.centers, j, j < near ? 1.0f : -1.0f, 0.7f);
+  return data;
+}
+
+void add_omission() {
+  for (const bool half : {false, true}) {
+    testing::add_case(std::string("omits_empty_tiles") + (half ? ".fp16" : ".bf16"), [half] {
+      SweepCase c;
+      c.dtype = half ? cuda::Dtype::kFloat16 : cuda::Dtype::kBFloat16;
+      c.rows = 9;
+      c.centers = 32 * 8;
+      c.modulated = false;
+      c.empty_share = 0;
+      c.tolerance = 0x1p-12f;
+      const testing::SweepData data = clustered(c, 64);
+      const testing::SweepResult result = check_case(c, data);
+      const long long with_omission = gpu::host::counters.mma;
+      float omitted = 0;
+      for (float each : result.omitted) omitted = std::max(omitted, each);
+      CHECK(omitted > 0, "nothing was reported as omitted");
+      c.tolerance = 0;
+      check_case(c, data);
+      const long long all = gpu::host::counters.mma;
+      // Each of 8 tiles takes 64 x 32 x 128 / 2048 mma a product: two tiles need the second product.
+      CHECK(all == 8 * 2 * 128 && with_omission == (8 + 2) * 128, "%lld and %lld mma", all, with_omission);
+    });
+    testing::add_case(std::string("omission_is_accounted_over_splits") + (half ? ".fp16" : ".bf16"), [half] {
+      SweepCase c;
+      c.dtype = half ? cuda::Dtype::kFloat16 : cuda::Dtype::kBFloat16;
+      c.rows = 6;
+      c.centers = 32 * 30;
+      c.scale = 16;
+      c.multiprocessors = 4;
+      c.tolerance = 0.05f;  // so large that the accounting, not rounding, decides
+      check_case(c, testing::make_data(c));
+    });
+  }
+  testing::add_case("omission_includes_the_target", [] {
+    SweepCase c;
+    c.modulated = false;
+    c.reference = SweepCase::kFarAbove;  // e^60 times the negatives' mass
+    c.tolerance = 0x1p-12f;
+    c.ignored_share = 0;
+    gpu::host::counters = {};
+    check_case(c, testing::make_data(c));
+    CHECK(gpu::host::counters.mma == 3 * 128, "%lld mma: no tile needs the second product", gpu::host::counters.mma);
+  });
+}
+
+void add_refusals() {
+  const auto reason = [](void (*change)(cuda::SweepArguments&, cuda::DeviceLimits&)) {
+    cuda::SweepArguments arguments{};
+    arguments.dtype = cuda::Dtype::kBFloat16;
+    arguments.dim = 128;
+    cuda::DeviceLimits device{80, 163 << 10, 108};
+    change(arguments, device);
+    const char* words = cuda::why_not(device, arguments);
+    return std::string(words != nullptr ? words : "");
+  };
+  testing::add_case("why_not", [reason] {
+    CHECK(reason([](auto&, auto&) {}).empty(), "refused without a reason to");
+    CHECK(reason([](auto& a, auto&) { a.dtype = cuda::Dtype::kFloat32; }).find("float32") != std::string::npos, "dtype");
+    CHECK(reason([](auto& a, auto&) { a.dim = 384; }).find("D = 128") != std::string::npos, "D");
+    CHECK(reason([](auto&, auto& d) { d.compute_capability = 75; }).find("8.0") != std::string::npos, "architecture");
+    CHECK(reason([](auto&, auto& d) { d.shared_bytes = 48 << 10; }).find("shared memory") != std::string::npos, "shared");
+    CHECK(reason([](auto& a, auto&) { a.embedding_stride = 132; }).find("embeddings") != std::string::npos, "stride");
+    CHECK(reason([](auto& a, auto&) { a.center_data = reinterpret_cast<void*>(8); }).find("centers") != std::string::npos,
+          "alignment");
+    CHECK(reason([](auto& a, auto&) { a.need_grad = true, a.unit_grad = reinterpret_cast<float*>(4); }).find("unit_grad") !=
+              std::string::npos,
+          "output alignment");
+    CHECK(reason([](auto& a, auto&) { a.rows = int64_t{1} << 31; }).find("2^31") != std::string::npos, "rows");
+  });
+  testing::add_case("no_rows", [] {
+    gpu::host::counters = {};
+    SweepCase c;
+    c.rows = 0;
+    testing::run_sweep(c, testing::make_data(c));
+    CHECK(gpu::host::counters.launches == 0, "%lld launches", gpu::host::counters.launches);
+  });
+  testing::add_case("plan_fills_the_device", [] {
+    cuda::SweepArguments arguments{};
+    arguments.dtype = cuda::Dtype::kBFloat16;
+    arguments.dim = 512;
+    arguments.rows = 384;
+    arguments.centers = 1000000;
+    arguments.need_grad = true;
+    const cuda::SweepPlan plan = cuda::plan_sweep({90, 227 << 10, 132}, arguments);
+    CHECK(plan.kernel == cuda::SweepKernel::kD512Wide && plan.row_blocks == 6 && plan.splits == 22, "%d splits", plan.splits);
+    CHECK(plan.tiles_per_split * plan.splits >= 1000000 / 32, "tiles are missing");
+    CHECK(plan.workspace_bytes == size_t{384} * 22 * (512 + 9) * 4, "%zu bytes", plan.workspace_bytes);
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  add_shapes();
+  add_dims();
+  add_values();
+  add_omission();
+  add_refusals();
+  return testing::run_cases(argc, argv);
+}

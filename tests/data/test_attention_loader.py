@@ -1,0 +1,250 @@
+"""The attention loader with images: what arrives in a batch, and that a run can stop and go on anywhere."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attfc_cuda.data import AttentionLoader, Batch, FaceDataset, FolderFaces, ProceduralFaces, UnreadableImage
+
+SIZE = 8
+
+
+class NumberedFaces(FaceDataset):
+    """Image i shows its own number in the left half, and 255 at the right edge so that a mirrored one is recognised."""
+
+    def __init__(self, counts, broken=(), on_error="raise"):
+        super().__init__(np.repeat(np.arange(len(counts)), counts), [f"id{k}" for k in range(len(counts))], SIZE)
+        self.broken, self.on_error = frozenset(broken), on_error
+
+    def _load(self, index):
+        if index in self.broken:
+            raise UnreadableImage(f"image {index} is broken")
+        image = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+        image[0, :, 0], image[1, :, 0] = index % 256, index // 256
+        image[:, :, -1] = 255
+        return image
+
+
+def _numbers(images):
+    """Image numbers and whether each is mirrored, from [..., 3, H, W] in [-1, 1]."""
+    pixels = (images * 127.5 + 127.5).round().long()
+    mirrored = pixels[..., 2, 0, 0] == 255
+    upright = torch.where(mirrored[..., None, None, None], pixels.flip(-1), pixels)
+    return upright[..., 0, 0, 0] + 256 * upright[..., 1, 0, 0], mirrored
+
+
+def _equal(a, b):
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+    )
+
+
+def test_batches_are_what_they_claim():
+    dataset = NumberedFaces([4, 1, 3, 2, 1, 5] * 10)
+    loader = AttentionLoader(dataset, 16, 2, drop_last=False)
+    labels_of, seen, negatives = torch.from_numpy(dataset.labels), [], []
+    batches = list(loader)
+    assert len(batches) == len(loader) == 9
+    for batch in batches:
+        assert isinstance(batch, Batch)
+        rows = len(batch.labels)
+        assert batch.probe.shape == (rows, 3, SIZE, SIZE) and batch.gallery.shape == (rows, 2, 3, SIZE, SIZE)
+        assert batch.probe.dtype == batch.gallery.dtype == batch.negatives.dtype == torch.float32
+        assert batch.labels.dtype == batch.negative_labels.dtype == torch.int64
+        assert batch.probe.min() == -1 and batch.probe.max() == 1
+        (probe, _), (gallery, _), (negative, _) = map(_numbers, (batch.probe, batch.gallery, batch.negatives))
+        assert torch.equal(labels_of[probe], batch.labels)
+        assert torch.equal(labels_of[gallery], batch.labels[:, None].expand(-1, 2))
+        assert (gallery != probe[:, None]).all()
+        assert torch.equal(labels_of[negative], batch.negative_labels)
+        seen += probe.tolist()
+        negatives += negative.tolist()
+    single = np.bincount(dataset.labels)[dataset.labels] == 1
+    assert sorted(seen) == np.flatnonzero(~single).tolist() and loader.num_probes == 140
+    assert sorted(negatives) == np.flatnonzero(single).tolist() and loader.num_classes == 60
+
+
+def test_mirroring():
+    dataset = NumberedFaces([4] * 100 + [1] * 100)
+    batch = next(iter(AttentionLoader(dataset, 256, 2, negatives_per_batch=100)))
+    shares = [_numbers(images)[1].float().mean() for images in (batch.probe, batch.gallery[:, 0], batch.gallery[:, 1],
+                                                                batch.negatives)]  # fmt: skip
+    assert all(abs(share - 0.5) < 5 * 0.5 / 100**0.5 for share in shares)  # five standard deviations of the smallest
+    plain = next(iter(AttentionLoader(dataset, 256, 2, negatives_per_batch=100, augment="none")))
+    assert not any(_numbers(images)[1].any() for images in (plain.probe, plain.gallery, plain.negatives))
+    assert torch.equal(_numbers(plain.probe)[0], _numbers(batch.probe)[0])  # mirroring changes nothing else
+
+
+@pytest.mark.parametrize("stop", [1, 4, 9, 10, 13])
+def test_resumes_to_the_identical_rest(stop):
+    # 10 batches a pass; 10 is the state taken in the body of the pass's last batch.
+    make = lambda: AttentionLoader(NumberedFaces([3] * 26 + [1] * 5), 8, 2, drop_last=False, seed=4)  # noqa: E731
+    loader, whole, state = make(), [], None
+    assert len(loader) == 10
+    for _ in range(3):
+        for batch in loader:
+            whole.append(batch)
+            if len(whole) == stop:
+                state = loader.state_dict()
+    assert len(whole) == 30
+    resumed = make()
+    resumed.load_state_dict(state)
+    rest = []
+    while len(rest) < 30 - stop:
+        rest += list(resumed)
+    assert _equal(whole[stop:], rest)
+    assert loader.state_dict() == resumed.state_dict()
+
+
+def test_leaving_the_loop_goes_on_where_it_was():
+    a, b = (AttentionLoader(NumberedFaces([3] * 20), 8, 1) for _ in range(2))
+    broken_off = []
+    while len(broken_off) < 2 * len(a):
+        for batch in a:
+            broken_off.append(batch)
+            if len(broken_off) % 3 == 0:
+                break
+    assert _equal(broken_off, list(b) + list(b))
+
+
+def test_state_is_plain_and_survives_weights_only_loading(tmp_path):
+    loader = AttentionLoader(NumberedFaces([3] * 20), 8, 1)
+    next(iter(loader))
+    torch.save(loader.state_dict(), tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == loader.state_dict()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(workers):
+    dataset = ProceduralFaces(9, 3, 16)
+    here, there = (AttentionLoader(dataset, 4, 2, num_workers=n) for n in (0, workers))
+    first, second = list(here), list(there)
+    assert _equal(first, second) and here.state_dict() == there.state_dict()
+    there.load_state_dict({**there.state_dict(), "pass": 0, "batch": 3})
+    assert _equal(first[3:], list(there))
+
+
+def test_global_random_state_is_neither_used_nor_changed():
+    def run():
+        return list(AttentionLoader(NumberedFaces([3] * 10), 6, 1))
+
+    torch.manual_seed(1)
+    np.random.seed(1)
+    first, torch_state, numpy_state = run(), torch.get_rng_state(), np.random.get_state()[1]
+    torch.manual_seed(1)
+    assert torch.equal(torch_state, torch.get_rng_state())
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert _equal(first, run()) and not np.array_equal(numpy_state, np.random.get_state()[1])
+
+
+def test_shards_make_up_the_pass():
+    dataset = NumberedFaces([3] * 21)
+    ranks = [AttentionLoader(dataset, 5, 1, rank=rank, world_size=3, drop_last=False) for rank in range(3)]
+    numbers = [_numbers(torch.cat([batch.probe for batch in loader]))[0].tolist() for loader in ranks]
+    assert [len(part) for part in numbers] == [21, 21, 21]
+    assert sorted(sum(numbers, [])) == list(range(63))
+    assert ranks[0].state_dict() == ranks[2].state_dict()
+
+
+def test_unreadable_images_leave_their_rows_out():
+    # Identity 0 is 0..3, identity 1 is 4 and 5, and so on; the singles are 14 and 15.
+    dataset = NumberedFaces([4, 2, 4, 4, 1, 1], broken={1, 4, 14}, on_error="skip")
+    with pytest.warns(UserWarning, match="row ignored: image (1|4|14) is broken"):
+        loader = AttentionLoader(dataset, 14, 1)
+        batch = next(iter(loader))
+    (probe, _), (gallery, _) = _numbers(batch.probe), _numbers(batch.gallery)
+    for row, label in enumerate(batch.labels.tolist()):
+        if label >= 0:
+            assert int(probe[row]) not in dataset.broken and int(gallery[row, 0]) not in dataset.broken
+            assert dataset.labels[probe[row]] == label
+    assert (batch.labels == 1).sum() == 0  # image 4 is broken, and the gallery of image 5
+    assert sorted(batch.negative_labels.tolist()) == [-1, 5]
+    assert torch.isfinite(batch.probe).all() and torch.isfinite(batch.gallery).all()
+    assert loader.ignored_rows == int((batch.labels < 0).sum()) + 1 > 2
+    assert f"rows ignored so far because an image could not be read: {loader.ignored_rows}" in loader.report()
+
+    for workers in (0, 1):
+        loader = AttentionLoader(NumberedFaces([4, 2], broken={1}), 6, 1, num_workers=workers)
+        with pytest.raises(UnreadableImage, match="image 1 is broken"):
+            next(iter(loader))
+
+
+def test_corrupt_file_in_a_folder(tmp_path):
+    for k in range(4):
+        (tmp_path / f"id{k}").mkdir()
+        for j in range(3):
+            Image.fromarray(np.full((16, 16), 40 * k + 10 * j, np.uint8)).save(tmp_path / f"id{k}" / f"{j}.jpg")
+    bad = tmp_path / "id2" / "1.jpg"
+    bad.write_bytes(bad.read_bytes()[:-60])
+    skipping, strict = (AttentionLoader(FolderFaces(tmp_path, 16, on_error=mode), 12, 2, num_workers=workers)
+                        for mode, workers in (("skip", 1), ("raise", 0)))  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        labels = next(iter(skipping)).labels
+    # Two others each: every row of the identity needs the bad file.
+    assert sorted(labels.tolist()) == [-1] * 3 + [0] * 3 + [1] * 3 + [3] * 3 and skipping.ignored_rows == 3
+    with pytest.raises(UnreadableImage, match=re.escape(str(bad))):
+        next(iter(strict))
+
+
+def test_report():
+    report = AttentionLoader(NumberedFaces([3] * 10 + [1] * 6), 5, 1, world_size=2).report()
+    assert "NumberedFaces: 16 identities, 36 images" in report and "with a single image: 6" in report
+    assert "30 probe images of 10 identities with at least 2 images; 3 batches of 5 a pass on each of 2 ranks" in report
+    assert "negatives only: 6 images of 6 identities with fewer (each once a pass, 1.0 a batch)" in report
+    report = AttentionLoader(NumberedFaces([3] * 10 + [1] * 6), 5, 1, negatives_per_batch=4).report()
+    assert "(4 a batch)" in report and "ranks" not in report
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "kind", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 2.0}, TypeError, "batch_size must be an int, got 2.0"),
+        ({"batch_size": 31}, ValueError, "batch_size must fit into a pass of 30 probe images, got 31 x 1 ranks; lower"),
+        ({"gallery_size": 0}, ValueError, "gallery_size must lie in 1 to 63, got 0"),
+        ({"gallery_size": 64}, ValueError, "gallery_size must lie in 1 to 63, got 64"),
+        ({"seed": -1}, ValueError, "seed must lie in 0 to 18446744073709551615, got -1"),
+        ({"min_images": 0}, ValueError, "min_images must be at least 1, got 0"),
+        ({"min_images": 4}, ValueError, "dataset must have an identity with at least min_images = 4 images, got at most "
+                                        "3 images for an identity; add images or lower min_images"),
+        ({"negatives_per_batch": -1}, ValueError, "negatives_per_batch must be at least 0, got -1"),
+        ({"negatives_per_batch": "all"}, ValueError, "negatives_per_batch must be \"auto\" or an int, got 'all'"),
+        ({"augment": "crop"}, ValueError, "augment must be \"flip\" or \"none\", got 'crop'"),
+        ({"world_size": 0}, ValueError, "world_size must be at least 1, got 0"),
+        ({"rank": 2, "world_size": 2}, ValueError, "rank must lie in 0 to 1, got 2"),
+        ({"num_workers": -1}, ValueError, "num_workers must be at least 0, got -1"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(kwargs, kind, message):
+    with pytest.raises(kind, match="^AttentionLoader: " + re.escape(message)):
+        AttentionLoader(NumberedFaces([3] * 10 + [1] * 3), **{"batch_size": 4, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "seed must equal the loader's 0, got 1; build the loader as it was when the state was saved"),
+        ({"batch_size": 5}, "batch_size must equal the loader's 4, got 5"),
+        ({"world_size": 2}, "world_size must equal the loader's 1, got 2"),
+        ({"labels_crc32": 1}, "labels_crc32 must equal the loader's "),
+        ({"batch": 7}, "batch must lie in 0 to 6, got 7"),
+        ({"pass": -1}, "pass must be at least 0, got -1"),
+    ],
+)
+def test_state_of_another_run_is_refused(change, message):
+    loader = AttentionLoader(NumberedFaces([3] * 10), 4)
+    with pytest.raises(ValueError, match=re.escape("AttentionLoader.load_state_dict: " + message)):
+        loader.load_state_dict({**loader.state_dict(), **change})
+    with pytest.raises(ValueError, match="seed must equal the loader's 0, got 'nothing'"):
+        loader.load_state_dict({})
+
+
+def test_labels_must_be_contiguous():
+    with pytest.raises(ValueError, match="FaceDataset: labels must cover 0..C-1 with at least one image each, got 3"):
+        FaceDataset(np.array([0, 2, 2]), ["a", "b", "c"], 8)

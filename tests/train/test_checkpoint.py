@@ -1,0 +1,138 @@
+"""Checkpoints: complete or absent, never run code, and always fall back to one that loads."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attfc_cuda.train import checkpoint
+from attfc_cuda.train.checkpoint import CheckpointError
+
+
+def state(value: float) -> dict:
+    return {"weights": torch.full((50, 50), value)}
+
+
+def test_round_trip_and_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 10, 9):
+        checkpoint.save(state(step), tmp_path, step, keep=3)
+    assert [p.name for p in checkpoint.find(tmp_path)] == ["step_00000010.pt", "step_00000009.pt", "step_00000002.pt"]
+    loaded = checkpoint.load_newest(tmp_path)
+    assert loaded["step"] == 10
+    assert torch.equal(loaded["weights"], state(10)["weights"])
+
+
+def test_truncated_newest_falls_back_to_the_one_before_and_says_so(tmp_path: Path) -> None:
+    checkpoint.save(state(1), tmp_path, 1, keep=3)
+    newest = checkpoint.save(state(2), tmp_path, 2, keep=3)
+    newest.write_bytes(newest.read_bytes()[:3000])
+    said: list[str] = []
+    assert checkpoint.load_newest(tmp_path, said.append)["step"] == 1
+    assert len(said) == 1
+    assert f"{newest} must be a complete checkpoint, got 3000 bytes that do not load" in said[0]
+    assert said[0].endswith("; trying the one before")
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 3000])
+def test_any_truncation_is_an_error_that_names_the_file(tmp_path: Path, size: int) -> None:
+    path = checkpoint.save(state(1), tmp_path, 1, keep=1)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=rf"checkpoint: .*step_00000001.pt must be a complete .*, got {size} bytes"):
+        checkpoint.load(path)
+    with pytest.raises(CheckpointError, match="must hold a checkpoint that loads, got 1 that do not"):
+        checkpoint.load_newest(tmp_path, lambda text: None)
+
+
+def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere.pt must exist, got no such file"):
+        checkpoint.load(tmp_path / "nowhere.pt")
+    with pytest.raises(CheckpointError, match=r"must hold a step_\*.pt file, got none; start without --resume"):
+        checkpoint.load_newest(tmp_path)
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="must hold format 'attfc-checkpoint-1', got None"):
+        checkpoint.load(tmp_path / "other.pt")
+    torch.save(torch.zeros(1), tmp_path / "tensor.pt")
+    with pytest.raises(CheckpointError, match="must hold format 'attfc-checkpoint-1', got 'Tensor'"):
+        checkpoint.load(tmp_path / "tensor.pt")
+
+
+class Intruder:
+    def __reduce__(self) -> tuple:
+        return (random.seed, (12345,))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "plain pickle"])
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "evil.pt"
+    if legacy:
+        path.write_bytes(pickle.dumps(Intruder(), protocol=2))
+    else:
+        torch.save({"format": checkpoint.FORMAT, "x": Intruder()}, path)
+    random.seed(1)
+    before = random.getstate()
+    with pytest.raises(CheckpointError, match="evil.pt must be a complete checkpoint"):
+        checkpoint.load(path)
+    assert random.getstate() == before
+
+
+def test_a_run_killed_while_it_writes_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    checkpoint.save(state(1), tmp_path, 1, keep=1)
+    script = f"""
+import os, pathlib, torch
+from attfc_cuda.train import checkpoint
+whole = torch.save
+def half(state, file):
+    whole(state, file)
+    file.truncate(4000)
+    file.flush()
+    os._exit(9)
+torch.save = half
+checkpoint.save({{"weights": torch.zeros(50, 50)}}, pathlib.Path({str(tmp_path)!r}), 2, keep=1)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False)
+    assert killed.returncode == 9
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001.pt", "step_00000002.pt.tmp"]
+    said: list[str] = []
+    assert checkpoint.load_newest(tmp_path, said.append)["step"] == 1
+    assert said == []
+    checkpoint.save(state(3), tmp_path, 3, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000003.pt"]  # the half-written file goes with the next save
+
+
+def test_a_failed_write_leaves_the_old_checkpoint_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(state(1), tmp_path, 1, keep=1)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(state(2), tmp_path, 2, keep=1)
+    assert checkpoint.load_newest(tmp_path)["step"] == 1
+
+
+def test_open_any_takes_a_file_a_checkpoint_folder_or_a_run(tmp_path: Path) -> None:
+    path = checkpoint.save(state(1), tmp_path / "checkpoints", 1, keep=1)
+    for place in (path, path.parent, tmp_path):
+        assert checkpoint.open_any(place)["step"] == 1
+
+
+def test_random_generators_continue_where_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(3), np.random.seed(4), random.seed(5)
+    np.random.standard_normal()  # leaves a cached second value, part of the state
+    random.gauss(0, 1)
+    checkpoint.save({"rng": checkpoint.rng_state()}, tmp_path, 1, keep=1)
+
+    def draw() -> tuple:
+        return torch.rand(3).tolist(), np.random.standard_normal(3).tolist(), random.gauss(0, 1), random.random()
+
+    expected = draw()
+    checkpoint.set_rng_state(checkpoint.load_newest(tmp_path)["rng"])
+    assert draw() == expected
