@@ -86,6 +86,17 @@ def _backward(ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
     return grad_embeddings, None, None, None, None, None, grad_quad, grad_lin, grad_const, None, None, None, None
 
 
+class _NegativeLogSumExp(torch.autograd.Function):
+    """The same autograd in the form that torch.func transforms see through; that of the operator they refuse."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Outputs:
+        return torch.ops.attfc.negative_logsumexp(*inputs)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+
 def register(name: str) -> None:
     """Adds the fake kernel and autograd to ``attfc::<name>``, whose kernels are already registered."""
     torch.library.register_fake(f"attfc::{name}", _fake)
@@ -111,7 +122,9 @@ def negative_logsumexp(
     need_grad = torch.is_grad_enabled() and embeddings.requires_grad
     modulation = (quad, lin, const)
     need_moments = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in modulation)
-    lse, hard_count, max_cosine, omitted_mass, _, _ = torch.ops.attfc.negative_logsumexp(
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    operator = _NegativeLogSumExp.apply if transformed else torch.ops.attfc.negative_logsumexp
+    lse, hard_count, max_cosine, omitted_mass, _, _ = operator(
         embeddings, centers, labels, center_labels, reference, threshold, quad, lin, const, scale, grad_tolerance,
         need_grad, need_moments,
     )  # fmt: skip

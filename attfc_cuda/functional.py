@@ -96,7 +96,8 @@ def negative_logsumexp(
 
     Under autocast embeddings and centers are cast to its dtype, as for a matrix product; cosines, logits and sums are
     float32 (float64 for float64) all the same.
-    Gradient: of lse to embeddings, quad, lin and const. None to the threshold and the reference.
+    Gradient: of lse to embeddings, quad, lin and const. None to the threshold and the reference. A second derivative
+        only with backend="reference".
     Raises: ValueError for shapes, devices, values, or centers that require a gradient; TypeError for dtypes.
     """
     name = "negative_logsumexp"
@@ -167,12 +168,14 @@ def margin_softmax_loss(
     A row without negatives has loss 0 and gradient 0 (but for a margin's regulariser). An empty batch has loss 0 and a
     gradient of zeros.
     Gradient: to embeddings (negatives), target_cosine and, where the margin says so, norm.
-    Raises: as `negative_logsumexp`; ValueError for a missing norm or another reduction.
+    Raises: as `negative_logsumexp`; ValueError for a missing norm or another reduction; TypeError for another margin.
     """
     name = "margin_softmax_loss"
     _check_sweep(name, embeddings, centers, labels, center_labels)
     if reduction not in ("mean", "sum", "none"):
         raise error(name, "reduction", 'be "mean", "sum" or "none"', repr(reduction))
+    if not isinstance(margin, Margin):
+        raise error(name, "margin", "be a margins.Margin", repr(margin), "see margins.build", kind=TypeError)
     if norm is None and margin.needs_norm:
         remedy = "pass the embeddings' norms before normalisation"
         raise error(name, "norm", f"be given for {type(margin).__name__}", None, remedy)

@@ -8,9 +8,8 @@ A test of a backend reads
     actual = testing.run(functional.negative_logsumexp, case, backend="cpu", grad_tolerance=0.0)
     testing.assert_no_worse(actual, truth, plain, case=case)
 
-that is: our gradients' error against float64 may be at most twice the error that plain PyTorch makes in the same
-dtype, and our logits are float32 whatever the dtype. Floors cover what a plain result got right by luck; they are
-derived (`floor_of`), not tuned.
+that is: a gradient's error against float64 may be at most twice plain PyTorch's in the same dtype, and logits are
+float32 in every dtype. Floors, for what plain PyTorch got right by luck, are derived (`floor_of`), not tuned.
 """
 
 from __future__ import annotations
@@ -225,11 +224,13 @@ def floor_of(key: str, case: Case) -> tuple[float, float]:
 
     max_cosine: FLOAT32_FLOOR of 1, the cosine of a unit row with itself. lse: the same of `scale`, the logit of that
     cosine. Gradients: a probability exp(z - lse) carries the absolute error of z and lse, each up to scale * 2^-23 by
-    its own rounding and that of its cosine: scale * 2^-22 in all. Relative to at least scale * 2^-40: rows whose whole
-    gradient is smaller come from negatives under e^-27 of the row's mass, which float32 may lose.
+    its own rounding and that of its cosine: scale * 2^-22 in all. grad_embeddings, in its dtype: two roundings more, of
+    the probabilities before the product with the centres and of the result. Relative to at least scale * 2^-40: rows
+    whose whole gradient is smaller come from negatives under e^-27 of the row's mass, which float32 may lose.
     """
     if key.startswith("grad_"):
-        return case.scale * 2.0**-22, case.scale * 2.0**-40
+        rounding = torch.finfo(case.embeddings.dtype).eps if key == "grad_embeddings" else 0.0
+        return max(case.scale * 2.0**-22, rounding), case.scale * 2.0**-40
     return FLOAT32_FLOOR, case.scale if key == "lse" else 1.0
 
 
@@ -249,10 +250,13 @@ def assert_no_worse(
     Largest and root-mean-square error (`relative_error`, relative to at least `least`) are held against plain's own, so
     neither one bad element nor a general loss of digits passes. Integers must be equal. plain None: the floor alone.
     Mappings are compared key by key over truth's keys. With the `case` they came from, floor and least are those of
-    `floor_of`, and values (not gradients) are held to the floor alone: a logit is float32 in every dtype.
+    `floor_of`, values (not gradients) are held to the floor alone (a logit is float32 in every dtype), and rows whose
+    lse lies more than 80 below their reference may have lost it, as `negative_logsumexp` allows.
     The message names the first element over the limit and the worst one, with coordinates.
     """
     if isinstance(truth, Mapping):
+        if case is not None:
+            actual = _without_lost_rows(actual, truth, case)
         for key in truth:
             beside = None if plain is None else plain[key]
             if case is not None:
@@ -289,10 +293,7 @@ def gradient_difference(actual: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def assert_gradient_close(actual: Tensor, truth: Tensor, relative_l2: float, name: str = "gradient") -> None:
-    """Fail unless actual lies within relative_l2 * |truth| of truth, as vectors; the message says whether it shrank.
-
-    For gradients with a known bound on their error as a whole, such as those of a sweep with a grad_tolerance.
-    """
+    """Fail unless |actual - truth| <= relative_l2 * |truth| as vectors: for sweeps with a grad_tolerance."""
     if actual.shape != truth.shape:
         raise AssertionError(f"{name}: shape {list(actual.shape)} differs from the truth's {list(truth.shape)}")
     found = gradient_difference(actual, truth)
@@ -371,6 +372,20 @@ def _into_gap(cosine: Tensor, wanted: Tensor, width: float, reach: int = 16) -> 
     middle = (left + right) / 2
     order = torch.where(right - left >= width, (middle - wanted[:, None]).abs(), 10 - (right - left))
     return middle.gather(1, order.argmin(dim=1, keepdim=True))[:, 0]
+
+
+def _without_lost_rows(actual: Mapping[str, Tensor], truth: Mapping[str, Tensor], case: Case) -> dict[str, Tensor]:
+    """`actual` with truth's numbers in the rows that lie, in both, too far below their reference to matter."""
+    bound = case.reference.double().cpu() - 80
+    lost = (truth["lse"].double().cpu() < bound) & (actual["lse"].double().cpu() < bound + 1)
+    result = dict(actual)
+    for key in truth:
+        if key == "lse" or key.startswith("grad_"):
+            values, known = actual[key].double().cpu(), truth[key].double().cpu()
+            forgiven = lost if values.dim() == 1 else lost[:, None]
+            # A NaN is never forgiven.
+            result[key] = torch.where(forgiven & ~values.isnan(), known, values)
+    return result
 
 
 def _norms(errors: Tensor) -> dict[str, float]:

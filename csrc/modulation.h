@@ -4,7 +4,7 @@
 //     N(c) = quad c^2 + lin c + const   if hard else c
 //     N'(c) = 2 quad c + lin            if hard else 1
 //
-// `Value` is float or double, or a compiler's SIMD vector of them with `Mask` its vector of all-ones or all-zeros lanes.
+// `Value` is float or double, or a compiler's SIMD vector of them.
 #pragma once
 
 #ifdef __CUDACC__
@@ -15,24 +15,25 @@
 
 namespace attfc {
 
-template <class Mask, class Value>
-ATTFC_HOST_DEVICE Value select(Mask mask, Value a, Value b) {
-  return mask ? a : b;
-}
-
 template <class Value>
 struct RowModulation {
   Value threshold, quad, lin, constant;
 };
 
-// N(c) and N'(c), given whether the negative is hard.
-template <class Value, class Mask>
-ATTFC_HOST_DEVICE void modulate(const RowModulation<Value>& row, Value cosine, Mask hard, Value& modulated,
-                                Value& derivative) {
+// N(c) and N'(c) of a negative. The comparison stands inside each selection because compilers turn that form, not a
+// stored vector mask, into one masked instruction.
+template <class Value>
+ATTFC_HOST_DEVICE void modulate(const RowModulation<Value>& row, Value cosine, Value& modulated, Value& derivative) {
   const Value bent = (row.quad * cosine + row.lin) * cosine + row.constant;
   const Value slope = (row.quad + row.quad) * cosine + row.lin;
-  modulated = select(hard, bent, cosine);
-  derivative = select(hard, slope, Value{} + 1);
+  modulated = cosine > row.threshold ? bent : cosine;
+  derivative = cosine > row.threshold ? slope : Value{} + 1;
+}
+
+template <class Value>
+ATTFC_HOST_DEVICE void modulate(const RowModulation<Value>& row, Value cosine, bool, Value& modulated,
+                                Value& derivative) {
+  modulate(row, cosine, modulated, derivative);
 }
 
 }  // namespace attfc

@@ -283,7 +283,7 @@ ENQUEUE = {
     "dim": ((torch.ones(2, 3), torch.tensor([1, 2])), ValueError, r"centers must have shape \[rows, 2\], got \[2, 3\]"),
     "rank": ((torch.ones(2), torch.tensor([1])), ValueError, r"centers must have shape \[rows, 2\], got \[2\]"),
     "length": ((torch.ones(2, 2), torch.tensor([1])), ValueError, r"labels must have shape \[2\], as .*, got \[1\]"),
-    "integer": ((torch.ones(1, 2).long(), torch.tensor([1])), TypeError, r"have a floating dtype, got torch.int64"),
+    "integer": ((torch.ones(1, 2).long(), torch.tensor([1])), TypeError, r"centers must have a float.* torch.int64"),
     "label dtype": (
         (torch.ones(1, 2), torch.tensor([1], dtype=torch.int32)),
         TypeError,

@@ -233,6 +233,23 @@ def test_embeddings_are_cast_to_the_centers_dtype():
     assert gradient.dtype == torch.float32 and gradient.any()
 
 
+def test_autocast_rounds_the_sweep_and_nothing_else():
+    case, raw, own = loss_inputs(dtype=torch.float32)
+    raw.requires_grad_()
+    wide = loss_of(raw, own, case, margins.AdaSin(), reduction="none")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = loss_of(raw, own, case, margins.AdaSin(), reduction="none")
+    assert cast.rows.dtype == cast.target_logit.dtype == torch.float32
+    easy = (wide.negatives.hard_count > 0) == (cast.negatives.hard_count > 0)
+    assert easy.any() and torch.allclose(cast.target_logit[easy], wide.target_logit[easy], rtol=1e-6)
+    # Unit rows of 16 dimensions in bfloat16: both factors off by 2^-9 of themselves at most.
+    kept = wide.negatives.lse.isfinite()
+    cosines = [output.negatives.max_cosine[kept] for output in (cast, wide)]
+    assert not torch.equal(*cosines) and torch.allclose(*cosines, rtol=0, atol=2 * 2.0**-9)
+    (gradient,) = torch.autograd.grad(cast.loss, raw, torch.ones_like(cast.loss))
+    assert gradient.dtype == torch.float32 and gradient.isfinite().all()
+
+
 def test_bad_loss_arguments_are_named():
     case, raw, own = loss_inputs()
     for options, kind, message in [
@@ -243,6 +260,8 @@ def test_bad_loss_arguments_are_named():
     ]:
         with pytest.raises(kind, match="^margin_softmax_loss: " + message):
             loss_of(raw, own, case, margins.AdaFace(), **options)
+    with pytest.raises(TypeError, match="^margin_softmax_loss: margin must be a margins.Margin, got 'arcface'; see"):
+        loss_of(raw, own, case, "arcface")
     case.labels = case.labels.int()
     with pytest.raises(TypeError, match="^margin_softmax_loss: labels must be int64"):
         loss_of(raw, own, case, margins.ArcFace())

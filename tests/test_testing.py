@@ -136,6 +136,26 @@ def test_mappings_are_compared_by_key():
         testing.assert_no_worse(found, truth, case=case)
 
 
+def test_rows_far_below_their_reference_may_be_lost_and_no_others():
+    case = testing.make_case((6, 20, 8), torch.float32, modulation="adasin", ignored=0.0)
+    truth = testing.run(reference.negative_logsumexp, case.double())
+    case.reference = truth["lse"].float() + torch.tensor([0.0, 79.0, 81.0, -30.0, 200.0, 81.0])
+    for row, lost in ((1, False), (2, True), (3, False), (4, True)):
+        found = testing.run(reference.negative_logsumexp, case)
+        for key in found:
+            if key == "lse" or key.startswith("grad_"):
+                found[key][row] = -math.inf if key == "lse" else 0.0
+        if lost:
+            testing.assert_no_worse(found, truth, case=case)
+        else:
+            with pytest.raises(AssertionError, match="^lse: max relative error inf"):
+                testing.assert_no_worse(found, truth, case=case)
+    found = testing.run(reference.negative_logsumexp, case)
+    found["grad_embeddings"][2, 3] = math.nan
+    with pytest.raises(AssertionError, match=r"^grad_embeddings: .*worst at \[2, 3\]: got nan"):
+        testing.assert_no_worse(found, truth, case=case)
+
+
 def test_gradients_are_compared_as_vectors():
     truth = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
     shrunk = testing.gradient_difference(0.9 * truth, truth)

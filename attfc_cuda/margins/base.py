@@ -119,16 +119,16 @@ def angle(cosine: Tensor) -> Tensor:
 
     Equals acos for |cosine| <= 1 - 2^-23 and at +-1. In the last float32 step before +-1, where acos' = -1 / sin theta
     runs to infinity, the angle follows its chord (slope -4096): exact at both ends, monotone, off by less than
-    1.3e-4 rad between. Outside [-1, 1], where only rounding leads, it is clamped, with no gradient. Our choice: after
-    the chain rule of the normalisation, which contributes sin theta, the gradient of the embedding is unchanged but
-    for the last 5e-4 rad, and a target at exactly +-1 gives numbers instead of NaN.
+    1.3e-4 rad between. Outside [-1, 1], where only rounding leads, it is clamped, with no gradient. NaN stays NaN.
+    Our choice: after the chain rule of the normalisation, which contributes sin theta, the gradient of the embedding
+    is unchanged but for the last 5e-4 rad, and a target at exactly +-1 gives numbers instead of NaN.
     """
     # `where` instead of clamp: what clamp's derivative is at exactly its bound differs between versions of PyTorch.
     size = cosine.abs()
-    inside = size <= _EDGE
-    arc = torch.acos(torch.where(inside, cosine, 0))
+    near_end = size > _EDGE
+    arc = torch.acos(torch.where(near_end, 0, cosine))
     chord = torch.where(size <= 1, _CHORD_SLOPE * (1 - size), 0)
-    return torch.where(inside, arc, torch.where(cosine > 0, chord, math.pi - chord))
+    return torch.where(near_end, torch.where(cosine > 0, chord, math.pi - chord), arc)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import random
 import shutil
 from collections.abc import Iterator
@@ -47,6 +49,8 @@ class Training:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.device = pick_device(config.run.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.dtype = DTYPES[config.optim.precision]
 
         self.dataset = load_dataset(config)
@@ -195,6 +199,19 @@ def pick_device(name: str) -> torch.device:
         got = f"{name} with {torch.cuda.device_count()} GPUs"
         raise error("train", "device", "be present", got, "use --device cpu")
     return device
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks for the next allocation, rather than return them to the system.
+
+    Activations of tens of MB otherwise come back as fresh pages each step, zeroed by the kernel: a sixth of a step's time on
+    a CPU. The peak stays as it is. Elsewhere than on glibc nothing happens.
+    """
+    trim_threshold, mmap_threshold, most = -1, -3, 2**30  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, most)
+        libc.mallopt(trim_threshold, most)
 
 
 def seed_everything(seed: int) -> None:

@@ -82,7 +82,7 @@ typename Simd<Real>::Mask add_tile(RowSums<Real, kRows>& rows, int row, const Ti
   }
   const Vector omitted = load<Vector>(rows.omitted + row);
   const Mask omit = may_omit(omitted, tile.sum, sum, load<Vector>(rows.target_mass + row), Vector{} + tolerance);
-  store(rows.omitted + row, select(omit, omitted + tile.sum, omitted));
+  store(rows.omitted + row, omitted + select(omit, tile.sum));
   return ~omit;
 }
 
@@ -110,27 +110,22 @@ TileSums<typename OperandOf<Input>::Type::Real> weigh_tile(
     if (id == kEmptySlot) return Vector{};
     const Vector c = load<Vector>(cosine + j * stride);
     Vector modulated = c, derivative{};
-    Mask hard{};
-    if constexpr (kModulated) {
-      hard = c > modulation.threshold;
-      modulate(modulation, c, hard, modulated, derivative);
-    }
+    if constexpr (kModulated) modulate(modulation, c, modulated, derivative);
     Vector probability = exp2_below_127(modulated * scale - shift);
     Vector seen = c;
-    if (id >= 0) {  // some row's own class
-      const Mask valid = load<Mask>(inputs.id + row) != id;
-      probability = select(valid, probability, Vector{});
-      seen = select(valid, c, lowest);
-      modulated = select(valid, modulated, lowest);
-      hard &= valid;
+    if (id >= 0) {  // some row's own class: as if it were not there
+      const Mask ids = load<Mask>(inputs.id + row);
+      probability = ids == id ? Vector{} : probability;
+      seen = ids == id ? lowest : c;
+      modulated = ids == id ? lowest : modulated;
     }
     sums.sum += probability;
     sums.max_cosine = maximum(seen, sums.max_cosine);
     if constexpr (!kModulated) return probability;
     sums.max_modulated = maximum(modulated, sums.max_modulated);
-    sums.hard += hard;
+    sums.hard += seen > modulation.threshold;
     if constexpr (kMoments) {
-      const Vector constant = select(hard, probability, Vector{}), linear = constant * c;
+      const Vector constant = c > modulation.threshold ? probability : Vector{}, linear = constant * c;
       sums.moment_const += constant;
       sums.moment_lin += linear;
       sums.moment_quad += linear * c;

@@ -49,6 +49,12 @@ ATTFC_HOST_DEVICE void store(Real* to, Vector value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
+// The value where the mask's lane is set, 0 elsewhere.
+template <class Mask, class Vector>
+ATTFC_HOST_DEVICE Vector select(Mask mask, Vector value) {
+  return reinterpret_bits<Vector>(reinterpret_bits<Mask>(value) & mask);
+}
+
 template <class Mask>
 ATTFC_HOST_DEVICE bool any(Mask mask) {
   uint64_t words[sizeof(Mask) / sizeof(uint64_t)], together = 0;

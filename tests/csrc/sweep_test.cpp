@@ -188,6 +188,40 @@ void add_omission() {
   });
 }
 
+// Rows far apart in a sparse mapping: element offsets beyond 2^31, byte offsets beyond 2^32.
+void add_offsets() {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  testing::add_case("offsets_beyond_32_bits", [] {
+    SweepCase c;
+    c.rows = 3;
+    c.centers = 3;
+    c.empty_share = c.ignored_share = 0;
+    testing::SweepData data = testing::make_data(c);
+    const testing::SweepResult near = testing::run_sweep(c, data);
+    constexpr int64_t kStride = int64_t{3} << 29;
+    constexpr size_t kBytes = (size_t{2} * kStride + 1024) * 2;
+    const auto spread = [&](const std::vector<uint16_t>& from) {
+      void* memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      CHECK(memory != MAP_FAILED, "no address space");
+      uint16_t* to = static_cast<uint16_t*>(memory);
+      for (int64_t row = 0; row < 3; ++row) std::memcpy(to + row * kStride, &from[static_cast<size_t>(row * data.stride)], 256);
+      return to;
+    };
+    testing::SweepResult far = near;
+    for (float& each : far.grad) each = NAN;
+    const cuda::SweepArguments arguments{
+        c.dtype, 3, 3, c.dim, spread(data.embeddings), kStride, spread(data.centers), kStride, data.labels.data(),
+        data.center_labels.data(), data.reference.data(), data.threshold.data(), data.quad.data(), data.lin.data(),
+        data.constant.data(), c.scale, 0, true, far.lse.data(), far.hard_count.data(), far.max_cosine.data(),
+        far.omitted.data(), far.grad.data(), far.moments.data()};
+    const cuda::SweepPlan plan = cuda::plan_sweep({80, 163 << 10, 1}, arguments);
+    std::vector<float> workspace(plan.workspace_bytes / sizeof(float));
+    CHECK(cuda::launch_sweep(plan, arguments, workspace.data(), nullptr) == nullptr, "launch");
+    CHECK(same_bits(near.lse, far.lse) && same_bits(near.grad, far.grad), "far rows give another result");
+  });
+#endif
+}
+
 void add_refusals() {
   const auto reason = [](void (*change)(cuda::SweepArguments&, cuda::DeviceLimits&)) {
     cuda::SweepArguments arguments{};
@@ -240,6 +274,7 @@ int main(int argc, char** argv) {
   add_dims();
   add_values();
   add_omission();
+  add_offsets();
   add_refusals();
   return testing::run_cases(argc, argv);
 }

@@ -2,7 +2,7 @@
 // sanitizers find ends the process.
 //
 //   program                  runs every case
-//   program NAME             runs the cases whose name contains NAME
+//   program NAME ..          runs the cases whose name contains one of the NAMEs
 // Prints each failure and, at the end, "N passed, M failed".
 #pragma once
 
@@ -55,7 +55,9 @@ inline bool succeeds(const std::function<void()>& body) {
 inline int run_cases(int argc, char** argv) {
   int passed = 0, failed = 0;
   for (const auto& [name, body] : cases()) {
-    if (argc > 1 && name.find(argv[1]) == std::string::npos) continue;
+    bool wanted = argc == 1;
+    for (int i = 1; i < argc; ++i) wanted = wanted || name.find(argv[i]) != std::string::npos;
+    if (!wanted) continue;
     if (succeeds(body)) {
       ++passed;
     } else {

@@ -37,9 +37,11 @@ def _numbers(images):
     return upright[..., 0, 0, 0] + 256 * upright[..., 1, 0, 0], mirrored
 
 
-def _equal(a, b):
-    return len(a) == len(b) and all(
-        torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+def _equal(batches, others):
+    return len(batches) == len(others) and all(
+        torch.equal(ours, theirs)
+        for batch, other in zip(batches, others, strict=True)
+        for ours, theirs in zip(batch, other, strict=True)
     )
 
 
@@ -82,7 +84,10 @@ def test_mirroring():
 @pytest.mark.parametrize("stop", [1, 4, 9, 10, 13])
 def test_resumes_to_the_identical_rest(stop):
     # 10 batches a pass; 10 is the state taken in the body of the pass's last batch.
-    make = lambda: AttentionLoader(NumberedFaces([3] * 26 + [1] * 5), 8, 2, drop_last=False, seed=4)  # noqa: E731
+
+    def make():
+        return AttentionLoader(NumberedFaces([3] * 26 + [1] * 5), 8, 2, drop_last=False, seed=4)
+
     loader, whole, state = make(), [], None
     assert len(loader) == 10
     for _ in range(3):
@@ -185,7 +190,7 @@ def test_corrupt_file_in_a_folder(tmp_path):
                         for mode, workers in (("skip", 1), ("raise", 0)))  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        labels = next(iter(skipping)).labels
+        labels = torch.cat([batch.labels for batch in skipping])
     # Two others each: every row of the identity needs the bad file.
     assert sorted(labels.tolist()) == [-1] * 3 + [0] * 3 + [1] * 3 + [3] * 3 and skipping.ignored_rows == 3
     with pytest.raises(UnreadableImage, match=re.escape(str(bad))):
@@ -211,8 +216,8 @@ def test_report():
         ({"gallery_size": 64}, ValueError, "gallery_size must lie in 1 to 63, got 64"),
         ({"seed": -1}, ValueError, "seed must lie in 0 to 18446744073709551615, got -1"),
         ({"min_images": 0}, ValueError, "min_images must be at least 1, got 0"),
-        ({"min_images": 4}, ValueError, "dataset must have an identity with at least min_images = 4 images, got at most "
-                                        "3 images for an identity; add images or lower min_images"),
+        ({"min_images": 4}, ValueError, "dataset must have an identity with at least min_images = 4 images, got at "
+                                        "most 3 images for an identity; add images or lower min_images"),
         ({"negatives_per_batch": -1}, ValueError, "negatives_per_batch must be at least 0, got -1"),
         ({"negatives_per_batch": "all"}, ValueError, "negatives_per_batch must be \"auto\" or an int, got 'all'"),
         ({"augment": "crop"}, ValueError, "augment must be \"flip\" or \"none\", got 'crop'"),

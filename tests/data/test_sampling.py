@@ -1,4 +1,4 @@
-"""The arithmetic of batches, on indices alone: who is a probe, who is in its gallery, and what the numbers depend on."""
+"""The arithmetic of batches, on indices alone: who is a probe, who is in its gallery, what the numbers depend on."""
 
 import numpy as np
 import pytest

@@ -48,6 +48,10 @@ def test_angle_clamps_what_rounding_leaves_outside():
     assert torch.allclose(theta, torch.tensor([0.0, math.pi], dtype=torch.float64)) and not slope.any()
 
 
+def test_angle_does_not_hide_a_nan():
+    assert angle(torch.tensor([math.nan])).isnan().all() and psi(torch.tensor([math.nan])).isnan().all()
+
+
 def test_gradient_of_an_embedding_near_its_center_is_the_exact_one():
     """After the normalisation's chain rule, which brings sin theta, the safe angle changes only the last 5e-4."""
     for theta in (1e-3, 1e-2, math.pi - 1e-3):

@@ -131,10 +131,13 @@ inline void release(Context& context) {
   context.tsan_fiber = nullptr;
 }
 
-// To be called first in an entry function.
-inline void arrived([[maybe_unused]] Context& from) {
+// To be called first in an entry function. The first to arrive comes from the scheduler and learns where its stack lies.
+inline void arrived([[maybe_unused]] Context& scheduler) {
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &from.asan_bottom, &from.asan_size);
+  const void* bottom;
+  size_t size;
+  __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
+  if (scheduler.asan_bottom == nullptr) scheduler.asan_bottom = bottom, scheduler.asan_size = size;
 #endif
 }
 
