@@ -32,12 +32,16 @@ class Batch(NamedTuple):
 
 
 class _Assembler(Dataset):
-    """Turns a plan into a batch; runs in the worker processes."""
+    """Turns a plan into a batch; runs in the worker processes.
+
+    A failure that is to end the iteration is returned, not raised: the DataLoader would wrap a worker's exception in
+    text of its own, and an iterator that an exception's traceback keeps alive delays the workers' end by seconds.
+    """
 
     def __init__(self, dataset: FaceDataset):
         self.dataset = dataset
 
-    def __getitem__(self, plan: BatchPlan) -> Batch:
+    def __getitem__(self, plan: BatchPlan) -> Batch | UnreadableImage:
         dataset, (rows, gallery_size) = self.dataset, plan.gallery.shape
         indices = np.concatenate([plan.probe, plan.gallery.reshape(-1), plan.negatives])
         mirrored = np.concatenate([plan.mirror_probe, plan.mirror_gallery.reshape(-1), plan.mirror_negatives])
@@ -48,7 +52,7 @@ class _Assembler(Dataset):
                 images[place] = dataset[index]
             except UnreadableImage as failure:
                 if dataset.on_error != "skip":
-                    raise
+                    return failure
                 readable[place] = False
                 warnings.warn(f"row ignored: {failure}", stacklevel=2)
         ready = normalize_images(mirror_images(images, torch.from_numpy(mirrored)))
@@ -61,7 +65,7 @@ class _Assembler(Dataset):
         return Batch(probe, gallery, torch.from_numpy(labels), negatives, torch.from_numpy(negative_labels))
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Batch | UnreadableImage) -> Batch | UnreadableImage:
     return batch
 
 
@@ -145,6 +149,8 @@ class AttentionLoader:
             generator=torch.Generator(),  # else each iteration draws from the global one
         )
         for batch_index, batch in enumerate(loader, first):
+            if isinstance(batch, UnreadableImage):
+                raise batch
             self._pass, self._batch = divmod(pass_index * len(self) + batch_index + 1, len(self))
             self.ignored_rows += int((batch.labels < 0).sum() + (batch.negative_labels < 0).sum())
             yield batch

@@ -89,7 +89,7 @@ class FolderFaces(FaceDataset):
                     counts.append(len(found))
                     root_of.append(number)
                 notice(f"{len(names)} identities, {len(files)} images")
-        labels, images = np.repeat(np.arange(len(names)), counts), None
+        labels, images = np.repeat(np.arange(len(names)), np.array(counts, dtype=np.int64)), None
         if check or cache:
             folders = [self.roots[number] / name for number, name in zip(root_of, names, strict=True)]
             images, readable, failures = load_all(

@@ -6,6 +6,7 @@ matplotlib draws them without a display (its Agg canvas, chosen per figure: a ca
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,10 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#00
 LINE_STYLES = ("-", "--", "-.", ":")
 GENUINE_COLOR, IMPOSTOR_COLOR = COLORS[0], COLORS[1]
 RESOLUTION_DPI = 150
+# Size of legend text ("small", 8.3 points) in inches, on the safe side; a longer label is broken into lines.
+CHARACTER_WIDTH_IN, ROW_HEIGHT_IN = 0.075, 0.2
+LEGEND_CHARACTERS = 70
+LEGEND_KEY_CHARACTERS = 6  # the line before a label and the gap after it
 SMOOTHED_SHARE = 0.02  # a training curve is averaged over this share of its steps; the raw values show behind it
 
 
@@ -40,7 +45,7 @@ def plot_roc(
     """
     if not results:
         raise error("plot_roc", "results", "hold at least one method", "none")
-    figure, axes = _figure(6.4, 4.8)
+    figure, axes = _figure(6.4, 4.4)
     most_impostors = 0
     for number, (name, (similarity, same)) in enumerate(results.items()):
         genuine, impostor = _split("plot_roc", similarity, same)
@@ -69,8 +74,7 @@ def plot_roc(
     axes.set_title(title)
     axes.grid(True, which="major", color="0.85")
     axes.grid(True, which="minor", axis="x", color="0.94", linewidth=0.6)
-    # Curves rise to the upper right: outside, the legend hides none of them, however many there are.
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    _legend_below(figure, *axes.get_legend_handles_labels())
     _save(figure, path)
 
 
@@ -88,7 +92,7 @@ def plot_histogram(
     Errors: ValueError as for plot_roc.
     """
     genuine, impostor = _split("plot_histogram", similarity, same)
-    figure, axes = _figure(6.4, 4.2)
+    figure, axes = _figure(6.4, 4.0)
     lowest, highest = min(genuine.min(), impostor.min()), max(genuine.max(), impostor.max())
     # A half width keeps the bins apart when every value is the same.
     margin = max(0.02 * (highest - lowest), 1e-6)
@@ -115,7 +119,7 @@ def plot_histogram(
     axes.set_title(title)
     axes.grid(True, color="0.9")
     axes.set_axisbelow(True)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize="small")
+    _legend_below(figure, *axes.get_legend_handles_labels())
     _save(figure, path)
 
 
@@ -169,7 +173,7 @@ def plot_training(logs: str | Path | Mapping[str, str | Path], path: str | Path,
         _finish_panel(axes, panel.label)
     if len(runs) > 1:
         handles = [Line2D([], [], color=COLORS[number % len(COLORS)], linewidth=3.0) for number in range(len(runs))]
-        figure.legend(handles, list(runs), loc="outside lower center", ncols=min(len(runs), 4), frameon=False)
+        _legend_below(figure, handles, list(runs))
     last_step = max(
         record["step"] for records in runs.values() for record in records if isinstance(record.get("step"), int)
     )
@@ -202,6 +206,18 @@ def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
+
+
+def _legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend under everything else, where it hides no curve: as many columns as the longest label leaves room for,
+    and a figure made higher by its rows."""
+    labels = [textwrap.fill(label, LEGEND_CHARACTERS) for label in labels]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    fitting = int(figure.get_figwidth() / ((longest + LEGEND_KEY_CHARACTERS) * CHARACTER_WIDTH_IN))
+    columns = max(1, min(len(labels), fitting))
+    rows = -(-len(labels) // columns) * max(label.count("\n") + 1 for label in labels)
+    figure.set_figheight(figure.get_figheight() + rows * ROW_HEIGHT_IN)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
 
 
 def _save(figure: Figure, path: str | Path) -> None:

@@ -141,7 +141,6 @@ class AttFC(nn.Module):
         counts = labels >= 0
         # Rows that do not count are zeroed at the door: a NaN in one would come back as 0 * NaN in the gradient.
         unit, norm = _unit_rows(torch.where(counts[:, None], embeddings, 0))
-        gallery = torch.where(counts[:, None, None], gallery, 0)
         centers = functional.generate_class_centers(unit.detach(), gallery, self.temperature)
         target_cosine = (unit * centers).sum(dim=1)
 

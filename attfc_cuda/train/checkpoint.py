@@ -88,13 +88,17 @@ def open_any(path: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every random generator a run may draw from: torch (CPU and GPUs), numpy, random."""
+    """The state of every random generator a run may draw from: torch (CPU and GPUs), numpy, random.
+
+    The long ones as tensors: as Python numbers they would be most of the objects in a checkpoint.
+    """
     name, keys, *rest = np.random.get_state()
+    version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [name, keys.tolist(), *rest],
-        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": [version, torch.tensor(internal), gauss],
     }
 
 
@@ -104,9 +108,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
     for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(cuda_state, device)
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate((version, tuple(internal.tolist()), gauss))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -69,7 +69,7 @@ def train(config: TrainConfig, objective_type: type[Objective] = AttFCObjective)
         log.record("resume" if run.resume else "start", step=training.step, config=config.to_dict(), report=report)
         log.say(report)
         batches, images, since = training.batches(), 0, time.perf_counter()
-        while training.step < total and not interrupt.signal_number:
+        while training.step < total:
             batch = next(batches)
             lr, momentum = training.learning_rate(training.step), training.momentum(training.step)
             for group in optimizer.param_groups:
@@ -108,11 +108,13 @@ def train(config: TrainConfig, objective_type: type[Objective] = AttFCObjective)
             else:
                 log.advance(step)
 
-            pause = time.perf_counter()
+            pause, stopping = time.perf_counter(), interrupt.signal_number
             if training.sets and ((verify_every and step % verify_every == 0) or step == total):
                 results = verify_all(backbone, training.sets, step, log, training.device)
-            if (checkpoint_every and step % checkpoint_every == 0) or step == total or interrupt.signal_number:
+            if (checkpoint_every and step % checkpoint_every == 0) or step == total or stopping:
                 path = save()
+            if stopping:
+                break
             since += time.perf_counter() - pause  # neither counts as training time
 
         if training.step < total:
@@ -122,6 +124,10 @@ def train(config: TrainConfig, objective_type: type[Objective] = AttFCObjective)
                 step=training.step,
             )
         else:
+            if training.loader.ignored_rows:
+                log.note(
+                    f"rows left out because an image could not be read: {training.loader.ignored_rows}", step=total
+                )
             log.record("end", step=total, seconds=training.seconds)
             log.say(f"done: {total} steps in {training.seconds:.0f} s of training, in {run.run}")
     return Outcome(run.run, training.step, interrupt.signal_number if training.step < total else None, results)

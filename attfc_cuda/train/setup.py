@@ -204,8 +204,8 @@ def pick_device(name: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Tell glibc to keep large freed blocks for the next allocation, rather than return them to the system.
 
-    Activations of tens of MB otherwise come back as fresh pages each step, zeroed by the kernel: a sixth of a step's time on
-    a CPU. The peak stays as it is. Elsewhere than on glibc nothing happens.
+    Activations of tens of MB otherwise come back as fresh pages each step, zeroed by the kernel: a sixth of a step's
+    time on a CPU. The peak stays as it is. Elsewhere than on glibc nothing happens.
     """
     trim_threshold, mmap_threshold, most = -1, -3, 2**30  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
@@ -252,4 +252,3 @@ def refuse_other_settings(now: dict[str, Any], then: dict[str, Any]) -> None:
 
 def _batch_norm_buffers(module: nn.Module) -> list[Tensor]:
     return [b for m in module.modules() if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)]
-

@@ -29,7 +29,8 @@ ATTFC_KERNEL(128, 1) merge_kernel(const MergeParameters p) {
     }
   }
 
-  // Nothing valid, or so far below the target that exp() is 0: lse -inf, gradient 0. Divided first: scale / sum overflows.
+  // Nothing valid, or so far below the target that exp() is 0: lse -inf, gradient 0. Divided first: scale / sum
+  // overflows.
   const bool empty = total.sum == 0;
   const float sum = empty ? 1.0f : total.sum;
   if (p.unit_grad != nullptr) {
@@ -51,7 +52,8 @@ ATTFC_KERNEL(128, 1) merge_kernel(const MergeParameters p) {
 
 const char* launch_merge(const MergeParameters& parameters, void* stream) {
   const unsigned threads = parameters.unit_grad != nullptr ? static_cast<unsigned>(parameters.dim) / 4 : gpu::kWarpSize;
-  return gpu::launch(merge_kernel, gpu::Grid{static_cast<unsigned>(parameters.rows), 1}, threads, 0, stream, parameters);
+  return gpu::launch(merge_kernel, gpu::Grid{static_cast<unsigned>(parameters.rows), 1}, threads, 0, stream,
+                     parameters);
 }
 
 }  // namespace attfc::cuda

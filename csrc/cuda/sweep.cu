@@ -6,12 +6,18 @@
 
 namespace attfc::cuda {
 
-template <> const char* launch_sweep_config<SweepD128>(Dtype, bool, const SweepParameters&, int64_t, void*);
-template <> const char* launch_sweep_config<SweepD256>(Dtype, bool, const SweepParameters&, int64_t, void*);
-template <> const char* launch_sweep_config<SweepD256Compact>(Dtype, bool, const SweepParameters&, int64_t, void*);
-template <> const char* launch_sweep_config<SweepD512>(Dtype, bool, const SweepParameters&, int64_t, void*);
-template <> const char* launch_sweep_config<SweepD512Wide>(Dtype, bool, const SweepParameters&, int64_t, void*);
-template <> const char* launch_sweep_config<SweepD512Compact>(Dtype, bool, const SweepParameters&, int64_t, void*);
+template <>
+const char* launch_sweep_config<SweepD128>(Dtype, bool, const SweepParameters&, int64_t, void*);
+template <>
+const char* launch_sweep_config<SweepD256>(Dtype, bool, const SweepParameters&, int64_t, void*);
+template <>
+const char* launch_sweep_config<SweepD256Compact>(Dtype, bool, const SweepParameters&, int64_t, void*);
+template <>
+const char* launch_sweep_config<SweepD512>(Dtype, bool, const SweepParameters&, int64_t, void*);
+template <>
+const char* launch_sweep_config<SweepD512Wide>(Dtype, bool, const SweepParameters&, int64_t, void*);
+template <>
+const char* launch_sweep_config<SweepD512Compact>(Dtype, bool, const SweepParameters&, int64_t, void*);
 
 namespace {
 
@@ -51,15 +57,20 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
-// A multiprocessor works on one block at a time where the batch is small, so the time is (rounds of blocks) x (tiles of a
-// split and about kOverhead tiles' time for filling the pipeline, writing and merging O).
-int choose_splits(int64_t row_blocks, int64_t tiles, int multiprocessors) {
+// Blocks of a shape that a multiprocessor holds: by shared memory (1 KiB of it goes to each block), and by registers
+// not more than two.
+int resident_blocks(const DeviceLimits& device, const Shape& shape) {
+  return static_cast<size_t>(device.shared_bytes) + 1024 >= 2 * (shape.shared_bytes + 1024) ? 2 : 1;
+}
+
+// The time of a sweep is (rounds of resident blocks) x (tiles of a split, and about kOverhead tiles' time for filling
+// the pipeline, writing and merging O).
+int choose_splits(int64_t row_blocks, int64_t tiles, int slots) {
   constexpr int64_t kOverhead = 6;
   int best = 1;
   int64_t best_time = -1;
   for (int splits = 1; splits <= kMaxSplits && splits <= (tiles > 1 ? tiles : 1); ++splits) {
-    const int64_t rounds = divide_up(row_blocks * splits, multiprocessors);
-    const int64_t time = rounds * (divide_up(tiles, splits) + kOverhead);
+    const int64_t time = divide_up(row_blocks * splits, slots) * (divide_up(tiles, splits) + kOverhead);
     if (best_time < 0 || time < best_time) best = splits, best_time = time;
   }
   return best;
@@ -78,8 +89,14 @@ struct Workspace {
 
   PartialSums lay_out(float* start) const {
     float* columns = start + gradient;
-    return {columns + 2 * column, columns + 3 * column, columns + 4 * column, columns + 5 * column,
-            columns + 6 * column, columns + 7 * column, columns + 8 * column, reinterpret_cast<int64_t*>(columns),
+    return {columns + 2 * column,
+            columns + 3 * column,
+            columns + 4 * column,
+            columns + 5 * column,
+            columns + 6 * column,
+            columns + 7 * column,
+            columns + 8 * column,
+            reinterpret_cast<int64_t*>(columns),
             start};
   }
 };
@@ -88,11 +105,13 @@ struct Workspace {
 
 const char* why_not(const DeviceLimits& device, const SweepArguments& arguments) {
   if (arguments.dtype == Dtype::kFloat32) return "it takes bfloat16 and float16, not float32";
-  if (device.compute_capability < 80) return "it needs compute capability 8.0 or later (mma.sync for bfloat16, cp.async)";
+  if (device.compute_capability < 80)
+    return "it needs compute capability 8.0 or later (mma.sync for bfloat16, cp.async)";
   if (arguments.dim != 128 && arguments.dim != 256 && arguments.dim != 512) {
     return "it is compiled for D = 128, 256 and 512";
   }
-  if (find_shape(device, arguments.dim) == nullptr) return "a block has too little shared memory on this device for this D";
+  if (find_shape(device, arguments.dim) == nullptr)
+    return "a block has too little shared memory on this device for this D";
   if (!aligned(arguments.embeddings, 16) || arguments.embedding_stride % 8 != 0) {
     return "rows of embeddings must start at multiples of 16 bytes";
   }
@@ -112,7 +131,7 @@ SweepPlan plan_sweep(const DeviceLimits& device, const SweepArguments& arguments
   plan.centers_per_tile = shape.tile;
   plan.row_blocks = divide_up(arguments.rows, shape.rows);
   const int64_t tiles = divide_up(arguments.centers, shape.tile);
-  plan.splits = choose_splits(plan.row_blocks, tiles, device.multiprocessors);
+  plan.splits = choose_splits(plan.row_blocks, tiles, device.multiprocessors * resident_blocks(device, shape));
   plan.tiles_per_split = divide_up(tiles, plan.splits);
   plan.workspace_bytes = Workspace(plan, arguments).total * sizeof(float);
   return plan;
@@ -140,7 +159,9 @@ const char* launch_sweep(const SweepPlan& plan, const SweepArguments& arguments,
   sweep.tiles_per_split = plan.tiles_per_split;
   sweep.partial = Workspace(plan, arguments).lay_out(static_cast<float*>(workspace));
 
-  const auto launch = [&](auto run) { return run(arguments.dtype, arguments.need_grad, sweep, plan.row_blocks, stream); };
+  const auto launch = [&](auto run) {
+    return run(arguments.dtype, arguments.need_grad, sweep, plan.row_blocks, stream);
+  };
   const char* error = nullptr;
   switch (plan.kernel) {
     case SweepKernel::kD128: error = launch(launch_sweep_config<SweepD128>); break;

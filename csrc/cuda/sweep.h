@@ -1,4 +1,5 @@
-// The CUDA sweep over class centres: interface. Knows no torch; csrc/ops calls it. The same operation as csrc/cpu/sweep.h:
+// The CUDA sweep over class centres: interface. Knows no torch; csrc/ops calls it. The same operation as
+// csrc/cpu/sweep.h:
 //
 //     lse_b       = log sum_{j valid} exp(scale N(c_bj)),  c_bj = x_b . w_j,  valid: l_j >= 0 and l_j != y_b
 //     unit_grad_b = d lse_b / d x_b = scale sum_j q_bj N'(c_bj) w_j
@@ -35,9 +36,9 @@ struct SweepArguments {
   const int64_t* center_labels;  // [centers]; below 0: an empty slot
   const float* reference;        // [rows], the target logit, or null
   const float* threshold;        // [rows], or null: no modulation, and the next three are not read
-  const float* quad;             // [rows]
-  const float* lin;              // [rows]
-  const float* constant;         // [rows]
+  const float* quad;             // [rows], or null: 0
+  const float* lin;              // [rows], or null: 0
+  const float* constant;         // [rows], or null: 0
   float scale;
   float grad_tolerance;
   bool need_grad;  // false: unit_grad is not written
@@ -53,9 +54,12 @@ struct SweepArguments {
 // Which kernel runs a sweep. Another family (wgmma and TMA on sm_90) is one more value here, one more case in
 // plan_sweep() and launch_sweep(), and the same partial results for the merge.
 enum class SweepKernel {
-  kD128,           // sweep_d128.cu
-  kD256, kD256Compact,  // sweep_d256.cu; compact: 99 KiB of shared memory
-  kD512, kD512Wide, kD512Compact,  // sweep_d512.cu; 163, 227 and 99 KiB
+  kD128,  // sweep_d128.cu
+  kD256,
+  kD256Compact,  // sweep_d256.cu; compact: 99 KiB of shared memory
+  kD512,
+  kD512Wide,
+  kD512Compact,  // sweep_d512.cu; 163, 227 and 99 KiB
 };
 
 struct SweepPlan {

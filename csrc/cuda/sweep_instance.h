@@ -1,4 +1,5 @@
-// The instantiations of the sweep kernel: which shapes there are, one source file per D so that they compile in parallel.
+// The instantiations of the sweep kernel: which shapes there are, one source file per D so that they compile in
+// parallel.
 #pragma once
 
 #include "sweep.h"
@@ -18,16 +19,16 @@ template <class Config>
 const char* launch_sweep_config(Dtype dtype, bool grad, const SweepParameters& parameters, int64_t row_blocks,
                                 void* stream);
 
-#define ATTFC_INSTANTIATE_SWEEP(Config)                                                                            \
-  template <>                                                                                                      \
-  const char* launch_sweep_config<Config>(Dtype dtype, bool grad, const SweepParameters& parameters,               \
-                                          int64_t row_blocks, void* stream) {                                      \
-    if (dtype == Dtype::kBFloat16) {                                                                               \
-      return grad ? launch_sweep_kernel<Config, gpu::BFloat16, true>(parameters, row_blocks, stream)               \
-                  : launch_sweep_kernel<Config, gpu::BFloat16, false>(parameters, row_blocks, stream);             \
-    }                                                                                                              \
-    return grad ? launch_sweep_kernel<Config, gpu::Float16, true>(parameters, row_blocks, stream)                  \
-                : launch_sweep_kernel<Config, gpu::Float16, false>(parameters, row_blocks, stream);                \
+#define ATTFC_INSTANTIATE_SWEEP(Config)                                                                \
+  template <>                                                                                          \
+  const char* launch_sweep_config<Config>(Dtype dtype, bool grad, const SweepParameters& parameters,   \
+                                          int64_t row_blocks, void* stream) {                          \
+    if (dtype == Dtype::kBFloat16) {                                                                   \
+      return grad ? launch_sweep_kernel<Config, gpu::BFloat16, true>(parameters, row_blocks, stream)   \
+                  : launch_sweep_kernel<Config, gpu::BFloat16, false>(parameters, row_blocks, stream); \
+    }                                                                                                  \
+    return grad ? launch_sweep_kernel<Config, gpu::Float16, true>(parameters, row_blocks, stream)      \
+                : launch_sweep_kernel<Config, gpu::Float16, false>(parameters, row_blocks, stream);    \
   }
 
 }  // namespace attfc::cuda

@@ -12,11 +12,11 @@
 //
 // Schedule. Tiles of kTile centres flow through three steps, one interval each, one barrier between intervals:
 //     interval i:   logits of tile i + 1  |  weights of tile i  |  gradient of tile i - 1  |  loading tile i + 2
-// The steps of one interval do not depend on each other, so tensor cores, exponentials and copies overlap as warps drift.
-// The fourth stage of centres is what the loading needs; with three, a second barrier follows the gradient step.
+// The steps of one interval do not depend on each other, so tensor cores, exponentials and copies overlap as warps
+// drift. The fourth stage of centres is what the loading needs; with three, a second barrier follows the gradient step.
 //
-// Rows are owned by four neighbouring lanes in the weights step: the reference R moves, and a row agrees to leave a tile
-// out of the gradient, without talking to another warp. Both reach the gradient step an interval later, as flags.
+// Rows are owned by four neighbouring lanes in the weights step: the reference R moves, and a row agrees to leave a
+// tile out of the gradient, without talking to another warp. Both reach the gradient step an interval later, as flags.
 #pragma once
 
 #include "sweep_layout.h"
@@ -83,7 +83,7 @@ class SweepBlock {
   // The row this thread owns with its three neighbours; moments, max_cosine and hard_count are this thread's share.
   PartialLse<float> part;
   RowModulation<float> modulation;
-  int64_t row_label;  // -1: ignored, or past the end
+  int64_t row_label;  // below 0: ignored, or past the end
   float target, target_mass, row_scale, pending_mass = 0;
 
   // This warp's columns of O: 16 rows x 8 columns an mma fragment.
@@ -91,14 +91,14 @@ class SweepBlock {
 
   ATTFC_DEVICE void load_row() {
     const int64_t row = first_row + thread / 4;
-    const bool live = row < p.rows;
-    row_label = live ? p.labels[row] : -1;
+    row_label = row < p.rows ? p.labels[row] : -1;
+    const bool live = row_label >= 0;  // an ignored row's numbers may be anything
     target = live && p.reference != nullptr ? p.reference[row] : -INFINITY;
     const bool modulated = live && p.threshold != nullptr;
     modulation.threshold = modulated ? p.threshold[row] : INFINITY;
-    modulation.quad = modulated ? p.quad[row] : 0;
-    modulation.lin = modulated ? p.lin[row] : 0;
-    modulation.constant = modulated ? p.constant[row] : 0;
+    modulation.quad = modulated && p.quad != nullptr ? p.quad[row] : 0;
+    modulation.lin = modulated && p.lin != nullptr ? p.lin[row] : 0;
+    modulation.constant = modulated && p.constant != nullptr ? p.constant[row] : 0;
     part = empty_partial(WeightRange<Element>::kStartsAtTarget ? target : -INFINITY);
     row_scale = WeightRange<Element>::row_scale(modulation.quad, modulation.lin);
     update_target_mass();
@@ -173,7 +173,8 @@ class SweepBlock {
     const Element* centers = shared.center_tile(tile % Config::kStages);
 
     float sum[kRowBlocks][2 * kColumnPairs][4] = {};
-    // a: rows lane % 16, low or high 8 of k by lane / 16. b: columns lane % 8 and, from lane 16, + 8; k half by lane / 8 % 2.
+    // a: rows lane % 16, low or high 8 of k by lane / 16. b: columns lane % 8 and, from lane 16, + 8; k half by lane /
+    // 8 % 2.
     const int a_row = row + lane % 16, a_half = lane / 16;
     const int b_row = column + lane % 8 + lane / 16 * 8, b_half = lane / 8 % 2;
     ATTFC_UNROLL_BY_4
@@ -231,7 +232,8 @@ class SweepBlock {
       gpu::Float4 sum = gpu::load_shared(reinterpret_cast<const gpu::Float4*>(shared.logit_tile(tile, 0) + at));
       ATTFC_UNROLL
       for (int other = 1; other < Config::kParts; ++other) {
-        const gpu::Float4 more = gpu::load_shared(reinterpret_cast<const gpu::Float4*>(shared.logit_tile(tile, other) + at));
+        const gpu::Float4 more =
+            gpu::load_shared(reinterpret_cast<const gpu::Float4*>(shared.logit_tile(tile, other) + at));
         sum = {sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
       }
       cosine[k] = sum.x, cosine[k + 1] = sum.y, cosine[k + 2] = sum.z, cosine[k + 3] = sum.w;
@@ -286,14 +288,17 @@ class SweepBlock {
       Element* weights = shared.weight_tile(tile);
       ATTFC_UNROLL
       for (int k = 0; k < kOwn; k += 4) {
-        const gpu::Word2 four = {gpu::pack<Element>(slope[k], slope[k + 1]), gpu::pack<Element>(slope[k + 2], slope[k + 3])};
-        gpu::store_shared(reinterpret_cast<gpu::Word2*>(weights + WeightTile<kTile>::offset(row, column + 4 * k)), four);
+        const gpu::Word2 four = {gpu::pack<Element>(slope[k], slope[k + 1]),
+                                 gpu::pack<Element>(slope[k + 2], slope[k + 3])};
+        gpu::store_shared(reinterpret_cast<gpu::Word2*>(weights + WeightTile<kTile>::offset(row, column + 4 * k)),
+                          four);
       }
       pending_mass = mass;
       const bool needed = !may_omit(part, mass, target_mass, p.grad_tolerance);
       const bool any_needed = gpu::warp_any(needed), any_moved = gpu::warp_any(factor != 1);
       if (thread % 4 == 0) gpu::store_shared(shared.factor_tile(tile) + row, factor);
-      if (lane == 0) gpu::store_shared(shared.flag_tile(tile) + warp, (any_needed ? kNeeded : 0u) | (any_moved ? kMoved : 0u));
+      if (lane == 0)
+        gpu::store_shared(shared.flag_tile(tile) + warp, (any_needed ? kNeeded : 0u) | (any_moved ? kMoved : 0u));
     }
   }
 
@@ -390,7 +395,8 @@ class SweepBlock {
 };
 
 template <class Config, class Element, bool grad>
-ATTFC_KERNEL(Config::kThreads, 1) sweep_kernel(const SweepParameters parameters) {
+ATTFC_KERNEL(Config::kThreads, 1)
+sweep_kernel(const SweepParameters parameters) {
   SweepBlock<Config, Element, grad>(parameters).run();
 }
 

@@ -108,8 +108,12 @@ struct SweepShared {
     return center_labels + (static_cast<int>(tile) & (kLabelTiles - 1)) * Config::kTile;
   }
   ATTFC_DEVICE Element* weight_tile(int64_t tile) const { return weights + (static_cast<int>(tile) & 1) * kLogits; }
-  ATTFC_DEVICE float* factor_tile(int64_t tile) const { return row_factors + (static_cast<int>(tile) & 1) * Config::kRows; }
-  ATTFC_DEVICE uint32_t* flag_tile(int64_t tile) const { return warp_flags + (static_cast<int>(tile) & 1) * Config::kWarps; }
+  ATTFC_DEVICE float* factor_tile(int64_t tile) const {
+    return row_factors + (static_cast<int>(tile) & 1) * Config::kRows;
+  }
+  ATTFC_DEVICE uint32_t* flag_tile(int64_t tile) const {
+    return warp_flags + (static_cast<int>(tile) & 1) * Config::kWarps;
+  }
 };
 
 }  // namespace attfc::cuda

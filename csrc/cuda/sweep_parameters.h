@@ -40,7 +40,8 @@ struct WeightRange<gpu::BFloat16> {
 };
 
 // float16 spans 2^-24 .. 2^16. R starts at the first maximum (a target far above would push p under the range) and lags
-// by 2^8 at most; weights are scaled by 2^7 over the largest |N'|, so that they reach up to 2^15 and down to 2^-31 of R.
+// by 2^8 at most; weights are scaled by 2^7 over the largest |N'|, so that they reach up to 2^15 and down to 2^-31 of
+// R.
 template <>
 struct WeightRange<gpu::Float16> {
   static constexpr bool kStartsAtTarget = false;

@@ -69,8 +69,13 @@ def published_iresnet_keys(blocks):
 
 @pytest.mark.parametrize(
     ("name", "blocks"),
-    [("iresnet18", (2, 2, 2, 2)), ("iresnet34", (3, 4, 6, 3)), ("iresnet50", (3, 4, 14, 3)), ("iresnet100", (3, 13, 30, 3))],
-)  # fmt: skip
+    [
+        ("iresnet18", (2, 2, 2, 2)),
+        ("iresnet34", (3, 4, 6, 3)),
+        ("iresnet50", (3, 4, 14, 3)),
+        ("iresnet100", (3, 13, 30, 3)),
+    ],
+)
 def test_iresnet_reads_insightface_checkpoints(name, blocks):
     state = made_without_memory(name).state_dict()
     assert list(state) == published_iresnet_keys(blocks)
@@ -93,7 +98,7 @@ def test_iresnet_keeps_the_last_scale_at_one():
     assert network.features.bias.requires_grad
 
 
-@pytest.mark.parametrize("name", ["iresnet100", "iresnet34", "mobilefacenet", "small"])
+@pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet", "small"])
 @pytest.mark.parametrize("size", [16, 50, 64, 97, 112, 113, 128, 224])
 def test_any_image_size(name, size):
     network = made_without_memory(name, embedding_dim=96, image_size=size)
@@ -122,8 +127,9 @@ def test_evaluation_looks_at_each_image_alone(name, options):
     images = torch.randn(5, 3, 32, 32)
     with torch.no_grad():
         together, alone = network(images), torch.cat([network(image[None]) for image in images])
-    # The same sums in another order: some float32 roundings of values of size 1 to 10.
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    # The same sums in another order: float32 roundings, relative to the largest value (statistics of an untrained
+    # network do not scale its maps down).
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4 * together.abs().max().item())
 
 
 @pytest.mark.parametrize("embedding", ["depthwise", "flatten"])
@@ -178,7 +184,7 @@ def test_small_learns_to_tell_identities_apart(norm):
         return torch.cat(crops) + 0.3 * torch.randn(len(labels), 3, 32, 32), labels
 
     centers = nn.Parameter(torch.randn(8, 32))
-    optimizer = torch.optim.SGD([*network.parameters(), centers], lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD([*network.parameters(), centers], lr=0.01, momentum=0.9)
 
     def logits(images):
         return 16.0 * F.normalize(network(images)) @ F.normalize(centers).T

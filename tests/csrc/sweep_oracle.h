@@ -28,7 +28,7 @@ struct SweepCase {
   bool poison_empty = true;
   int multiprocessors = 1;  // 1: no splits
   int compute_capability = 80, shared_bytes = 163 << 10;
-  int64_t pad = 8;          // elements between rows
+  int64_t pad = 8;  // elements between rows
   uint64_t data_seed = 1;
 };
 
@@ -95,11 +95,13 @@ inline SweepData make_data(const SweepCase& c) {
   fill(data.embeddings, c.rows);
   fill(data.centers, c.centers);
   std::uniform_int_distribution<int64_t> label(0, c.num_classes - 1);
-  for (int64_t row = 0; row < c.rows; ++row) data.labels.push_back(uniform(random) < c.ignored_share ? -1 : label(random));
+  for (int64_t row = 0; row < c.rows; ++row)
+    data.labels.push_back(uniform(random) < c.ignored_share ? -1 : label(random));
   for (int64_t j = 0; j < c.centers; ++j) {
     const bool empty = uniform(random) < c.empty_share;
     data.center_labels.push_back(empty ? -1 : label(random));
-    for (int d = 0; empty && c.poison_empty && d < c.dim; ++d) data.centers[static_cast<size_t>(j * data.stride + d)] = 0x7fff;
+    for (int d = 0; empty && c.poison_empty && d < c.dim; ++d)
+      data.centers[static_cast<size_t>(j * data.stride + d)] = 0x7fff;
   }
   for (int64_t row = 0; row < c.rows; ++row) {
     // A threshold in a gap between two cosines: no rounding decides who is hard.
@@ -119,6 +121,17 @@ inline SweepData make_data(const SweepCase& c) {
                              : c.reference == SweepCase::kFarBelow ? target - 2000
                                                                    : target);
   }
+  // An ignored row's numbers may be anything.
+  for (int64_t row = 0; row < c.rows; ++row) {
+    const auto b = static_cast<size_t>(row);
+    if (data.labels[b] >= 0) continue;
+    for (int d = 0; d < c.dim; ++d) data.embeddings[static_cast<size_t>(row * data.stride + d)] = 0x7fff;
+    for (auto* each : {&data.reference, &data.threshold, &data.quad, &data.lin, &data.constant}) (*each)[b] = NAN;
+  }
+  // Of exact size, so that AddressSanitizer sees the end.
+  data.labels.shrink_to_fit();
+  data.center_labels.shrink_to_fit();
+  for (auto* each : {&data.reference, &data.threshold, &data.quad, &data.lin, &data.constant}) each->shrink_to_fit();
   return data;
 }
 
@@ -135,13 +148,30 @@ inline SweepResult run_sweep(const SweepCase& c, const SweepData& data) {
   result.hard_count.assign(rows, -7);
   result.grad.assign(c.need_grad ? rows * static_cast<size_t>(c.dim) : 0, NAN);
   const bool with_reference = c.reference != SweepCase::kNoReference;
-  const cuda::SweepArguments arguments{
-      c.dtype, c.rows, c.centers, c.dim, data.embeddings.data(), data.stride, data.centers.data(), data.stride,
-      data.labels.data(), data.center_labels.data(), data_or_null(data.reference, with_reference),
-      data_or_null(data.threshold, c.modulated), data_or_null(data.quad, c.modulated), data_or_null(data.lin, c.modulated),
-      data_or_null(data.constant, c.modulated), c.scale, c.tolerance, c.need_grad, result.lse.data(),
-      result.hard_count.data(), result.max_cosine.data(), result.omitted.data(),
-      c.need_grad ? result.grad.data() : nullptr, result.moments.data()};
+  const cuda::SweepArguments arguments{c.dtype,
+                                       c.rows,
+                                       c.centers,
+                                       c.dim,
+                                       data.embeddings.data(),
+                                       data.stride,
+                                       data.centers.data(),
+                                       data.stride,
+                                       data.labels.data(),
+                                       data.center_labels.data(),
+                                       data_or_null(data.reference, with_reference),
+                                       data_or_null(data.threshold, c.modulated),
+                                       data_or_null(data.quad, c.modulated),
+                                       data_or_null(data.lin, c.modulated),
+                                       data_or_null(data.constant, c.modulated),
+                                       c.scale,
+                                       c.tolerance,
+                                       c.need_grad,
+                                       result.lse.data(),
+                                       result.hard_count.data(),
+                                       result.max_cosine.data(),
+                                       result.omitted.data(),
+                                       c.need_grad ? result.grad.data() : nullptr,
+                                       result.moments.data()};
   const cuda::DeviceLimits device{c.compute_capability, c.shared_bytes, c.multiprocessors};
   const char* reason = cuda::why_not(device, arguments);
   CHECK(reason == nullptr, "%s", reason);
@@ -198,11 +228,13 @@ inline void check_against_oracle(const SweepCase& c, const SweepData& data, cons
     // Left out: at most the tolerance's share of the target's and the negatives' mass.
     const double target = c.reference == SweepCase::kNoReference ? -INFINITY : static_cast<double>(data.reference[b]);
     const double total = std::exp(target - lse) + 1;  // in units of the negatives' mass
-    CHECK(result.omitted[b] >= 0 && result.omitted[b] <= c.tolerance * 1.0001, "row %d: omitted %g", int(row), result.omitted[b]);
+    CHECK(result.omitted[b] >= 0 && result.omitted[b] <= c.tolerance * 1.0001, "row %d: omitted %g", int(row),
+          result.omitted[b]);
     const double left_out = who.empty() || result.omitted[b] == 0 ? 0 : result.omitted[b] * total * 1.001;
 
     double moments[3] = {};
-    std::vector<double> grad(static_cast<size_t>(c.dim)), size(grad.size()), largest_entry(grad.size()), all(grad.size());
+    std::vector<double> grad(static_cast<size_t>(c.dim)), size(grad.size()), largest_entry(grad.size()),
+        all(grad.size());
     for (size_t k = 0; k < who.size(); ++k) {
       const double q = std::exp(logits[k] - lse);
       const bool hard = who[k] >= 0;
@@ -218,15 +250,18 @@ inline void check_against_oracle(const SweepCase& c, const SweepData& data, cons
     }
     for (size_t m = 0; m < 3; ++m) {
       const double bound = c.scale * moments[2] * (2 * logit_error + 4 * cosine_error + 0x1p-21) + 1e-30;
-      CHECK(std::fabs(result.moments[3 * b + m] - c.scale * moments[m]) <= bound, "row %d moment %d: %.9g, expected %.9g",
-            int(row), int(m), result.moments[3 * b + m], c.scale * moments[m]);
+      CHECK(std::fabs(result.moments[3 * b + m] - c.scale * moments[m]) <= bound,
+            "row %d moment %d: %.9g, expected %.9g", int(row), int(m), result.moments[3 * b + m], c.scale * moments[m]);
     }
-    const double tiny = c.dtype == cuda::Dtype::kFloat16 ? 0x1p-25 / 128 * (2 * std::fabs(data.quad[b]) + std::fabs(data.lin[b]) + 1) : 0;
+    const double tiny = c.dtype == cuda::Dtype::kFloat16
+                            ? 0x1p-25 / 128 * (2 * std::fabs(data.quad[b]) + std::fabs(data.lin[b]) + 1)
+                            : 0;
     for (size_t d = 0; c.need_grad && d < grad.size(); ++d) {
       const double got = result.grad[b * grad.size() + d];
-      const double bound = c.scale * (size[d] * (u + 2 * logit_error + 0x1p-20) + tiny * all[d] + left_out * largest_entry[d]) + 1e-30;
-      CHECK(std::fabs(got - c.scale * grad[d]) <= bound, "row %d column %d: gradient %.9g, expected %.9g +- %.2g", int(row),
-            int(d), got, c.scale * grad[d], bound);
+      const double bound =
+          c.scale * (size[d] * (u + 2 * logit_error + 0x1p-20) + tiny * all[d] + left_out * largest_entry[d]) + 1e-30;
+      CHECK(std::fabs(got - c.scale * grad[d]) <= bound, "row %d column %d: gradient %.9g, expected %.9g +- %.2g",
+            int(row), int(d), got, c.scale * grad[d], bound);
     }
   }
 }

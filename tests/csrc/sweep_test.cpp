@@ -135,7 +135,8 @@ testing::SweepData clustered(const SweepCase& c, int64_t near) {
       norm += static_cast<double>(unit[d]) * unit[d];
     }
     for (size_t d = 0; d < unit.size(); ++d) {
-      out[static_cast<size_t>(row * data.stride) + d] = testing::narrow(c, unit[d] / static_cast<float>(std::sqrt(norm)));
+      out[static_cast<size_t>(row * data.stride) + d] =
+          testing::narrow(c, unit[d] / static_cast<float>(std::sqrt(norm)));
     }
   };
   for (int64_t row = 0; row < c.rows; ++row) write(data.embeddings, row, 1, 0.5f);
@@ -169,11 +170,17 @@ void add_omission() {
       SweepCase c;
       c.dtype = half ? cuda::Dtype::kFloat16 : cuda::Dtype::kBFloat16;
       c.rows = 6;
-      c.centers = 32 * 30;
-      c.scale = 16;
-      c.multiprocessors = 4;
+      c.centers = 32 * 60;
+      c.scale = 4;
+      c.multiprocessors = 2;  // holds two blocks each: four splits
+      c.ignored_share = 0;
       c.tolerance = 0.05f;  // so large that the accounting, not rounding, decides
-      check_case(c, testing::make_data(c));
+      testing::SweepData data = testing::make_data(c);
+      // The target weighs e times all negatives, so that it decides what may be omitted.
+      const testing::SweepResult before = testing::run_sweep(c, data);
+      for (size_t row = 0; row < data.reference.size(); ++row) data.reference[row] = before.lse[row] + 1;
+      const testing::SweepResult result = check_case(c, data);
+      for (float omitted : result.omitted) CHECK(omitted > c.tolerance / 4, "little was omitted: %g", omitted);
     });
   }
   testing::add_case("omission_includes_the_target", [] {
@@ -204,16 +211,36 @@ void add_offsets() {
       void* memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       CHECK(memory != MAP_FAILED, "no address space");
       uint16_t* to = static_cast<uint16_t*>(memory);
-      for (int64_t row = 0; row < 3; ++row) std::memcpy(to + row * kStride, &from[static_cast<size_t>(row * data.stride)], 256);
+      for (int64_t row = 0; row < 3; ++row)
+        std::memcpy(to + row * kStride, &from[static_cast<size_t>(row * data.stride)], 256);
       return to;
     };
     testing::SweepResult far = near;
     for (float& each : far.grad) each = NAN;
-    const cuda::SweepArguments arguments{
-        c.dtype, 3, 3, c.dim, spread(data.embeddings), kStride, spread(data.centers), kStride, data.labels.data(),
-        data.center_labels.data(), data.reference.data(), data.threshold.data(), data.quad.data(), data.lin.data(),
-        data.constant.data(), c.scale, 0, true, far.lse.data(), far.hard_count.data(), far.max_cosine.data(),
-        far.omitted.data(), far.grad.data(), far.moments.data()};
+    const cuda::SweepArguments arguments{c.dtype,
+                                         3,
+                                         3,
+                                         c.dim,
+                                         spread(data.embeddings),
+                                         kStride,
+                                         spread(data.centers),
+                                         kStride,
+                                         data.labels.data(),
+                                         data.center_labels.data(),
+                                         data.reference.data(),
+                                         data.threshold.data(),
+                                         data.quad.data(),
+                                         data.lin.data(),
+                                         data.constant.data(),
+                                         c.scale,
+                                         0,
+                                         true,
+                                         far.lse.data(),
+                                         far.hard_count.data(),
+                                         far.max_cosine.data(),
+                                         far.omitted.data(),
+                                         far.grad.data(),
+                                         far.moments.data()};
     const cuda::SweepPlan plan = cuda::plan_sweep({80, 163 << 10, 1}, arguments);
     std::vector<float> workspace(plan.workspace_bytes / sizeof(float));
     CHECK(cuda::launch_sweep(plan, arguments, workspace.data(), nullptr) == nullptr, "launch");
@@ -234,15 +261,19 @@ void add_refusals() {
   };
   testing::add_case("why_not", [reason] {
     CHECK(reason([](auto&, auto&) {}).empty(), "refused without a reason to");
-    CHECK(reason([](auto& a, auto&) { a.dtype = cuda::Dtype::kFloat32; }).find("float32") != std::string::npos, "dtype");
+    CHECK(reason([](auto& a, auto&) { a.dtype = cuda::Dtype::kFloat32; }).find("float32") != std::string::npos,
+          "dtype");
     CHECK(reason([](auto& a, auto&) { a.dim = 384; }).find("D = 128") != std::string::npos, "D");
     CHECK(reason([](auto&, auto& d) { d.compute_capability = 75; }).find("8.0") != std::string::npos, "architecture");
-    CHECK(reason([](auto&, auto& d) { d.shared_bytes = 48 << 10; }).find("shared memory") != std::string::npos, "shared");
+    CHECK(reason([](auto&, auto& d) { d.shared_bytes = 48 << 10; }).find("shared memory") != std::string::npos,
+          "shared");
     CHECK(reason([](auto& a, auto&) { a.embedding_stride = 132; }).find("embeddings") != std::string::npos, "stride");
-    CHECK(reason([](auto& a, auto&) { a.center_data = reinterpret_cast<void*>(8); }).find("centers") != std::string::npos,
-          "alignment");
-    CHECK(reason([](auto& a, auto&) { a.need_grad = true, a.unit_grad = reinterpret_cast<float*>(4); }).find("unit_grad") !=
-              std::string::npos,
+    CHECK(
+        reason([](auto& a, auto&) { a.center_data = reinterpret_cast<void*>(8); }).find("centers") != std::string::npos,
+        "alignment");
+    CHECK(reason([](auto& a, auto&) {
+            a.need_grad = true, a.unit_grad = reinterpret_cast<float*>(4);
+          }).find("unit_grad") != std::string::npos,
           "output alignment");
     CHECK(reason([](auto& a, auto&) { a.rows = int64_t{1} << 31; }).find("2^31") != std::string::npos, "rows");
   });
@@ -261,7 +292,8 @@ void add_refusals() {
     arguments.centers = 1000000;
     arguments.need_grad = true;
     const cuda::SweepPlan plan = cuda::plan_sweep({90, 227 << 10, 132}, arguments);
-    CHECK(plan.kernel == cuda::SweepKernel::kD512Wide && plan.row_blocks == 6 && plan.splits == 22, "%d splits", plan.splits);
+    CHECK(plan.kernel == cuda::SweepKernel::kD512Wide && plan.row_blocks == 6 && plan.splits == 22, "%d splits",
+          plan.splits);
     CHECK(plan.tiles_per_split * plan.splits >= 1000000 / 32, "tiles are missing");
     CHECK(plan.workspace_bytes == size_t{384} * 22 * (512 + 9) * 4, "%zu bytes", plan.workspace_bytes);
   });

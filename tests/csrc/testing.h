@@ -1,5 +1,5 @@
-// A small test runner for the host-run kernels: each case runs in a process of its own, because what the host run and the
-// sanitizers find ends the process.
+// A small test runner for the host-run kernels: each case runs in a process of its own, because what the host run and
+// the sanitizers find ends the process.
 //
 //   program                  runs every case
 //   program NAME ..          runs the cases whose name contains one of the NAMEs
@@ -23,16 +23,18 @@ inline std::vector<std::pair<std::string, std::function<void()>>>& cases() {
   return all;
 }
 
-inline void add_case(std::string name, std::function<void()> body) { cases().emplace_back(std::move(name), std::move(body)); }
+inline void add_case(std::string name, std::function<void()> body) {
+  cases().emplace_back(std::move(name), std::move(body));
+}
 
-#define CHECK(condition, ...)                                                  \
-  do {                                                                         \
-    if (!(condition)) {                                                        \
-      std::fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition);     \
-      std::fprintf(stderr, __VA_ARGS__);                                       \
-      std::fputc('\n', stderr);                                                \
-      std::exit(1);                                                            \
-    }                                                                          \
+#define CHECK(condition, ...)                                              \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::fprintf(stderr, __VA_ARGS__);                                   \
+      std::fputc('\n', stderr);                                            \
+      std::exit(1);                                                        \
+    }                                                                      \
   } while (false)
 
 // True when the process that ran `body` ended with exit code 0.

@@ -1,5 +1,5 @@
-// The host side of csrc/cuda/gpu held to the PTX ISA and to CUDA's rules: fragment layouts against the manual's formulas,
-// numbers against known bits, and every way of breaking a rule must end the run with the right words.
+// The host side of csrc/cuda/gpu held to the PTX ISA and to CUDA's rules: fragment layouts against the manual's
+// formulas, numbers against known bits, and every way of breaking a rule must end the run with the right words.
 #include <cstring>
 #include <limits>
 
@@ -68,7 +68,8 @@ void check_mma() {
     uint32_t fa[4], fb[2];
     float d[4];
     for (int r = 0; r < 4; ++r) {
-      fa[r] = gpu::pack<Element>(a[a_row(lane, 2 * r)][a_column(lane, 2 * r)], a[a_row(lane, 2 * r + 1)][a_column(lane, 2 * r + 1)]);
+      fa[r] = gpu::pack<Element>(a[a_row(lane, 2 * r)][a_column(lane, 2 * r)],
+                                 a[a_row(lane, 2 * r + 1)][a_column(lane, 2 * r + 1)]);
       d[r] = c[c_row(lane, r)][c_column(lane, r)];
     }
     for (int r = 0; r < 2; ++r) {
@@ -95,7 +96,8 @@ void check_ldmatrix(bool transposed) {
     transposed ? gpu::ldmatrix_x4_trans(shared + lane * 8, r) : gpu::ldmatrix_x4(shared + lane * 8, r);
     for (int matrix = 0; matrix < 4; ++matrix) {
       for (int e = 0; e < 2; ++e) {
-        const int major = lane / 4, minor = lane % 4 * 2 + e;  // PTX ISA, ldmatrix: thread T holds row T / 4, elements 2 (T % 4) ..
+        const int major = lane / 4,
+                  minor = lane % 4 * 2 + e;  // PTX ISA, ldmatrix: thread T holds row T / 4, elements 2 (T % 4) ..
         const int expected = matrix * 64 + (transposed ? minor * 8 + major : major * 8 + minor);
         const int got = static_cast<int>(r[matrix] >> (16 * e) & 0xffff);
         CHECK(got == expected, "lane %d matrix %d element %d: %d, expected %d", lane, matrix, e, got, expected);
@@ -138,12 +140,13 @@ void add_layouts() {
   });
   testing::add_case("indices", [] {
     static int seen[3][2][32];
-    struct Nothing {
-    };
+    struct Nothing {};
     const char* error = gpu::launch(
-        +[](const Nothing) { ++seen[gpu::block_index_x()][gpu::block_index_y()][gpu::thread_index()]; }, gpu::Grid{3, 2}, 32, 0, nullptr, Nothing{});
+        +[](const Nothing) { ++seen[gpu::block_index_x()][gpu::block_index_y()][gpu::thread_index()]; },
+        gpu::Grid{3, 2}, 32, 0, nullptr, Nothing{});
     CHECK(error == nullptr, "%s", error);
-    for (int i = 0; i < 3 * 2 * 32; ++i) CHECK(seen[i / 64][i / 32 % 2][i % 32] == 1, "thread %d ran %d times", i, seen[i / 64][i / 32 % 2][i % 32]);
+    for (int i = 0; i < 3 * 2 * 32; ++i)
+      CHECK(seen[i / 64][i / 32 % 2][i % 32] == 1, "thread %d ran %d times", i, seen[i / 64][i / 32 % 2][i % 32]);
   });
 }
 
@@ -152,10 +155,26 @@ void add_numbers() {
     const struct {
       float value;
       uint16_t bits;
-    } table[] = {{0, 0}, {-0.0f, 0x8000}, {1, 0x3c00}, {-2, 0xc000}, {65504, 0x7bff}, {65519, 0x7bff}, {65520, 0x7c00},
-                 {INFINITY, 0x7c00}, {0x1p-14f, 0x0400}, {0x1p-24f, 1}, {0x1p-25f, 0}, {0x1.8p-24f, 2}, {0x1.8p-25f, 1},
-                 {0x1.002p0f, 0x3c00}, {0x1.006p0f, 0x3c02}, {0x1.ffep0f, 0x4000}, {0x1.ff8p-15f, 0x3ff}, {0x1.ffcp-15f, 0x0400}};
-    for (const auto& each : table) CHECK(half_bits(each.value) == each.bits, "%g: %04x", each.value, half_bits(each.value));
+    } table[] = {{0, 0},
+                 {-0.0f, 0x8000},
+                 {1, 0x3c00},
+                 {-2, 0xc000},
+                 {65504, 0x7bff},
+                 {65519, 0x7bff},
+                 {65520, 0x7c00},
+                 {INFINITY, 0x7c00},
+                 {0x1p-14f, 0x0400},
+                 {0x1p-24f, 1},
+                 {0x1p-25f, 0},
+                 {0x1.8p-24f, 2},
+                 {0x1.8p-25f, 1},
+                 {0x1.002p0f, 0x3c00},
+                 {0x1.006p0f, 0x3c02},
+                 {0x1.ffep0f, 0x4000},
+                 {0x1.ff8p-15f, 0x3ff},
+                 {0x1.ffcp-15f, 0x0400}};
+    for (const auto& each : table)
+      CHECK(half_bits(each.value) == each.bits, "%g: %04x", each.value, half_bits(each.value));
     CHECK(gpu::pack<gpu::Float16>(1, -2) == 0xc0003c00u, "low half first");
     CHECK((half_bits(NAN) & 0x7fff) > 0x7c00, "NaN");
     for (uint32_t bits = 0; bits < 65536; ++bits) {
@@ -167,15 +186,24 @@ void add_numbers() {
     const struct {
       float value;
       uint16_t bits;
-    } table[] = {{0, 0}, {1, 0x3f80}, {-1, 0xbf80}, {0x1.01p0f, 0x3f80}, {0x1.03p0f, 0x3f82}, {0x1.010002p0f, 0x3f81},
-                 {INFINITY, 0x7f80}, {std::numeric_limits<float>::max(), 0x7f80}, {0x1p-126f, 0x0080}};
-    for (const auto& each : table) CHECK(bfloat_bits(each.value) == each.bits, "%g: %04x", each.value, bfloat_bits(each.value));
+    } table[] = {{0, 0},
+                 {1, 0x3f80},
+                 {-1, 0xbf80},
+                 {0x1.01p0f, 0x3f80},
+                 {0x1.03p0f, 0x3f82},
+                 {0x1.010002p0f, 0x3f81},
+                 {INFINITY, 0x7f80},
+                 {std::numeric_limits<float>::max(), 0x7f80},
+                 {0x1p-126f, 0x0080}};
+    for (const auto& each : table)
+      CHECK(bfloat_bits(each.value) == each.bits, "%g: %04x", each.value, bfloat_bits(each.value));
     CHECK(gpu::pack<gpu::BFloat16>(1, -1) == 0xbf803f80u, "low half first");
     CHECK((bfloat_bits(NAN) & 0x7fff) > 0x7f80, "NaN");
     CHECK(gpu::to_float(gpu::BFloat16{0x4049}) == 3.140625f, "widening");
   });
   testing::add_case("exp2", [] {
-    for (float x = -126; x < 128; x += 0.37f) CHECK(std::fabs(gpu::exp2_approx(x) / std::exp2(double(x)) - 1) < 0x1p-22, "%g", x);
+    for (float x = -126; x < 128; x += 0.37f)
+      CHECK(std::fabs(gpu::exp2_approx(x) / std::exp2(double(x)) - 1) < 0x1p-22, "%g", x);
     CHECK(gpu::exp2_approx(-127) == 0 && gpu::exp2_approx(-INFINITY) == 0 && gpu::exp2_approx(128) == INFINITY, "ends");
   });
 }
@@ -191,9 +219,11 @@ void add_copies() {
       gpu::cp_async_8(mine + 4, source + 1, true);
       gpu::cp_async_8(mine + 5, nullptr, false);
       gpu::cp_async_commit();
-      CHECK(mine[0] == gpu::host::kPoisonWord && mine[5] == gpu::host::kPoisonWord, "late by seed 0, poisoned until then");
+      CHECK(mine[0] == gpu::host::kPoisonWord && mine[5] == gpu::host::kPoisonWord,
+            "late by seed 0, poisoned until then");
       gpu::cp_async_wait<1>();
-      CHECK(mine[0] == 1 && mine[1] == 2 && mine[2] == gpu::host::kPoisonWord, "the first group has landed, not the second");
+      CHECK(mine[0] == 1 && mine[1] == 2 && mine[2] == gpu::host::kPoisonWord,
+            "the first group has landed, not the second");
       gpu::cp_async_wait<0>();
       CHECK(mine[2] == 3 && mine[3] == 4 && mine[4] == 2 && mine[5] == 0, "all have landed, zeros without a source");
     });
@@ -201,13 +231,16 @@ void add_copies() {
   testing::add_case("cp_async.lands_at_once_or_late", [] {
     alignas(16) static uint64_t source[2] = {1, 2};
     static bool early[64];
-    run(64, 64 * 16, [] {
-      uint64_t* mine = gpu::SharedArena{}.take<uint64_t>(128) + gpu::thread_index() * 2;
-      gpu::cp_async_16(mine, source, true);
-      early[gpu::thread_index()] = mine[0] == 1;
-      gpu::cp_async_commit();
-      gpu::cp_async_wait<0>();
-    }, 3);
+    run(
+        64, 64 * 16,
+        [] {
+          uint64_t* mine = gpu::SharedArena{}.take<uint64_t>(128) + gpu::thread_index() * 2;
+          gpu::cp_async_16(mine, source, true);
+          early[gpu::thread_index()] = mine[0] == 1;
+          gpu::cp_async_commit();
+          gpu::cp_async_wait<0>();
+        },
+        3);
     int count = 0;
     for (bool each : early) count += each ? 1 : 0;
     CHECK(count > 5 && count < 59, "%d of 64 landed at once", count);
@@ -297,12 +330,8 @@ void add_broken_rules() {
       }
     });
   });
-  dies("too_little_shared_memory", "the launch gave", [] {
-    run(32, 64, [] { gpu::SharedArena{}.take<float>(32); });
-  });
-  dies("too_much_shared_memory", "the kernel took", [] {
-    run(32, 256, [] { gpu::SharedArena{}.take<float>(32); });
-  });
+  dies("too_little_shared_memory", "the launch gave", [] { run(32, 64, [] { gpu::SharedArena{}.take<float>(32); }); });
+  dies("too_much_shared_memory", "the kernel took", [] { run(32, 256, [] { gpu::SharedArena{}.take<float>(32); }); });
   dies("misaligned_piece", "aligned to", [] {
     run(32, 24, [] {
       gpu::SharedArena arena;
@@ -317,16 +346,15 @@ void add_broken_rules() {
     });
   });
 #if !defined(__SANITIZE_ADDRESS__)
-  dies("red_zone", "a write beside piece 0", [] {
-    run(32, 128, [] { gpu::SharedArena{}.take<float>(32)[gpu::thread_index() + 1] = 1; });
-  });
+  dies("red_zone", "a write beside piece 0",
+       [] { run(32, 128, [] { gpu::SharedArena{}.take<float>(32)[gpu::thread_index() + 1] = 1; }); });
 #else
-  dies("red_zone", "use-after-poison", [] {
-    run(32, 128, [] { gpu::SharedArena{}.take<float>(32)[gpu::thread_index() + 1] = 1; });
-  });
+  dies("red_zone", "use-after-poison",
+       [] { run(32, 128, [] { gpu::SharedArena{}.take<float>(32)[gpu::thread_index() + 1] = 1; }); });
 #endif
   dies("misaligned_access", "not aligned to 16 bytes", [] {
-    run(32, 1024, [] { gpu::load_shared(reinterpret_cast<const gpu::Float4*>(gpu::SharedArena{}.take<float>(256) + 2)); });
+    run(32, 1024,
+        [] { gpu::load_shared(reinterpret_cast<const gpu::Float4*>(gpu::SharedArena{}.take<float>(256) + 2)); });
   });
   dies("misaligned_copy", "global address not aligned", [] {
     static uint64_t source[4];
@@ -353,15 +381,13 @@ void add_broken_rules() {
   });
   dies("race_between_blocks", "data race", [] {
     static volatile float result[32];
-    struct Nothing {
-    };
+    struct Nothing {};
     gpu::launch(+[](const Nothing) { result[gpu::thread_index()] = 1; }, gpu::Grid{2, 1}, 32, 0, nullptr, Nothing{});
     std::exit(result[0] == 1 ? 66 : 0);
   });
 #endif
   testing::add_case("launch_refuses", [] {
-    struct Nothing {
-    };
+    struct Nothing {};
     void (*kernel)(Nothing) = +[](Nothing) {};
     gpu::host::options.shared_limit = 1000;
     CHECK(gpu::launch(kernel, gpu::Grid{1, 1}, 32, 1001, nullptr, Nothing{}) != nullptr, "too much shared memory");

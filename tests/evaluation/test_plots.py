@@ -47,7 +47,7 @@ def test_roc_holds_the_rates_of_every_method(tmp_path, figures):
     assert np.array_equal(chance.get_xdata(), chance.get_ydata())
     assert axes.get_xscale() == "log"
     assert axes.get_xlim() == pytest.approx((0.1, 1.0))  # at most a tenth, though one false accept is 1 / 8
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [
         "ours (AUC 0.938)",
         "upside down (AUC 0.062)",
         "chance",
@@ -69,6 +69,18 @@ def test_more_methods_than_colours_stay_apart(tmp_path, figures):
     assert len(styles) == 10
 
 
+def test_long_names_stay_inside_the_picture(tmp_path, figures):
+    names = [
+        "a network with quite a long name, on some list of pairs with a longer name still, seed 0",
+        "short",
+        "x" * 50,
+    ]
+    plot_roc({name: (SIMILARITY, SAME) for name in names}, tmp_path / "roc.png")
+    legend = figures[0].legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figures[0].bbox.width
+    assert legend.y1 <= figures[0].axes[0].get_window_extent().y0, "the legend covers the curves"
+
+
 def test_histogram_shows_shares_of_each_kind(tmp_path, figures):
     plot_histogram(SIMILARITY, SAME, tmp_path / "histogram.png", threshold=0.25)
     check_png(tmp_path / "histogram.png")
@@ -78,7 +90,7 @@ def test_histogram_shows_shares_of_each_kind(tmp_path, figures):
         path = container.get_path().vertices
         heights[container.get_label().split()[0]] = path[:, 1].max()
     assert heights == {"genuine": pytest.approx(1 / 4), "impostor": pytest.approx(2 / 8)}
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert sorted(labels) == ["genuine (4 pairs, mean 0.68)", "impostor (8 pairs, mean 0.11)", "threshold 0.250"]
     low, high = axes.get_xlim()
     assert low < SIMILARITY.min() and high > SIMILARITY.max()

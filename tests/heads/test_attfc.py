@@ -275,9 +275,10 @@ def test_the_norm_reaches_the_margin():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_stats_are_what_a_plain_count_finds(policy, backend):
-    head = filled(policy=policy, enqueue="after", backend=backend)
+    head = AttFC(DIM, CAPACITY, policy=policy, enqueue="after", num_classes=CLASSES, backend=backend)
+    run(head, batches(rows=[5, 4], seed=1))  # some slots stay empty
     embeddings, labels, gallery = next(batches(seed=5, r=1))
-    labels[1] = -1
+    labels[1], labels[2] = -1, head.container.labels[3]  # an ignored row, and a row whose own class is there
     centers, slots, t = head.container.centers.clone(), head.container.labels.clone(), float(head.margin.t)
     loss, _ = step(head, embeddings, labels, gallery)
     x, g = F.normalize(embeddings, dim=1), F.normalize(gallery[:, 0], dim=1)
@@ -296,8 +297,11 @@ def test_stats_are_what_a_plain_count_finds(policy, backend):
         "t": 0.99 * t + 0.01 * float(positive[counts].mean()),
     }
     assert {name: float(value) for name, value in head.stats.items()} == pytest.approx(expected, rel=1e-5)
-    assert 0 < expected["hard_fraction"] < 1 and 0 < expected["container_top1"] < 1
+    assert 0 < expected["hard_fraction"] < 1 and 0 < expected["container_top1"] < 1 and expected["fill"] < CAPACITY
     assert all(value.ndim == 0 and not value.requires_grad for value in head.stats.values())
+    kept = head.stats
+    step(head, embeddings, labels, gallery)
+    assert float(kept["t"]) == pytest.approx(expected["t"], rel=1e-5) and kept["t"] != head.stats["t"]
 
 
 def test_stats_of_a_margin_without_state():

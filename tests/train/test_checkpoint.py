@@ -44,7 +44,9 @@ def test_truncated_newest_falls_back_to_the_one_before_and_says_so(tmp_path: Pat
 def test_any_truncation_is_an_error_that_names_the_file(tmp_path: Path, size: int) -> None:
     path = checkpoint.save(state(1), tmp_path, 1, keep=1)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match=rf"checkpoint: .*step_00000001.pt must be a complete .*, got {size} bytes"):
+    with pytest.raises(
+        CheckpointError, match=rf"checkpoint: .*step_00000001.pt must be a complete .*, got {size} bytes"
+    ):
         checkpoint.load(path)
     with pytest.raises(CheckpointError, match="must hold a checkpoint that loads, got 1 that do not"):
         checkpoint.load_newest(tmp_path, lambda text: None)

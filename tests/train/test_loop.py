@@ -86,13 +86,13 @@ VARIANTS = {
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tiny_config: Tiny, variant: dict) -> None:
     whole = tiny_config("whole", **variant)
     train(whole)
-    # Step 7 of 12 of the first pass, then step 3 of the second.
+    # Step 5 of 8 of the first pass, then step 5 of the second.
     first = tiny_config("parts", checkpoint_every=0, **variant)
-    outcome = train(first, acting_at(7, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    assert (outcome.step, outcome.signal) == (7, signal.SIGTERM)
+    outcome = train(first, acting_at(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert (outcome.step, outcome.signal) == (5, signal.SIGTERM)
     second = tiny_config("parts", checkpoint_every=0, resume=True, **variant)
     outcome = train(second, acting_at(8, lambda: os.kill(os.getpid(), signal.SIGINT)))
-    assert (outcome.step, outcome.signal) == (15, signal.SIGINT)
+    assert (outcome.step, outcome.signal) == (13, signal.SIGINT)
     third = tiny_config("parts", checkpoint_every=0, resume=True, **variant)
     assert train(third).signal is None
     assert losses(third) == losses(whole)
@@ -154,11 +154,13 @@ def test_non_finite_loss_stops_with_the_state_before_it(tiny_config: Tiny) -> No
     path = bad.run.run / "checkpoints" / "step_00000004.pt"
     assert f"the state before that step is in {path}" in str(caught.value)
     before, saved = last_state(good), last_state(bad)
-    # The loader is one batch further, the schedule too, and the good rows are in the container; nothing else has moved.
-    moved = {re.match(r"\.\w+(\.head)?|", d).group() for d in differences(before, saved) if not d.endswith("].lr")}
-    assert moved == {".loader", ".objective.head", ".objective_type"}
+    # Of what matters only the loader has moved: BatchNorm spreads a NaN to every row, so no centre was written either.
+    moved = {d.split(".")[1] for d in differences(before, saved) if not d.endswith("].lr")}
+    assert moved == {"loader", "objective_type"}
     assert all(t.isfinite().all() for t in saved["objective"].values())
-    assert [r["text"] for r in read_log(bad.run.run / "log.jsonl") if r["kind"] == "note"][0].startswith("stopped: loss nan")
+    assert [r["text"] for r in read_log(bad.run.run / "log.jsonl") if r["kind"] == "note"][0].startswith(
+        "stopped: loss nan"
+    )
 
 
 def test_non_finite_loss_can_be_skipped(tiny_config: Tiny) -> None:
@@ -212,13 +214,13 @@ def test_rates_follow_the_schedule_and_reach_the_log(tiny_config: Tiny) -> None:
     assert [r["lr"] for r in steps[:5]] == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2])
     assert steps[-1]["lr"] == pytest.approx(0)
     assert steps[0]["momentum"] == pytest.approx(0.9) and steps[10]["momentum"] == pytest.approx(0.95)
-    assert steps[11]["passes"] == 1.0
+    assert steps[7]["passes"] == 1.0
     assert all(r["images_per_s"] > 0 and r["eta_s"] >= 0 for r in steps)
 
 
 def test_length_comes_from_passes_unless_steps_are_given(tiny_config: Tiny) -> None:
     config = tiny_config(steps=None, passes=0.5)
-    assert train(config).step == 6
+    assert train(config).step == 4
 
 
 def test_verification_runs_on_other_identities_and_is_logged(tiny_config: Tiny) -> None:
@@ -227,7 +229,7 @@ def test_verification_runs_on_other_identities_and_is_logged(tiny_config: Tiny) 
     records = [r for r in read_log(config.run.run / "log.jsonl") if r["kind"] == "verify"]
     assert [r["step"] for r in records] == [10, 20]
     assert records[-1]["accuracy"] == outcome.results["held-out"].accuracy
-    assert 0.4 <= records[-1]["accuracy"] <= 1 and records[-1]["num_pairs"] == 40
+    assert 0.4 <= records[-1]["accuracy"] <= 1 and records[-1]["num_pairs"] == 20
 
 
 def test_a_set_that_cannot_be_judged_is_noted(tiny_config: Tiny) -> None:
@@ -246,7 +248,9 @@ def test_a_set_that_cannot_be_judged_is_noted(tiny_config: Tiny) -> None:
 def test_a_used_run_folder_is_not_overwritten_by_accident(tiny_config: Tiny) -> None:
     config = tiny_config(steps=2)
     train(config)
-    with pytest.raises(ValueError, match=r"train: run must be a folder without checkpoints, got .*; add --resume to go"):
+    with pytest.raises(
+        ValueError, match=r"train: run must be a folder without checkpoints, got .*; add --resume to go"
+    ):
         train(config)
     again = tiny_config(steps=1, overwrite=True)
     train(again)
@@ -283,7 +287,9 @@ def test_resuming_another_objective_or_nothing_is_refused(tiny_config: Tiny, tmp
         pass
 
     train(tiny_config(steps=1))
-    with pytest.raises(ValueError, match="resume: the run must be trained as the checkpoint was, by AttFCObjective, got Other"):
+    with pytest.raises(
+        ValueError, match="resume: the run must be trained as the checkpoint was, by AttFCObjective, got Other"
+    ):
         train(tiny_config(steps=1, resume=True), Other)
     with pytest.raises(ValueError, match=r"must hold a step_\*.pt file, got none; start without --resume"):
         train(tiny_config("fresh", resume=True))

@@ -42,7 +42,10 @@ def test_both_optimizers_take_their_settings() -> None:
     layer = nn.Linear(2, 2)
     sgd = build_optimizer(OptimizerConfig(sgd_momentum=0.7, weight_decay=0.01), [layer], 0.5)
     assert isinstance(sgd, torch.optim.SGD)
-    assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in sgd.param_groups] == [(0.5, 0.7, 0.01), (0.5, 0.7, 0.0)]
+    assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in sgd.param_groups] == [
+        (0.5, 0.7, 0.01),
+        (0.5, 0.7, 0.0),
+    ]
     adamw = build_optimizer(OptimizerConfig(optimizer="adamw", weight_decay=0.01), [layer], 0.5)
     assert isinstance(adamw, torch.optim.AdamW)
     assert [g["weight_decay"] for g in adamw.param_groups] == [0.01, 0.0]

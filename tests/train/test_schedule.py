@@ -26,7 +26,9 @@ def test_runs_of_one_step_and_all_warm_up_have_a_rate() -> None:
     assert LearningRate(0.1, 2, 2)(1) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("steps", "momentum"), [(1, 0.9), (70, 0.9), (140, 0.95), (700, 0.99), (7000, 0.999), (10**6, 0.999)])
+@pytest.mark.parametrize(
+    ("steps", "momentum"), [(1, 0.9), (70, 0.9), (140, 0.95), (700, 0.99), (7000, 0.999), (10**6, 0.999)]
+)
 def test_momentum_suits_the_length_of_the_run(steps: int, momentum: float) -> None:
     assert auto_momentum(steps) == pytest.approx(momentum)
 

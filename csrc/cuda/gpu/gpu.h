@@ -1,12 +1,12 @@
-// What a kernel may use of a GPU. Kernels under csrc/cuda include this header and contain no PTX, no CUDA keyword and no
-// #ifdef, so that nvcc and g++ compile the same source: for a GPU (device.h: thin PTX wrappers) and for a test run on the
-// host (host.h: every CUDA thread is a fiber). The #ifdef below is the only one; every name in namespace attfc::gpu has
-// both forms, and tests/csrc/wrappers_test.cpp holds the host's to tables from the PTX ISA.
+// What a kernel may use of a GPU. Kernels under csrc/cuda include this header and contain no PTX, no CUDA keyword and
+// no #ifdef, so that nvcc and g++ compile the same source: for a GPU (device.h: thin PTX wrappers) and for a test run
+// on the host (host.h: every CUDA thread is a fiber). The #ifdef below is the only one; every name in namespace
+// attfc::gpu has both forms, and tests/csrc/wrappers_test.cpp holds the host's to tables from the PTX ISA.
 //
 //   thread_index() block_index_x() block_index_y()                 where am I
 //   SharedArena{}.take<T>(n)                                       the block's dynamic shared memory, piece by piece
-//   load_shared(p) store_shared(p, v)                              4, 8 or 16 bytes; bank conflicts are counted on the host
-//   sync_block() shuffle_xor(v, lanes) warp_any(b)                 full blocks, full warps
+//   load_shared(p) store_shared(p, v)                              4, 8 or 16 bytes; bank conflicts are counted on the
+//   host sync_block() shuffle_xor(v, lanes) warp_any(b)                 full blocks, full warps
 //   ldmatrix_x4[_trans](row, r) mma_16x8x16<Element>(d, a, b0, b1) tensor cores
 //   cp_async_16 / cp_async_8 / cp_async_commit / cp_async_wait<N>  global to shared without registers
 //   pack<Element>(lo, hi) to_float(e) exp2_approx(x)               numbers

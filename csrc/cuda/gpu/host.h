@@ -1,8 +1,8 @@
 // The host side of gpu.h: every name of device.h, done by the fibers of host_block.h. Included by gpu.h under g++ only.
 //
 // What a run shows: wrong results, missing or divergent barriers, divergent warps, races (ThreadSanitizer), overruns
-// (AddressSanitizer, red zones), data used before its cp.async was waited for, too little shared memory, bank conflicts.
-// What it cannot show: the hardware's rounding inside mma, weak memory orders, speed.
+// (AddressSanitizer, red zones), data used before its cp.async was waited for, too little shared memory, bank
+// conflicts. What it cannot show: the hardware's rounding inside mma, weak memory orders, speed.
 #pragma once
 
 #include <cmath>
@@ -108,7 +108,8 @@ inline void ldmatrix(const char* operation, bool transposed, const void* row, ui
       counters.bank_conflicts += bank_conflicts(rows, 0xff, 16);
       for (int lane = 0; lane < kWarpSize; ++lane) {
         const int major = lane / 4, minor = 2 * (lane % 4);
-        const uint32_t low = transposed ? all[8 * matrix + minor]->elements[major] : all[8 * matrix + major]->elements[minor];
+        const uint32_t low =
+            transposed ? all[8 * matrix + minor]->elements[major] : all[8 * matrix + major]->elements[minor];
         const uint32_t high =
             transposed ? all[8 * matrix + minor + 1]->elements[major] : all[8 * matrix + major]->elements[minor + 1];
         all[lane]->result[matrix] = low | high << 16;
@@ -138,7 +139,7 @@ inline uint16_t narrow_half(float value) {
   if (size >= 65520.0f) return sign | 0x7c00;
   if (size < 0x1p-14f) return sign | static_cast<uint16_t>(std::nearbyint(std::ldexp(size, 24)));
   int exponent;
-  const float fraction = std::frexp(size, &exponent);  // [0.5, 1)
+  const float fraction = std::frexp(size, &exponent);                               // [0.5, 1)
   const int mantissa = static_cast<int>(std::nearbyint(std::ldexp(fraction, 11)));  // 1024 .. 2048; 2048 carries
   return sign | static_cast<uint16_t>(((exponent + 13) << 10) + mantissa);
 }
@@ -162,7 +163,8 @@ inline float to_float(BFloat16 value) {
 inline float to_float(Float16 value) {
   static const std::vector<float> table = [] {
     std::vector<float> all(65536);
-    for (int bits = 0; bits < 65536; ++bits) all[static_cast<size_t>(bits)] = host::widen_half(static_cast<uint16_t>(bits));
+    for (int bits = 0; bits < 65536; ++bits)
+      all[static_cast<size_t>(bits)] = host::widen_half(static_cast<uint16_t>(bits));
     return all;
   }();
   const host::Quiet quiet;
@@ -290,7 +292,8 @@ const char* launch(void (*kernel)(Parameters), Grid grid, unsigned threads, size
                    const Parameters& parameters) {
   using namespace host;
   const Quiet quiet;
-  if (grid.x == 0 || grid.y == 0 || grid.y > 65535 || threads == 0 || threads > 1024) return "invalid configuration argument";
+  if (grid.x == 0 || grid.y == 0 || grid.y > 65535 || threads == 0 || threads > 1024)
+    return "invalid configuration argument";
   if (shared_bytes > options.shared_limit) return "invalid argument: more shared memory than a block may have";
   if (threads % kWarpSize != 0) fail("a launch of %u threads: no whole warps", threads);
   struct Arguments {
@@ -303,7 +306,8 @@ const char* launch(void (*kernel)(Parameters), Grid grid, unsigned threads, size
 
   std::vector<unsigned> order(static_cast<size_t>(grid.x) * grid.y);
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<unsigned>(i);
-  for (size_t i = order.size(); options.seed != 0 && i > 1; --i) std::swap(order[i - 1], order[random_below(static_cast<uint32_t>(i))]);
+  for (size_t i = order.size(); options.seed != 0 && i > 1; --i)
+    std::swap(order[i - 1], order[random_below(static_cast<uint32_t>(i))]);
 
   std::deque<Block> blocks;
   std::deque<Arena> arenas;

@@ -22,7 +22,8 @@ inline Options options;
 
 // Counted over all launches until a test resets it.
 struct Counters {
-  long long mma = 0, ldmatrix = 0, block_barriers = 0, shared_accesses = 0, bank_conflicts = 0, launches = 0, blocks = 0;
+  long long mma = 0, ldmatrix = 0, block_barriers = 0, shared_accesses = 0, bank_conflicts = 0, launches = 0,
+            blocks = 0;
 };
 inline Counters counters;
 
@@ -123,8 +124,8 @@ void meet(const char* operation, unsigned line, Arguments& arguments, Work work)
   for (uint32_t others = warp.arrived; others != 0; others &= others - 1) {
     const Meeting& other = lanes[__builtin_ctz(others)].meeting;
     if (other.operation != operation || other.line != line) {
-      fail("divergent warp %u: lane %u at %s, line %u; lane %d at %s, line %u", me.index / kWarpSize, lane, operation, line,
-           __builtin_ctz(others), other.operation, other.line);
+      fail("divergent warp %u: lane %u at %s, line %u; lane %d at %s, line %u", me.index / kWarpSize, lane, operation,
+           line, __builtin_ctz(others), other.operation, other.line);
     }
     break;  // the first to come stands for all
   }
@@ -193,7 +194,8 @@ ATTFC_UNSEEN inline void fiber_main() {
     warp.runnable &= ~(1u << (me.index % kWarpSize));
     warp.done |= 1u << (me.index % kWarpSize);
     --block->threads_left;
-    if (block->at_barrier != 0) fail("a thread left the kernel; others wait at sync_block, line %u", block->barrier_line);
+    if (block->at_barrier != 0)
+      fail("a thread left the kernel; others wait at sync_block, line %u", block->barrier_line);
     next = &choose_next(true);
   }
   switch_context(me.context, *next);

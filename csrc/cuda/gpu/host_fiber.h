@@ -36,7 +36,8 @@ namespace attfc::gpu::host {
   std::abort();
 }
 
-// The simulation's own memory accesses are no accesses of the kernel: ThreadSanitizer ignores them within a Quiet scope.
+// The simulation's own memory accesses are no accesses of the kernel: ThreadSanitizer ignores them within a Quiet
+// scope.
 struct Quiet {
 #if defined(__SANITIZE_THREAD__)
   Quiet() {
@@ -69,7 +70,8 @@ inline void happens_after([[maybe_unused]] void* point) {
 }
 
 #if defined(__SANITIZE_THREAD__)
-// ThreadSanitizer remembers who used an address, not that a stack or an arena has changed hands: no reuse within a launch.
+// ThreadSanitizer remembers who used an address, not that a stack or an arena has changed hands: no reuse within a
+// launch.
 constexpr bool kReuseMemoryAcrossBlocks = false;
 #else
 constexpr bool kReuseMemoryAcrossBlocks = true;
@@ -82,7 +84,8 @@ constexpr size_t kStackBytes = size_t{64} << 10;
 constexpr size_t kGuardBytes = 4096;
 
 // Saves the callee-saved registers on this stack and takes up the other.
-__attribute__((naked, noinline, no_sanitize("address", "thread", "undefined"))) inline void switch_stacks(void** /*save*/, void* /*load*/) {
+__attribute__((naked, noinline, no_sanitize("address", "thread", "undefined"))) inline void switch_stacks(
+    void** /*save*/, void* /*load*/) {
   asm("pushq %rbp\n\tpushq %rbx\n\tpushq %r12\n\tpushq %r13\n\tpushq %r14\n\tpushq %r15\n\t"
       "movq %rsp, (%rdi)\n\tmovq %rsi, %rsp\n\t"
       "popq %r15\n\tpopq %r14\n\tpopq %r13\n\tpopq %r12\n\tpopq %rbx\n\tpopq %rbp\n\tret");
@@ -109,7 +112,8 @@ inline char* map_stack() {
 // Makes `context` start in entry(), which never returns.
 inline void prepare(Context& context, void (*entry)()) {
 #if defined(__SANITIZE_ADDRESS__)
-  ASAN_UNPOISON_MEMORY_REGION(context.stack + kStackBytes - 4096, 4096);  // the last entry's frame was left, not returned from
+  ASAN_UNPOISON_MEMORY_REGION(context.stack + kStackBytes - 4096,
+                              4096);  // the last entry's frame was left, not returned from
 #endif
   void** top = reinterpret_cast<void**>(context.stack + kStackBytes);
   *--top = nullptr;  // entry's return address: its stack is aligned as after a call
@@ -131,7 +135,8 @@ inline void release(Context& context) {
   context.tsan_fiber = nullptr;
 }
 
-// To be called first in an entry function. The first to arrive comes from the scheduler and learns where its stack lies.
+// To be called first in an entry function. The first to arrive comes from the scheduler and learns where its stack
+// lies.
 inline void arrived([[maybe_unused]] Context& scheduler) {
 #if defined(__SANITIZE_ADDRESS__)
   const void* bottom;

@@ -69,7 +69,8 @@ class Arena {
       const size_t end = piece < pieces_ ? starts_[piece] : capacity_;
       for (; at + 1 < end; at += 2) {
         if (std::memcmp(&memory_[at], &kPoison, 2) == 0) continue;
-        fail("shared memory: a write beside piece %d, byte %zu of its end", piece - 1, at - (piece == 0 ? 0 : starts_[piece - 1] + sizes_[piece - 1]));
+        fail("shared memory: a write beside piece %d, byte %zu of its end", piece - 1,
+             at - (piece == 0 ? 0 : starts_[piece - 1] + sizes_[piece - 1]));
       }
       if (piece < pieces_) at = starts_[piece] + sizes_[piece];
     }
@@ -111,8 +112,8 @@ class Arena {
   size_t starts_[kMaxPieces], sizes_[kMaxPieces];
 };
 
-// Extra passes a warp's access needs because lanes meet in a bank: 32 banks of 4 bytes; a pass serves the whole warp for
-// 4-byte accesses, half of it for 8 and a quarter for 16. Lanes reading the same word share it.
+// Extra passes a warp's access needs because lanes meet in a bank: 32 banks of 4 bytes; a pass serves the whole warp
+// for 4-byte accesses, half of it for 8 and a quarter for 16. Lanes reading the same word share it.
 inline int bank_conflicts(const void* const* addresses, uint32_t lanes, int bytes) {
   const int words = bytes / 4, lanes_a_pass = kWarpSize / words;
   int extra = 0;

@@ -1,0 +1,41 @@
+# make demo   trains a small model with AttFC + AdaSin on procedural faces and verifies it (a few minutes on a CPU)
+# make test   runs every test
+# make bench  times the sweep on this machine against plain PyTorch
+# make lint   checks formatting
+# All of them first make .venv and install and compile the package into it, once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Wheels of torch without CUDA exist too: TORCH="torch --index-url URL" installs another build.
+TORCH ?= torch
+
+.PHONY: demo test bench lint clean
+.DELETE_ON_ERROR:
+
+# Compiled again whenever a source changes.
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH) numpy setuptools wheel pybind11 ninja
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/attfc demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter-out setup.py pyproject.toml constraints.txt,$(SOURCES))
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info attfc_cuda/_C*.so

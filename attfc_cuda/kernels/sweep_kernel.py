@@ -1,0 +1,204 @@
+"""The Triton sweep: one pass over a part of the class centres for a block of embeddings.
+
+Computes, for each row b of the block and the negatives j of its split (csrc/partial_lse.h has the accounting):
+
+    c_bj = x_b . w_j                 first product, float32 sums
+    z_bj = scale log2(e) N(c_bj)     logits are kept in base 2: exp() is one instruction then
+    p_bj = 2^(z_bj - R_b)            float32; valid negatives only, 0 otherwise
+    O_b += sum_j p_bj N'(c_bj) w_j   second product; p N' rounded to the operands' dtype, float32 sums
+
+and leaves R, the sum of p, its moments over hard negatives, the omitted mass, the largest cosine, the number of hard
+negatives and O of this split to the merge (merge_kernel.py). N is csrc/modulation.h.
+
+Grid: x = block of BLOCK_B rows, y = split of the classes. The programs of one split start together and share its
+centres through L2. A program keeps its rows' embeddings and streams tiles of BLOCK_S centres past them.
+Shared memory, in elements of the operands: BLOCK_B BLOCK_D embeddings, BLOCK_S BLOCK_D a stage of centres, and scratch
+of BLOCK_B BLOCK_S for p N' on its way from one product's layout to the other's.
+Registers, a thread, of float32: O takes BLOCK_B BLOCK_D / threads (128 of at most 255 at 64 x 512 and 8 warps), each
+B x S matrix BLOCK_B BLOCK_S / threads; what ships is in configs.py, what it compiles to in report.py.
+Bound by the tensor cores where the operands are 16-bit (4 BLOCK_B BLOCK_S BLOCK_D flops a tile for BLOCK_S BLOCK_D
+elements from L2), by the float32 units for `ieee` products.
+
+Deterministic: a fixed order of sums, no atomics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Fields of `partial_ptr`, float32 [FIELDS, splits, rows].
+FIELDS = 7
+
+
+@triton.jit
+def load_rows(pointer, row, live, other):
+    """One float32 a row; `other` in dead rows, and in every row where the argument was left out."""
+    values = tl.full(row.shape, other, tl.float32)
+    if pointer is not None:
+        values = tl.load(pointer + row, mask=live, other=other)
+    return values
+
+
+@triton.jit
+def sweep_kernel(
+    embedding_ptr,  # [rows, dim], row stride embedding_stride
+    center_ptr,  # [slots, dim], row stride CENTER_STRIDE
+    label_ptr,  # [rows] int64, < 0: ignored
+    center_label_ptr,  # [slots] int64, < 0: empty
+    reference_ptr,  # [rows] target logits in base e, or None
+    threshold_ptr,  # [rows], or None: nothing is hard
+    quad_ptr,  # [rows], or None: 0; also lin and const
+    lin_ptr,
+    const_ptr,
+    partial_ptr,  # out [FIELDS, splits, rows]: R in base 2, sum, moments of quad, lin, const, omitted, largest cosine
+    hard_count_ptr,  # out [splits, rows] int32
+    gradient_ptr,  # out [splits, rows, dim], or None: no gradient
+    rows,
+    slots,
+    embedding_stride,
+    tiles_per_split,
+    scale_log2,  # scale log2(e)
+    tolerance,
+    target_share,  # 1 / splits: what all splits omit together stays under the tolerance
+    DIM: tl.constexpr,
+    CENTER_STRIDE: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # DIM rounded up to a power of two; the columns between are zeros
+    NEED_MOMENTS: tl.constexpr,
+    MAY_OMIT: tl.constexpr,  # tolerance > 0
+    STARTS_AT_TARGET: tl.constexpr,  # else at the first maximum
+    SAFE_DISTANCE: tl.constexpr,  # log2 of how far a logit may lie above R
+    WEIGHT_SCALE: tl.constexpr,  # p N' is stored times WEIGHT_SCALE / max(1, largest |N'|); 0: as it is
+    PRECISION: tl.constexpr,  # of float32 products: ieee, tf32x3, tf32
+):
+    LOWEST: tl.constexpr = float("-inf")
+    MODULATED: tl.constexpr = threshold_ptr is not None
+    NEED_GRAD: tl.constexpr = gradient_ptr is not None
+
+    row = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    inside = row < rows
+    label = tl.load(label_ptr + row, mask=inside, other=-1)
+    row_live = label >= 0
+    target = load_rows(reference_ptr, row, row_live, LOWEST) * 1.4426950408889634
+    threshold = load_rows(threshold_ptr, row, row_live, float("inf"))
+    quad = load_rows(quad_ptr, row, row_live, 0.0)
+    lin = load_rows(lin_ptr, row, row_live, 0.0)
+    const = load_rows(const_ptr, row, row_live, 0.0)
+    # Cosines lie in [-1, 1], so |N'| is at most 2 |quad| + |lin|, or 1 where not hard.
+    row_scale = WEIGHT_SCALE / tl.maximum(1.0, 2 * tl.abs(quad) + tl.abs(lin))
+
+    column = tl.arange(0, BLOCK_D)
+    column_live = column < DIM
+    embeddings = tl.load(
+        embedding_ptr + row.to(tl.int64)[:, None] * embedding_stride + column[None, :],
+        mask=row_live[:, None] & column_live[None, :],
+        other=0.0,
+    )
+
+    reference = target if STARTS_AT_TARGET else tl.full([BLOCK_B], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK_B], tl.float32)
+    moment_quad = tl.zeros([BLOCK_B], tl.float32)
+    moment_lin = tl.zeros([BLOCK_B], tl.float32)
+    moment_const = tl.zeros([BLOCK_B], tl.float32)
+    omitted = tl.zeros([BLOCK_B], tl.float32)
+    max_cosine = tl.full([BLOCK_B], LOWEST, tl.float32)
+    hard_count = tl.zeros([BLOCK_B], tl.int32)
+    gradient = tl.zeros([BLOCK_B if NEED_GRAD else 1, BLOCK_D], tl.float32)
+
+    slot = tl.arange(0, BLOCK_S)
+    first = tl.program_id(1) * tiles_per_split
+    last = tl.minimum(first + tiles_per_split, tl.cdiv(slots, BLOCK_S).to(tl.int32))
+    for tile in range(first, last):
+        start = tile.to(tl.int64) * BLOCK_S
+        slot_label = tl.load(center_label_ptr + start + slot, mask=start + slot < slots, other=-1)
+        slot_live = slot_label >= 0
+        # An empty slot's content may be NaN: it is never loaded. Offsets inside a tile fit 32 bits.
+        centers = tl.load(
+            center_ptr + start * CENTER_STRIDE + (slot[:, None] * CENTER_STRIDE + column[None, :]),
+            mask=slot_live[:, None] if DIM == BLOCK_D else slot_live[:, None] & column_live[None, :],
+            other=0.0,
+        )
+        cosine = tl.dot(embeddings, tl.trans(centers), input_precision=PRECISION)
+
+        # A tile without a filled slot has nothing to weigh. (The branch also keeps Triton from taking the two products
+        # for a chain, whose first it would repeat in every group of warps.)
+        weight = tl.zeros([BLOCK_B, BLOCK_S], centers.dtype)
+        needed = False
+        if tl.max(slot_live.to(tl.int32), 0) > 0:
+            valid = slot_live[None, :] & row_live[:, None] & (slot_label[None, :] != label[:, None])
+            max_cosine = tl.maximum(max_cosine, tl.max(tl.where(valid, cosine, LOWEST), 1))
+            if MODULATED:
+                hard = valid & (cosine > threshold[:, None])
+                bent = (quad[:, None] * cosine + lin[:, None]) * cosine + const[:, None]
+                logit = tl.where(valid, scale_log2 * tl.where(hard, bent, cosine), LOWEST)
+            else:
+                logit = tl.where(valid, scale_log2 * cosine, LOWEST)
+
+            # must_move(): R follows the largest logit lazily, so that O is hardly ever scaled.
+            largest = tl.max(logit, 1)
+            moves = largest > reference + SAFE_DISTANCE
+            if tl.max(moves.to(tl.int32), 0) > 0:
+                factor = tl.where(moves, tl.exp2(reference - largest), 1.0)
+                reference = tl.where(moves, largest, reference)
+                total *= factor
+                omitted *= factor
+                if NEED_MOMENTS:
+                    moment_quad *= factor
+                    moment_lin *= factor
+                    moment_const *= factor
+                if NEED_GRAD:
+                    gradient *= factor[:, None]
+
+            probability = tl.where(valid, tl.exp2(logit - reference[:, None]), 0.0)
+            mass = tl.sum(probability, 1)
+            total += mass
+            if MODULATED:
+                hard_count += tl.sum(hard.to(tl.int32), 1)
+                if NEED_MOMENTS:
+                    moment = tl.where(hard, probability, 0.0)
+                    moment_const += tl.sum(moment, 1)
+                    moment *= cosine
+                    moment_lin += tl.sum(moment, 1)
+                    moment_quad += tl.sum(moment * cosine, 1)
+            if NEED_GRAD:
+                slope = probability
+                if MODULATED:
+                    slope = tl.where(hard, (2 * quad[:, None] * cosine + lin[:, None]) * probability, probability)
+                if WEIGHT_SCALE > 0:
+                    slope *= row_scale[:, None]
+                weight = slope.to(centers.dtype)
+                if MAY_OMIT:
+                    # may_omit(), and a tile without mass is never needed.
+                    target_mass = tl.exp2(target - reference) * target_share
+                    bound = tolerance * (target_mass + total)
+                    row_needs = (mass != 0) & ((omitted + mass <= bound) == 0)
+                    needed = tl.max(row_needs.to(tl.int32), 0) > 0
+                    omitted += tl.where(needed, 0.0, mass)
+
+        if NEED_GRAD:
+            if MAY_OMIT:
+                if needed:
+                    gradient = tl.dot(weight, centers, gradient, input_precision=PRECISION)
+            else:
+                gradient = tl.dot(weight, centers, gradient, input_precision=PRECISION)
+
+    at = tl.program_id(1).to(tl.int64) * rows + row
+    field = tl.num_programs(1).to(tl.int64) * rows
+    tl.store(partial_ptr + at, reference, mask=inside)
+    tl.store(partial_ptr + field + at, total, mask=inside)
+    tl.store(partial_ptr + 2 * field + at, moment_quad, mask=inside)
+    tl.store(partial_ptr + 3 * field + at, moment_lin, mask=inside)
+    tl.store(partial_ptr + 4 * field + at, moment_const, mask=inside)
+    tl.store(partial_ptr + 5 * field + at, omitted, mask=inside)
+    tl.store(partial_ptr + 6 * field + at, max_cosine, mask=inside)
+    tl.store(hard_count_ptr + at, hard_count, mask=inside)
+    if NEED_GRAD:
+        if WEIGHT_SCALE > 0:
+            gradient = gradient / row_scale[:, None]
+        tl.store(
+            gradient_ptr + at[:, None] * DIM + column[None, :],
+            gradient,
+            mask=inside[:, None] & column_live[None, :],
+        )
