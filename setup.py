@@ -1,4 +1,4 @@
-"""Builds the compiled extension where torch can be imported; otherwise it is built at first use (attfc_cuda/_backend.py).
+"""Builds the compiled extension where torch can be imported; otherwise attfc_cuda/_backend.py builds it at first use.
 
 `pip install --no-build-isolation -e .` compiles now; a plain `pip install -e .` (isolated build, no torch) compiles at
 the first call. Everything else about the package is in pyproject.toml.

@@ -42,7 +42,9 @@ def _build_now() -> ModuleType:
     csrc = _build.source_root(_PACKAGE)
     if csrc is None:
         raise FileNotFoundError(f"no C++ sources beside {_PACKAGE}")
-    print("attfc_cuda: compiling the CPU extension for its first use (about a minute, then cached) ...", file=sys.stderr)
+    print(
+        "attfc_cuda: compiling the CPU extension for its first use (about a minute, then cached) ...", file=sys.stderr
+    )
     return cpp_extension.load(
         name="attfc_cuda_C",
         sources=[str(path) for path in _build.cpu_sources(csrc)],

@@ -19,7 +19,7 @@ import tyro
 from attfc_cuda import _backend
 from attfc_cuda._check import error
 from attfc_cuda.data import build_dataset
-from attfc_cuda.demo import demo
+from attfc_cuda.demo import IDENTITIES, PASSES, demo, demo_config
 from attfc_cuda.train import AttFCObjective, Objective, TrainConfig, judge, train
 from attfc_cuda.train.config import RunConfig
 from attfc_cuda.train.setup import pick_device
@@ -60,8 +60,10 @@ class Demo:
 
     run: Path = Path("runs/demo")
     """Folder for the run, the table and the PNGs; an earlier demo in it is replaced."""
-    passes: float | None = None
-    """Length of the training in passes; None: what takes about three minutes on two cores."""
+    identities: int = IDENTITIES
+    """Number of drawn identities to train on, with 8 images each."""
+    passes: float = PASSES
+    """Length of the training in passes over all images."""
     seed: int = 0
     """Seed of initialisation, order, and augmentation."""
 
@@ -119,8 +121,8 @@ def _run(arguments: list[str], objective_type: type[Objective]) -> int:
     if isinstance(command, Verify):
         return _verify(command)
     if isinstance(command, Demo):
-        demo(command.run, command.passes, command.seed)
-        return 0
+        _, signal = demo(demo_config(command.run, command.identities, command.passes, command.seed))
+        return 0 if signal is None else 128 + signal
     outcome = train(command, objective_type)
     return 0 if outcome.signal is None else 128 + outcome.signal
 

@@ -112,7 +112,9 @@ def _adasin_logits(x: Tensor, inputs: Inputs) -> Tensor:
     return torch.where(own, target[:, None], logits) * SCALE
 
 
-def explicit(logits_of: Callable[[Tensor, Inputs], Tensor], compiled: bool) -> Callable[[Inputs], tuple[Tensor, Tensor]]:
+def explicit(
+    logits_of: Callable[[Tensor, Inputs], Tensor], compiled: bool
+) -> Callable[[Inputs], tuple[Tensor, Tensor]]:
     def loss_of(x: Tensor, inputs: Inputs) -> Tensor:
         return F.cross_entropy(_wide(logits_of(x, inputs)), inputs.labels)
 
@@ -148,7 +150,9 @@ def _softmax_logits(x: Tensor, inputs: Inputs) -> Tensor:
 
 CONTENDERS = {
     "bare product": Contender(bare_product, "random", 1, None, "X @ W.T, nothing else"),
-    "attfc AdaSin, cold": Contender(ours(AdaSin, grad_tolerance=0.0), "random", 2, _adasin_logits, "every tile matters"),
+    "attfc AdaSin, cold": Contender(
+        ours(AdaSin, grad_tolerance=0.0), "random", 2, _adasin_logits, "every tile matters"
+    ),
     "attfc AdaSin, warm": Contender(
         ours(AdaSin, grad_tolerance=2.0**-12), "trained", 2, _adasin_logits, "trained-like, grad_tolerance 2^-12"
     ),

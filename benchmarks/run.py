@@ -12,6 +12,7 @@ same dtype in the same run.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -70,14 +71,13 @@ def rows_of(dtype: str, arguments: argparse.Namespace) -> list[dict]:
     inputs = {kind: cases.make_inputs(shape, cases.DTYPES[dtype], kind) for kind in ("random", "trained")}
     names = list(dict.fromkeys(["bare product", *arguments.contenders]))
     functions = {
-        name: lambda contender=cases.CONTENDERS[name]: contender.run(inputs[contender.kind]) for name in names
+        name: functools.partial(cases.CONTENDERS[name].run, inputs[cases.CONTENDERS[name].kind]) for name in names
     }
     print(f"timing {dtype}: {arguments.rounds} rounds of {len(names)} ", end="", file=sys.stderr, flush=True)
     times = measure.time_interleaved(
         functions, arguments.rounds, lambda _: print(".", end="", file=sys.stderr, flush=True)
     )
     print(file=sys.stderr)
-    del inputs
     bare = times["bare product"]["median_s"]
     rows = []
     for name in names:

@@ -131,6 +131,17 @@ def test_info_prints_what_is_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert "reference" in capsys.readouterr().out
 
 
+def test_demo_ends_with_a_table_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # a second demo replaces the first
+        assert cli.main(["demo", "--run", str(tmp_path), "--identities", "20", "--passes", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "raw-pixels" in shown and "small, AttFC + AdaSin" in shown and "the demo took" in shown
+    for name in ("training", "held-out_roc", "held-out_small-AttFC-AdaSin_histogram", "held-out_raw-pixels_histogram"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
+    numbers = json.loads((tmp_path / "held-out_small-AttFC-AdaSin.json").read_text())
+    assert numbers["num_pairs"] == 4000
+
+
 ERRORS = {
     "margin": (["train", *QUICK, "--margin", "arcfase"], "margins.build: name must be one of adasin"),
     "data": (["train", "--data", "/nowhere"], "FolderFaces: roots must be readable folders, got /nowhere"),

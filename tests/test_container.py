@@ -9,7 +9,7 @@ from collections import OrderedDict
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -111,7 +111,9 @@ class ContainerMachine(RuleBasedStateMachine):
         assert all(center[1] == 1.0 for center, label in zip(centers, labels, strict=True) if label >= 0)
 
 
-ContainerMachine.TestCase.settings = settings(max_examples=250, stateful_step_count=12, deadline=None)
+ContainerMachine.TestCase.settings = settings(
+    max_examples=250, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 TestContainerMachine = ContainerMachine.TestCase
 
 

@@ -79,7 +79,7 @@ def embed_images(
                 parts.append(F.normalize(embeddings, dim=1))
     finally:
         backbone.train(was_training)
-    return torch.cat(parts).clone()  # out of inference mode: an ordinary tensor
+    return torch.cat(parts)  # outside of inference mode, so an ordinary tensor
 
 
 def raw_pixel_embeddings(

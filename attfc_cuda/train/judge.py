@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -77,14 +78,14 @@ def print_table(judgements: list[Judgement], title: str, console: Console | None
     """One row a method and set. A TAR that the number of impostor pairs does not support is left empty."""
     rates = sorted({rate for j in judgements for rate in j.result.tar_at_far}, reverse=True)
     table = Table(title=title)
-    tar_columns = [f"TAR @ FAR {rate:g}" for rate in rates]
+    tar_columns = [f"TAR @ FAR\n{rate:g}" for rate in rates]
     for column in ("pairs from", "method", "pairs", "accuracy", *tar_columns, "EER", "AUC"):
         table.add_column(column, justify="left" if column in ("pairs from", "method") else "right", no_wrap=True)
     for method, name, result, _, _ in judgements:
         tars = [f"{result.tar_at_far[rate]:.3f}" if rate in result.tar_at_far else "" for rate in rates]
         accuracy = f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f} %"
         table.add_row(name, method, str(result.num_pairs), accuracy, *tars, f"{result.eer:.3f}", f"{result.auc:.3f}")
-    (console or Console(width=max(100, Console().width))).print(table)
+    (console or Console(width=max(120, Console().width))).print(table)
 
 
 def write_files(judgements: list[Judgement], folder: Path) -> list[Path]:
@@ -97,7 +98,7 @@ def write_files(judgements: list[Judgement], folder: Path) -> list[Path]:
         plot_roc({j.method: (j.similarity, j.same) for j in here}, roc, title=f"ROC, {name}")
         files.append(roc)
         for j in here:
-            stem = f"{name}_{j.method.replace(' ', '-').replace(':', '-').replace('/', '-')}"
+            stem = f"{name}_{re.sub(r'[^a-zA-Z0-9]+', '-', j.method).strip('-')}"
             histogram, numbers = folder / f"{stem}_histogram.png", folder / f"{stem}.json"
             title = f"Similarity of pairs, {name}, {j.method}"
             plot_histogram(j.similarity, j.same, histogram, threshold=j.result.threshold, title=title)

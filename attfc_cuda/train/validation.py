@@ -71,7 +71,7 @@ def verification_sets(config: TrainConfig, dataset: FaceDataset) -> list[Verific
         held_out = build_dataset(options.verify_data, size)
         sets.append(from_dataset("held-out", held_out, options.verify_num_pairs))
     elif not sets and config.dataset.data.startswith("procedural"):
-        first, count = dataset.first_identity + len(dataset.identities), max(40, len(dataset.identities) // 10)
+        first, count = dataset.first_identity + len(dataset.identities), max(80, len(dataset.identities) // 10)
         held_out = build_dataset(f"procedural:{count}x8@{first}", size)
         sets.append(from_dataset("held-out", held_out, options.verify_num_pairs))
     return sets

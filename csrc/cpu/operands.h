@@ -5,8 +5,8 @@
 // (FloatOperand, DoubleOperand) or a pair of bfloat16 (PairOperand).
 
 struct FloatOperand {
-  using Scalar = float;   // what is broadcast
-  using Real = float;     // what is accumulated
+  using Scalar = float;  // what is broadcast
+  using Real = float;    // what is accumulated
   static constexpr int kNumbersPerStep = 1;
   static constexpr int kLanes = Simd<float>::kLanes;
   ATTFC_HOST_DEVICE static VectorF step(VectorF sum, VectorF vector, Scalar scalar) { return sum + vector * scalar; }

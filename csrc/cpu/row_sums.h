@@ -43,14 +43,10 @@ struct RowSums {
   }
 
   PartialLse<double> partial(int row) const {
-    return {reference[row] * kLn2,
-            static_cast<double>(sum[row]) - carry[row],
-            moment_quad[row],
-            moment_lin[row],
-            moment_const[row],
-            omitted[row],
-            max_cosine[row],
-            hard_count[row]};
+    return {reference[row] * kLn2, static_cast<double>(sum[row]) - carry[row],
+            moment_quad[row],      moment_lin[row],
+            moment_const[row],     omitted[row],
+            max_cosine[row],       hard_count[row]};
   }
 };
 
@@ -102,8 +98,8 @@ TileSums<typename OperandOf<Input>::Type::Real> weigh_tile(
   const Vector lowest = Vector{} - std::numeric_limits<Real>::infinity();
   RowModulation<Vector> modulation{};
   if constexpr (kModulated)
-    modulation = {load<Vector>(inputs.threshold + row), load<Vector>(inputs.quad + row),
-                  load<Vector>(inputs.lin + row), load<Vector>(inputs.constant + row)};
+    modulation = {load<Vector>(inputs.threshold + row), load<Vector>(inputs.quad + row), load<Vector>(inputs.lin + row),
+                  load<Vector>(inputs.constant + row)};
   TileSums<Real> sums{{}, {}, {}, {}, lowest, lowest, {}};
   const auto column = [&](int j) {
     const auto id = tile.id[j];

@@ -64,7 +64,8 @@ ATTFC_HOST_DEVICE bool any(Mask mask) {
 }
 
 // 2^x for x < 127 within 2.5e-7 relative, 0 for x < -126.5, NaN for NaN; meaningless (but harmless) for greater x.
-// x = n + r with |r| <= 1/2; 2^r by a polynomial of least greatest relative error, 9.4e-8; n goes into the exponent bits.
+// x = n + r with |r| <= 1/2; 2^r by a polynomial of least greatest relative error, 9.4e-8; n goes into the exponent
+// bits.
 ATTFC_HOST_DEVICE VectorF exp2_below_127(VectorF x) {
   // 1.5 * 2^23 + 127: adding it rounds to an integer, whose biased exponent n + 127 is then the sum's low bits.
   constexpr float kRound = 12583039.0f;

@@ -6,10 +6,10 @@
 
 namespace attfc::cpu {
 
-#define ATTFC_DECLARE_SWEEP(isa)                                                 \
-  namespace isa {                                                                \
-  size_t sweep_workspace_bytes(const SweepArguments& arguments);                 \
-  void sweep(const SweepArguments&, const ParallelFor&, void* workspace);        \
+#define ATTFC_DECLARE_SWEEP(isa)                                          \
+  namespace isa {                                                         \
+  size_t sweep_workspace_bytes(const SweepArguments& arguments);          \
+  void sweep(const SweepArguments&, const ParallelFor&, void* workspace); \
   }
 ATTFC_DECLARE_SWEEP(generic)
 #if defined(__x86_64__)

@@ -96,8 +96,8 @@ class Sweep {
     values_at_ = reserve(sizeof(Int) * ClassIds<Int>::table_size(arg_.rows));
     partials_at_ = reserve(sizeof(Partial) * padded_rows_ * splits_);
     accumulators_at_ = reserve(sizeof(Real) * padded_rows_ * accumulator_dim() * splits_);
-    const size_t scratch = sizeof(Real) * 2 * kTile * kPanel +
-                           sizeof(Scalar) * Tile<Input, kTile>::scratch_scalars(padded_dim_);
+    const size_t scratch =
+        sizeof(Real) * 2 * kTile * kPanel + sizeof(Scalar) * Tile<Input, kTile>::scratch_scalars(padded_dim_);
     scratch_bytes_ = (scratch + kAlignment - 1) / kAlignment * kAlignment;
     scratch_at_ = reserve(scratch_bytes_ * row_blocks_ * splits_);
     bytes_ += kAlignment;  // run() aligns the start
@@ -195,8 +195,8 @@ class Sweep {
     for (int64_t d = 0; d < padded_dim_; ++d) sums[d] *= factor;
   }
 
-  void accumulate_gradient(Tile<Input, kTile>& tile, int64_t split, int64_t panel, const Real* weight,
-                           const int* live, int live_count) const {
+  void accumulate_gradient(Tile<Input, kTile>& tile, int64_t split, int64_t panel, const Real* weight, const int* live,
+                           int live_count) const {
     const Scalar* weights = reinterpret_cast<const Scalar*>(weight);
     const Scalar* vectors = tile.vectors();
     int64_t d = 0;
@@ -271,8 +271,7 @@ class Sweep {
   void write_row(int64_t row, const Partial& part, const Real* sums) const {
     const double lowest = -std::numeric_limits<double>::infinity();
     const bool ignored = inputs_.id[row] == kIgnoredRow, none = ignored || part.sum == 0;
-    const double target_mass =
-        arg_.reference ? move_factor<double>(inputs_.reference[row] * kLn2, part.reference) : 0;
+    const double target_mass = arg_.reference ? move_factor<double>(inputs_.reference[row] * kLn2, part.reference) : 0;
     const auto write = [row](void* to, double value) { static_cast<Real*>(to)[row] = static_cast<Real>(value); };
     write(arg_.lse, none ? lowest : part.reference + std::log(part.sum));
     write(arg_.max_cosine, ignored ? lowest : part.max_cosine);

@@ -15,6 +15,13 @@ using SweepD512 = SweepConfig<512, 64, 16, 4, 16, 16>;         //               
 using SweepD512Wide = SweepConfig<512, 64, 32, 3, 32, 16>;     //               202: half the barriers, half the x reads
 using SweepD512Compact = SweepConfig<512, 32, 16, 3, 16, 16>;  //                91
 
+template <class Config, class Element, bool grad>
+const char* launch_sweep_kernel(const SweepParameters& parameters, int64_t row_blocks, void* stream) {
+  return gpu::launch(sweep_kernel<Config, Element, grad>,
+                     gpu::Grid{static_cast<unsigned>(row_blocks), static_cast<unsigned>(parameters.splits)},
+                     Config::kThreads, SweepShared<Config, Element, grad>::kBytes, stream, parameters);
+}
+
 template <class Config>
 const char* launch_sweep_config(Dtype dtype, bool grad, const SweepParameters& parameters, int64_t row_blocks,
                                 void* stream);

@@ -12,11 +12,10 @@
 //
 // Schedule. Tiles of kTile centres flow through three steps, one interval each, one barrier between intervals:
 //     interval i:   logits of tile i + 1  |  weights of tile i  |  gradient of tile i - 1  |  loading tile i + 2
-// The steps of one interval do not depend on each other, so tensor cores, exponentials and copies overlap as warps
-// drift. The fourth stage of centres is what the loading needs; with three, a second barrier follows the gradient step.
-//
-// Rows are owned by four neighbouring lanes in the weights step: the reference R moves, and a row agrees to leave a
-// tile out of the gradient, without talking to another warp. Both reach the gradient step an interval later, as flags.
+// Steps of one interval do not depend on each other, so tensor cores, exponentials and copies overlap as warps drift.
+// The fourth stage of centres is what the loading needs; with three, a second barrier follows the gradient step. Four
+// neighbouring lanes own a row in the weights step: its reference moves, and it agrees to leave a tile out of the
+// gradient, without talking to another warp. Both reach the gradient step an interval later, as flags.
 #pragma once
 
 #include "sweep_layout.h"
@@ -34,9 +33,8 @@ class SweepBlock {
         warp(thread / gpu::kWarpSize),
         lane(thread % gpu::kWarpSize),
         first_row(static_cast<int64_t>(gpu::block_index_x()) * kRows) {
-    const int64_t all_tiles = (p.centers + kTile - 1) / kTile;
     const int64_t first_tile = gpu::block_index_y() * p.tiles_per_split;
-    const int64_t left = all_tiles - first_tile;
+    const int64_t left = (p.centers + kTile - 1) / kTile - first_tile;
     tiles = static_cast<int>(left < 0 ? 0 : left < p.tiles_per_split ? left : p.tiles_per_split);
     first_center = first_tile * kTile;
   }
@@ -53,10 +51,7 @@ class SweepBlock {
       if constexpr (Config::kStages == 4) load_next(now);
       uint32_t flags = 0;
       if constexpr (grad) {
-        if (now >= 1) {
-          flags = read_flags(now - 1);
-          add_gradient(now - 1, flags);
-        }
+        if (now >= 1) add_gradient(now - 1, flags = read_flags(now - 1));
         if constexpr (Config::kStages == 3) gpu::sync_block();
       }
       if constexpr (Config::kStages == 3) load_next(now);
@@ -398,13 +393,6 @@ template <class Config, class Element, bool grad>
 ATTFC_KERNEL(Config::kThreads, 1)
 sweep_kernel(const SweepParameters parameters) {
   SweepBlock<Config, Element, grad>(parameters).run();
-}
-
-template <class Config, class Element, bool grad>
-const char* launch_sweep_kernel(const SweepParameters& parameters, int64_t row_blocks, void* stream) {
-  return gpu::launch(sweep_kernel<Config, Element, grad>,
-                     gpu::Grid{static_cast<unsigned>(row_blocks), static_cast<unsigned>(parameters.splits)},
-                     Config::kThreads, SweepShared<Config, Element, grad>::kBytes, stream, parameters);
 }
 
 }  // namespace attfc::cuda

@@ -17,8 +17,7 @@ cpu::Dtype sweep_dtype(at::ScalarType dtype) {
     case at::kDouble: return cpu::Dtype::kFloat64;
     case at::kBFloat16: return cpu::Dtype::kBFloat16;
     case at::kHalf: return cpu::Dtype::kFloat16;
-    default:
-      TORCH_CHECK_TYPE(false, kOp, ": embeddings must be float32, float64, bfloat16 or float16, got ", dtype);
+    default: TORCH_CHECK_TYPE(false, kOp, ": embeddings must be float32, float64, bfloat16 or float16, got ", dtype);
   }
 }
 
@@ -35,8 +34,8 @@ NegativeLogSumExp negative_logsumexp_cpu(const at::Tensor& embeddings, const at:
                                          const std::optional<at::Tensor>& reference,
                                          const std::optional<at::Tensor>& threshold,
                                          const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,
-                                         const std::optional<at::Tensor>& constant, double scale,
-                                         double grad_tolerance, bool need_grad, bool need_moments) {
+                                         const std::optional<at::Tensor>& constant, double scale, double grad_tolerance,
+                                         bool need_grad, bool need_moments) {
   check_matrix(kOp, "embeddings", embeddings);
   check_matrix(kOp, "centers", centers);
   const at::Device device = embeddings.device();
@@ -54,9 +53,9 @@ NegativeLogSumExp negative_logsumexp_cpu(const at::Tensor& embeddings, const at:
     check_like(kOp, name, *given, real, rows, device);
     return given->contiguous();
   };
-  const at::Tensor row_reference = row_values("reference", reference), row_threshold = row_values("threshold", threshold),
-                   row_quad = row_values("quad", quad), row_lin = row_values("lin", lin),
-                   row_constant = row_values("const_", constant);
+  const at::Tensor row_reference = row_values("reference", reference),
+                   row_threshold = row_values("threshold", threshold), row_quad = row_values("quad", quad),
+                   row_lin = row_values("lin", lin), row_constant = row_values("const_", constant);
   const auto pointer = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; };
 
   const auto options = embeddings.options().dtype(real).memory_format(at::MemoryFormat::Contiguous);

@@ -17,8 +17,7 @@ NegativeLogSumExp negative_logsumexp_autocast(
     const at::Tensor& embeddings, const at::Tensor& centers, const at::Tensor& labels, const at::Tensor& center_labels,
     const std::optional<at::Tensor>& reference, const std::optional<at::Tensor>& threshold,
     const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,
-    const std::optional<at::Tensor>& constant, double scale, double grad_tolerance, bool need_grad,
-    bool need_moments) {
+    const std::optional<at::Tensor>& constant, double scale, double grad_tolerance, bool need_grad, bool need_moments) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(kAutocast);
   const at::ScalarType dtype = at::autocast::get_autocast_dtype(kDevice);
   static const auto op = c10::Dispatcher::singleton()
@@ -36,8 +35,7 @@ TORCH_LIBRARY(attfc, library) { library.def(kNegativeLogSumExpSchema, {at::Tag::
 TORCH_LIBRARY_IMPL(attfc, CPU, library) { library.impl("negative_logsumexp", negative_logsumexp_cpu); }
 
 TORCH_LIBRARY_IMPL(attfc, AutocastCPU, library) {
-  library.impl("negative_logsumexp",
-               negative_logsumexp_autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);
+  library.impl("negative_logsumexp", negative_logsumexp_autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);
 }
 
 TORCH_LIBRARY_IMPL(attfc, AutocastCUDA, library) {

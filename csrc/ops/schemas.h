@@ -9,8 +9,7 @@
 namespace attfc {
 
 // lse, hard_count, max_cosine, omitted_mass, unit_grad, moments; see attfc_cuda/_ops.py for what each holds.
-using NegativeLogSumExp =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using NegativeLogSumExp = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 constexpr const char* kNegativeLogSumExpSchema =
     "negative_logsumexp(Tensor embeddings, Tensor centers, Tensor labels, Tensor center_labels, Tensor? reference, "
@@ -23,7 +22,7 @@ NegativeLogSumExp negative_logsumexp_cpu(const at::Tensor& embeddings, const at:
                                          const std::optional<at::Tensor>& reference,
                                          const std::optional<at::Tensor>& threshold,
                                          const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,
-                                         const std::optional<at::Tensor>& constant, double scale,
-                                         double grad_tolerance, bool need_grad, bool need_moments);
+                                         const std::optional<at::Tensor>& constant, double scale, double grad_tolerance,
+                                         bool need_grad, bool need_moments);
 
 }  // namespace attfc

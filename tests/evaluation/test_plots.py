@@ -43,6 +43,7 @@ def test_roc_holds_the_rates_of_every_method(tmp_path, figures):
     # 2 of the 32 comparisons of a genuine with an impostor pair are out of order.
     points = set(zip(ours.get_xdata().tolist(), ours.get_ydata().tolist(), strict=True))
     assert {(0.125, 0.5), (0.125, 0.75), (0.125, 1.0), (1.0, 1.0)} <= points
+    assert ours.get_drawstyle() == "steps-post"  # between two thresholds nothing more is accepted
     assert other.get_ydata()[0] == 0.0 and other.get_xdata()[-1] == 1.0
     assert np.array_equal(chance.get_xdata(), chance.get_ydata())
     assert axes.get_xscale() == "log"
@@ -78,7 +79,9 @@ def test_long_names_stay_inside_the_picture(tmp_path, figures):
     plot_roc({name: (SIMILARITY, SAME) for name in names}, tmp_path / "roc.png")
     legend = figures[0].legends[0].get_window_extent()
     assert legend.x0 >= 0 and legend.x1 <= figures[0].bbox.width
-    assert legend.y1 <= figures[0].axes[0].get_window_extent().y0, "the legend covers the curves"
+    curves_area = figures[0].axes[0].get_window_extent()
+    assert legend.y1 <= curves_area.y0, "the legend covers the curves"
+    assert curves_area.height >= 3.0 * figures[0].dpi, "the legend has taken the room of the curves"
 
 
 def test_histogram_shows_shares_of_each_kind(tmp_path, figures):

@@ -1,109 +1,31 @@
-"""The AttFC head: the published step restated, what moves and what does not, no host synchronisation, bad input."""
+"""The AttFC head: the published step restated, what moves and what does not, that the host waits for nothing."""
 
 from __future__ import annotations
-
-import copy
-import math
-from collections import deque
 
 import pytest
 import torch
 import torch.nn.functional as F
+from attfc_cases import (
+    BACKENDS,
+    CAPACITY,
+    CLASSES,
+    DIM,
+    ROWS,
+    PublishedStep,
+    batches,
+    filled,
+    run,
+    same,
+    same_state,
+    state_of,
+    step,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attfc_cuda.container import POLICIES
 from attfc_cuda.heads import AttFC
 from attfc_cuda.heads.attfc import ENQUEUE
 from attfc_cuda.margins import AdaSin, ArcFace, MagFace, NormFace
-
-BACKENDS = ("reference", "auto")
-DIM, CLASSES, CAPACITY = 8, 23, 14  # fewer slots than classes: `refresh` evicts
-ROWS = (5, 5, 3, 5, 4, 5)  # ragged, and enough to wrap around more than once
-
-
-def batches(rows=ROWS, r=2, dtype=torch.float32, seed=0):
-    """(embeddings of uneven length, labels, gallery) per step. Few classes: they come again in batch and queue."""
-    torch.manual_seed(seed)
-    for count in rows:
-        embeddings = torch.randn(count, DIM, dtype=torch.float64) * (0.5 + 4 * torch.rand(count, 1))
-        gallery = embeddings[:, None] + 1.5 * torch.randn(count, r, DIM, dtype=torch.float64)
-        yield embeddings.to(dtype), torch.randint(0, CLASSES, (count,)), gallery.to(dtype)
-
-
-def step(head, embeddings, labels, gallery, **extra):
-    """(loss, gradient of the embeddings) of one forward and backward."""
-    embeddings = embeddings.clone().requires_grad_()
-    loss = head(embeddings, labels, gallery, **extra)
-    loss.backward()
-    return loss.detach(), embeddings.grad
-
-
-def run(head, data):
-    return [step(head, *batch) for batch in data]
-
-
-def filled(**options):
-    """A head with some history."""
-    head = AttFC(DIM, CAPACITY, num_classes=CLASSES, **options)
-    run(head, batches(seed=1))
-    return head
-
-
-def same(a, b):
-    """Bitwise equality of lists of (loss, gradient)."""
-    return len(a) == len(b) and all(
-        torch.equal(x, y) for pair in zip(a, b, strict=True) for x, y in zip(*pair, strict=True)
-    )
-
-
-def state_of(head):
-    return copy.deepcopy(head.state_dict())
-
-
-def same_state(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-class PublishedStep:
-    """AttFC with a queue as published, sample by sample, in float64: own fresh centre as the positive, the queue as
-    negatives with the own class left out, the new centres appended after the loss. Shares nothing with the package."""
-
-    def __init__(self, capacity, loss_name, scale=64.0, m=0.5, h=1.5, momentum=0.99):
-        self.queue = deque(maxlen=capacity)
-        self.loss_name, self.scale, self.m, self.h, self.momentum, self.t = loss_name, scale, m, h, momentum, 0.0
-        self.hard = 0
-
-    @staticmethod
-    def bent(angle):
-        return angle.cos() if angle <= math.pi else -2 - angle.cos()
-
-    def __call__(self, embeddings, labels, gallery):
-        probes = [x / x.norm() for x in embeddings]
-        centers = []
-        for x, images in zip(probes, gallery, strict=True):
-            cosines = torch.stack([x.detach() @ (g / g.norm()) for g in images])
-            weights = cosines.exp() / cosines.exp().sum()
-            center = sum(a * g for a, g in zip(weights, images, strict=True))
-            centers.append(center / center.norm())
-        positives = [x @ g for x, g in zip(probes, centers, strict=True)]
-        self.t = self.momentum * self.t + (1 - self.momentum) * float(sum(positives).detach()) / len(positives)
-
-        losses = []
-        for x, label, positive in zip(probes, labels.tolist(), positives, strict=True):
-            negatives = [x @ center for other, center in self.queue if other != label]
-            theta = positive.acos()
-            target = self.bent(theta + self.m)
-            if self.loss_name == "adasin":
-                phi = (self.t + self.h * (theta / 2).sin()).detach()
-                hard = [bool(c > target) for c in negatives]
-                self.hard += sum(hard)
-                negatives = [phi * c if is_hard else c for c, is_hard in zip(negatives, hard, strict=True)]
-                if any(hard):
-                    target = self.bent(theta + phi * self.m)
-            logits = self.scale * torch.stack([target, *negatives])
-            losses.append(F.cross_entropy(logits[None], torch.tensor([0])))
-        self.queue.extend(zip(labels.tolist(), centers, strict=True))
-        return torch.stack(losses).mean()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -361,207 +283,3 @@ def test_a_step_on_the_gpu_makes_the_host_wait_for_nothing(policy, enqueue):
         run(head, data[1:])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_negative_label_leaves_its_row_out_whatever_it_holds(policy, backend):
-    heads = [filled(policy=policy, backend=backend, check_finite=True) for _ in range(2)]
-    embeddings, labels, gallery = next(batches())
-    labels[1], labels[3] = -1, -5
-    poisoned, poisoned_gallery = embeddings.clone(), gallery.clone()
-    poisoned[1], poisoned[3], poisoned_gallery[1] = math.nan, math.inf, math.nan
-    expected = step(heads[0], embeddings, labels, gallery)
-    found = step(heads[1], poisoned, labels, poisoned_gallery)
-    assert same([expected], [found]) and (found[1][[1, 3]] == 0).all() and (found[1][0] != 0).any()
-    assert same_state(heads[0].state_dict(), heads[1].state_dict())
-    # A mean over the rest: the same as a batch of the rest alone.
-    kept = labels >= 0
-    alone, _ = step(filled(policy=policy, backend=backend), embeddings[kept], labels[kept], gallery[kept])
-    torch.testing.assert_close(found[0], alone, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("enqueue", ENQUEUE)
-@pytest.mark.parametrize("case", ["no rows", "all ignored", "empty container"])
-def test_nothing_to_learn_from_gives_zero(case, enqueue, backend):
-    embeddings, labels, gallery = next(batches())
-    if case == "empty container":
-        head = AttFC(DIM, CAPACITY, enqueue=enqueue, backend=backend)
-        labels = torch.full_like(labels, 3)  # before: only own-class centres in the container
-    else:
-        head = filled(enqueue=enqueue, backend=backend)
-        labels = torch.full_like(labels, -1)
-    if case == "no rows":
-        embeddings, labels, gallery = embeddings[:0], labels[:0], gallery[:0]
-    before = state_of(head)
-    loss, gradient = step(head, embeddings, labels, gallery)
-    assert loss == 0 and gradient.shape == embeddings.shape and not gradient.any()
-    assert all(value.isfinite() for value in head.stats.values())
-    if case != "empty container":
-        assert same_state(before, head.state_dict())
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_zero_embeddings_are_finite_and_get_no_gradient(dtype, backend):
-    head = filled(backend=backend)
-    embeddings, labels, gallery = next(batches(dtype=dtype))
-    embeddings[0], embeddings[1], gallery[2] = 0, 1e-8, 0
-    loss, gradient = step(head, embeddings, labels, gallery)
-    assert loss.isfinite() and gradient.isfinite().all()
-    assert not gradient[:2].any() and gradient[2:].any(dim=1).all()
-    held = head.container.labels >= 0
-    assert head.container.centers[held].isfinite().all() and head.margin.t.isfinite()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_empty_slots_are_never_read(backend):
-    clean, poisoned = (AttFC(DIM, 40, enqueue="after", backend=backend) for _ in range(2))
-    poisoned.container.centers.fill_(math.nan)
-    assert same(run(clean, batches()), run(poisoned, batches()))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("enqueue", ENQUEUE)
-def test_what_is_not_finite_never_enters_the_state(bad, enqueue):
-    head = filled(enqueue=enqueue, backend="reference")
-    embeddings, labels, gallery = next(batches())
-    embeddings[1, 2], gallery[3, 1, 0] = bad, bad
-    written = int(head.container.clock)
-    loss, _ = step(head, embeddings, labels, gallery)
-    assert not loss.isfinite()
-    assert int(head.container.clock) == written + 3
-    assert head.container.centers.isfinite().all() and head.margin.t.isfinite()
-    loss, gradient = step(head, *next(batches(seed=5)))
-    assert loss.isfinite() and gradient.isfinite().all()
-
-
-FINITE = {"embeddings": (0, "3"), "gallery_embeddings": (2, "3"), "extra_centers": (3, "1")}
-
-
-@pytest.mark.parametrize("argument", FINITE)
-def test_check_finite_names_the_row_and_nothing_moves(argument):
-    index, row = FINITE[argument]
-    head = filled(check_finite=True, backend="reference")
-    before = state_of(head)
-    tensors = [*next(batches()), torch.randn(2, DIM)]
-    tensors[index][int(row)].view(-1)[2] = math.nan
-    tensors[index][int(row)].view(-1)[5] = math.inf
-    message = rf"AttFC: {argument} must be finite \(check_finite is on\), got 2 values .* in row {row}"
-    with pytest.raises(ValueError, match=message):
-        head(*tensors[:3], extra_centers=tensors[3], extra_labels=torch.tensor([1, 2]))
-    assert same_state(before, head.state_dict())
-
-
-def test_check_finite_asserts_on_the_device_when_compiled():
-    head = AttFC(DIM, CAPACITY, check_finite=True, backend="reference")
-    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
-    embeddings, labels, gallery = next(batches())
-    assert compiled(embeddings, labels, gallery).isfinite()
-    embeddings[3, 2] = math.nan
-    with pytest.raises(RuntimeError, match=r"AttFC: embeddings must be finite .* got a row that does not"):
-        compiled(embeddings, labels, gallery)
-
-
-@pytest.mark.parametrize("enqueue", ENQUEUE)
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(
-    "case, message",
-    [
-        ("label", r"labels must be below num_classes = 23, got 23 in row 2; give the head"),
-        ("batch", r"centers must have at most capacity = 14 rows, got 15; use a larger capacity"),
-        ("extra", r"centers must have at most capacity = 14 rows, got 16; .*extra centres count"),
-    ],
-)
-def test_a_batch_the_container_refuses_moves_nothing(case, message, policy, enqueue):
-    head = filled(policy=policy, enqueue=enqueue, backend="reference")
-    before = state_of(head)
-    embeddings, labels, gallery = next(batches(rows=[15 if case == "batch" else 5]))
-    extra = {}
-    if case == "label":
-        labels[2] = CLASSES
-    elif case == "extra":
-        extra = {"extra_centers": torch.randn(11, DIM), "extra_labels": torch.arange(11) % CLASSES}
-    with pytest.raises(ValueError, match=message):
-        head(embeddings, labels, gallery, **extra)
-    assert same_state(before, head.state_dict())
-
-
-CONSTRUCTION = {
-    "capacity": (dict(capacity=0), ValueError, r"DynamicClassContainer: capacity must be at least 1, got 0"),
-    "refresh": (dict(policy="refresh"), ValueError, r'num_classes must be given with policy="refresh", got None; pass'),
-    "enqueue": (
-        dict(enqueue="during"),
-        ValueError,
-        r"AttFC: enqueue must be one of \('before', 'after'\), got 'during'",
-    ),
-    "temperature": (dict(temperature=0.0), ValueError, r"AttFC: temperature must be above 0, got 0.0"),
-    "margin": (dict(margin="adasin"), TypeError, r"AttFC: margin must be a margins.Margin, got 'adasin'; pass an inst"),
-}
-
-
-@pytest.mark.parametrize("case", CONSTRUCTION)
-def test_construction_errors(case):
-    options, kind, message = CONSTRUCTION[case]
-    with pytest.raises(kind, match=message):
-        AttFC(**dict(dict(dim=DIM, capacity=CAPACITY), **options))
-
-
-X, Y, G = torch.randn(3, DIM), torch.tensor([0, 1, 2]), torch.randn(3, 2, DIM)
-FORWARD = {
-    "embeddings shape": ((X[:, :5], Y, G), {}, ValueError, r"embeddings must have shape \[B, 8\], got \[3, 5\]"),
-    "embeddings rank": ((X[0], Y, G), {}, ValueError, r"embeddings must have shape \[B, 8\], got \[8\]"),
-    "embeddings dtype": ((X.long(), Y, G), {}, TypeError, r"embeddings must have a floating dtype, got torch.int64"),
-    "labels shape": ((X, Y[:2], G), {}, ValueError, r"labels must have shape \[3\], got \[2\]"),
-    "labels dtype": (
-        (X, Y.int(), G),
-        {},
-        TypeError,
-        r"labels must have dtype torch.int64, got torch.int32; labels.long",
-    ),
-    "gallery rows": (
-        (X, Y, G[:2]),
-        {},
-        ValueError,
-        r"gallery_embeddings must have shape \[3, r, 8\] .* got \[2, 2, 8\]",
-    ),
-    "gallery empty": ((X, Y, G[:, :0]), {}, ValueError, r"gallery_embeddings must have .* r >= 1.* got \[3, 0, 8\]"),
-    "gallery flat": ((X, Y, G[0, 0]), {}, ValueError, r"gallery_embeddings must have shape .* got \[8\]"),
-    "gallery dtype": (
-        (X, Y, G.int()),
-        {},
-        TypeError,
-        r"gallery_embeddings must have a floating dtype, got torch.int32",
-    ),
-    "device": ((X, Y.to("meta"), G), {}, ValueError, r"labels must be on the head's device cpu, got meta; head.to"),
-    "extra alone": ((X, Y, G), dict(extra_centers=X), ValueError, r"extra_labels must be given together .* got None"),
-    "extra labels alone": (
-        (X, Y, G),
-        dict(extra_labels=Y),
-        ValueError,
-        r"extra_centers must be given together .* None",
-    ),
-    "extra shape": (
-        (X, Y, G),
-        dict(extra_centers=X[:, :4], extra_labels=Y),
-        ValueError,
-        r"extra_centers must have shape \[M, 8\], got \[3, 4\]",
-    ),
-    "extra count": (
-        (X, Y, G),
-        dict(extra_centers=X, extra_labels=Y[:2]),
-        ValueError,
-        r"extra_labels must have shape \[3\], got \[2\]",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", FORWARD)
-def test_forward_errors_move_nothing(case):
-    arguments, extra, kind, message = FORWARD[case]
-    head = filled(backend="reference")
-    before = state_of(head)
-    with pytest.raises(kind, match="AttFC: " + message):
-        head(*arguments, **extra)
-    assert same_state(before, head.state_dict())

@@ -1,0 +1,162 @@
+"""What nvcc makes of the CUDA kernels: registers, spills, shared memory, tensor-core instructions, occupancy.
+
+Standard library only, and no import of this package: the tests of the CUDA sources run it without PyTorch.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Limits per multiprocessor and block (CUDA C++ Programming Guide, technical specifications per capability)."""
+
+    block_shared_kib: int  # after opting in
+    shared_kib: int
+    threads: int
+    registers: int = 65536
+
+
+ARCHITECTURES = {
+    80: Architecture(163, 164, 2048),
+    86: Architecture(99, 100, 1536),
+    89: Architecture(99, 100, 1536),
+    90: Architecture(227, 228, 2048),
+    100: Architecture(227, 228, 2048),
+    120: Architecture(99, 100, 1536),
+}
+UNITS = ("sweep_d128", "sweep_d256", "sweep_d512", "merge", "adasin")
+
+# SweepConfig<D, rows, tile, stages, product rows, product columns>, as csrc/cuda/sweep_layout.h declares it.
+_CONFIG = re.compile(r"sweep_kernel<.*?SweepConfig<([\d, ]+)>, .*?(BFloat16|Float16), (true|false)>")
+_DTYPES = {"BFloat16": "bf16", "Float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class KernelResources:
+    """One kernel on one architecture, as the compiler reports it."""
+
+    arch: int
+    kernel: str
+    dim: int | None  # of a sweep
+    grad: bool
+    threads: int
+    registers: int
+    spill_bytes: int  # stores, loads and, for a sweep, the stack frame
+    shared_bytes: int
+    tensor_instructions: int | None  # None where no disassembler was found
+
+    @property
+    def fits(self) -> bool:
+        """Whether a block's shared memory is within the architecture's limit; no other kernel is chosen."""
+        return self.shared_bytes <= ARCHITECTURES[self.arch].block_shared_kib * 1024
+
+    @property
+    def occupancy(self) -> float:
+        """Share of a multiprocessor's warps that can be resident."""
+        arch = ARCHITECTURES[self.arch]
+        warps = self.threads // 32
+        registers = -(-self.registers // 8) * 8 * 32 * warps  # allocated by 8 a thread
+        by_shared = arch.shared_kib * 1024 // (self.shared_bytes + 1024)  # 1 KiB goes to each block
+        blocks = min(arch.threads // self.threads, arch.registers // registers, by_shared, 32)
+        return blocks * self.threads / arch.threads
+
+
+def _shared_bytes(config: tuple[int, ...], grad: bool) -> int:
+    """SweepShared::kBytes; that the launch and the kernel agree on it is what a host run checks."""
+    dim, rows, tile, stages, product_rows, product_columns = config
+    warps = rows // 8
+    parts = warps // ((rows // product_rows) * (tile // product_columns))
+    size = 2 * (rows * dim + stages * tile * dim) + 8 * parts * rows * tile + 8 * 4 * tile
+    return size + (4 * rows * tile + 8 * rows + 8 * warps if grad else 0)
+
+
+def find_disassembler() -> str | None:
+    """nvdisasm on PATH, or the one that Triton ships."""
+    found = shutil.which("nvdisasm")
+    spec = importlib.util.find_spec("triton")
+    if found is None and spec is not None and spec.origin is not None:
+        shipped = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+        found = str(shipped) if shipped.is_file() else None
+    return found
+
+
+def _tensor_instructions(disassembler: str | None, cubin: Path) -> dict[str, int]:
+    """Tensor-core instructions in the code of each mangled kernel name."""
+    if disassembler is None:
+        return {}
+    result = subprocess.run([disassembler, "-c", str(cubin)], capture_output=True, text=True)
+    if result.returncode != 0:
+        return {}
+    sections = re.split(r"^\s*\.section\s+\.text\.([^,\s]+)", result.stdout, flags=re.MULTILINE)[1:]
+    return {
+        name: len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", code))
+        for name, code in zip(sections[::2], sections[1::2], strict=True)
+    }
+
+
+def compile_unit(nvcc: str, source: Path, unit: str, arch: int) -> list[KernelResources]:
+    """Every kernel of csrc/cuda/<unit>.cu for one architecture. Raises RuntimeError with the compiler's words."""
+    with tempfile.TemporaryDirectory() as name:
+        cubin = Path(name) / "unit.cubin"
+        command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v"]
+        command += [str(source / "csrc" / "cuda" / f"{unit}.cu"), "-o", str(cubin)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            raise RuntimeError(f"{unit}.cu does not compile for sm_{arch}:\n{result.stderr}")
+        instructions = _tensor_instructions(find_disassembler(), cubin)
+    resources = []
+    for block in result.stderr.split("Compiling entry function '")[1:]:
+        mangled = block[: block.index("'")]
+        kernel = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
+        registers = int(re.search(r"Used (\d+) registers", block).group(1))
+        spill = sum(int(each) for each in re.findall(r"(\d+) bytes spill", block))
+        static = re.search(r"(\d+) bytes smem", block)
+        shared = int(static.group(1)) if static else 0
+        found = _CONFIG.search(kernel)
+        if found:
+            config, grad = tuple(int(each) for each in found.group(1).split(",")), found.group(3) == "true"
+            spill += int(re.search(r"(\d+) bytes stack frame", block).group(1))
+            shared += _shared_bytes(config, grad)
+            dim, rows, tile, stages = config[:4]
+            kernel = f"sweep D {dim}, {rows} x {tile}, {stages} stages, {_DTYPES[found.group(2)]}"
+            kernel += ", gradient" if grad else ""
+            threads = 4 * rows
+        else:
+            grad, dim = False, None
+            kernel = re.search(r"(\w+_kernel)", kernel).group(1)
+            threads = 256 if kernel.startswith("adasin") else 128
+        resources.append(
+            KernelResources(arch, kernel, dim, grad, threads, registers, spill, shared, instructions.get(mangled))
+        )
+    return resources
+
+
+def compile_all(nvcc: str, source: Path, archs: list[int] | None = None) -> list[KernelResources]:
+    """Every kernel for every architecture, compiled in parallel; source: the folder that holds csrc/."""
+    jobs = [(unit, arch) for arch in archs or ARCHITECTURES for unit in UNITS]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [each for unit in pool.map(lambda job: compile_unit(nvcc, source, *job), jobs) for each in unit]
+
+
+def format_table(resources: list[KernelResources]) -> str:
+    """The resources as aligned text, one kernel a line; kernels that differ in nothing shown are one line."""
+    head = ("arch", "kernel", "registers", "spill B", "shared B", "tensor instr.", "occupancy")
+    lines = ["{:7} {:48} {:>9} {:>7} {:>8} {:>13} {:>9}".format(*head)]
+    for each in resources:
+        tensor = "?" if each.tensor_instructions is None else str(each.tensor_instructions)
+        occupancy = f"{each.occupancy:.0%}" if each.fits else "not here"
+        lines.append(
+            f"sm_{each.arch:<4} {each.kernel:48} {each.registers:9} {each.spill_bytes:7} {each.shared_bytes:8} "
+            f"{tensor:>13} {occupancy:>9}"
+        )
+    return "\n".join(dict.fromkeys(lines))
