@@ -20,7 +20,7 @@ from attfc_cuda import _backend
 from attfc_cuda._check import error
 from attfc_cuda.data import build_dataset
 from attfc_cuda.demo import IDENTITIES, PASSES, demo, demo_config
-from attfc_cuda.train import AttFCObjective, Objective, TrainConfig, judge, train
+from attfc_cuda.train import Objective, TrainConfig, judge, train
 from attfc_cuda.train.config import RunConfig
 from attfc_cuda.train.setup import pick_device
 from attfc_cuda.train.validation import from_dataset, lists_in
@@ -81,10 +81,10 @@ Command = (
 )
 
 
-def main(argv: Sequence[str] | None = None, objective_type: type[Objective] = AttFCObjective) -> int:
+def main(argv: Sequence[str] | None = None, objective_type: type[Objective] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 after an error, 128 + signal after an interrupted training.
 
-    objective_type: what `train` trains by; for a script that brings its own loss but wants everything around it.
+    objective_type: what `train` trains by, for a script that brings its own loss but wants everything around it.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("ATTFC_DEBUG") == "1"
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None, objective_type: type[Objective] = At
         return 2
 
 
-def _run(arguments: list[str], objective_type: type[Objective]) -> int:
+def _run(arguments: list[str], objective_type: type[Objective] | None) -> int:
     command = tyro.cli(
         _command_type(arguments),
         prog="attfc",

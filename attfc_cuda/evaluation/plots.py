@@ -184,17 +184,19 @@ def plot_training(logs: str | Path | Mapping[str, str | Path], path: str | Path,
 
 
 def _draw_verification(axes: Axes, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Accuracy and every TAR at FAR that some run recorded, the looser rates first."""
-    rates = {
-        rate
-        for records in runs.values()
-        for record in records
-        if record.get("kind") == "verify"
-        for rate in record.get("tar_at_far") or {}
-    }
+    """Accuracy and every TAR at FAR that some run recorded, the looser rates first; with several pair lists the
+    accuracy of each, or the panel would be all lines."""
+    verified = [record for records in runs.values() for record in records if record.get("kind") == "verify"]
+    names = list(dict.fromkeys(record.get("name", "") for record in verified))
+    rates = sorted({rate for record in verified for rate in record.get("tar_at_far") or {}}, key=float, reverse=True)
     for number, records in enumerate(runs.values()):
+        if len(names) > 1:
+            for rank, name in enumerate(names):
+                points = _values([record for record in records if record.get("name", "") == name], "verify", "accuracy")
+                _draw_series(axes, points, len(runs), number, rank, f"accuracy, {name}", marker="o")
+            continue
         _draw_series(axes, _values(records, "verify", "accuracy"), len(runs), number, 0, "accuracy", marker="o")
-        for rank, rate in enumerate(sorted(rates, key=float, reverse=True), start=1):
+        for rank, rate in enumerate(rates, start=1):
             points = _values(records, "verify", "tar_at_far", rate)
             _draw_series(axes, points, len(runs), number, rank, f"TAR at FAR {float(rate):g}", marker="s")
     axes.set_ylim(0.0, 1.02)

@@ -4,22 +4,27 @@ Computes, for each row b of the block and the negatives j of its split (csrc/par
 
     c_bj = x_b . w_j                 first product, float32 sums
     z_bj = scale log2(e) N(c_bj)     logits are kept in base 2: exp() is one instruction then
-    p_bj = 2^(z_bj - R_b)            float32; valid negatives only, 0 otherwise
+    p_bj = 2^(z_bj - R_b)            float32; 0 for all but valid negatives
     O_b += sum_j p_bj N'(c_bj) w_j   second product; p N' rounded to the operands' dtype, float32 sums
 
 and leaves R, the sum of p, its moments over hard negatives, the omitted mass, the largest cosine, the number of hard
-negatives and O of this split to the merge (merge_kernel.py). N is csrc/modulation.h.
+negatives and O of this split to the merge (merge_kernel.py). N is that of csrc/modulation.h.
 
 Grid: x = block of BLOCK_B rows, y = split of the classes. The programs of one split start together and share its
 centres through L2. A program keeps its rows' embeddings and streams tiles of BLOCK_S centres past them.
-Shared memory, in elements of the operands: BLOCK_B BLOCK_D embeddings, BLOCK_S BLOCK_D a stage of centres, and scratch
-of BLOCK_B BLOCK_S for p N' on its way from one product's layout to the other's.
+Shared memory, in elements of the operands: BLOCK_B BLOCK_D embeddings, BLOCK_S BLOCK_D for each stage of centres, and
+BLOCK_B BLOCK_S float32 on their way from one product's layout to the other's.
 Registers, a thread, of float32: O takes BLOCK_B BLOCK_D / threads (128 of at most 255 at 64 x 512 and 8 warps), each
-B x S matrix BLOCK_B BLOCK_S / threads; what ships is in configs.py, what it compiles to in report.py.
-Bound by the tensor cores where the operands are 16-bit (4 BLOCK_B BLOCK_S BLOCK_D flops a tile for BLOCK_S BLOCK_D
-elements from L2), by the float32 units for `ieee` products.
+B x S matrix BLOCK_B BLOCK_S / threads. configs.py has the sizes that ship, report.py what they compile to.
+Bound by the tensor cores where operands are 16-bit: 4 BLOCK_B BLOCK_S BLOCK_D flops a tile for BLOCK_S BLOCK_D elements
+from L2; where they multiply by mma.sync (all but sm_90), by shared memory reads of the first product. float32 operands
+at `ieee` precision: by the float32 units.
 
 Deterministic: a fixed order of sums, no atomics.
+
+Three things are done for the compiler's sake, each measured in registers by tests/kernels/test_compile.py:
+loop-invariant code stays in the loop (hoisted addresses alone would take 32 registers); row addresses are 64-bit from
+the start (so that a tile's rows differ by constants); and the weights cross into the second product as float32.
 """
 
 from __future__ import annotations
@@ -27,48 +32,49 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Fields of `partial_ptr`, float32 [FIELDS, splits, rows].
-FIELDS = 7
+FIELDS = 7  # of partial_ptr, in this order: R in base 2, sum, moments of quad, lin, const, omitted, largest cosine
 
 
 @triton.jit
 def load_rows(pointer, row, live, other):
-    """One float32 a row; `other` in dead rows, and in every row where the argument was left out."""
+    """One float32 a row; `other` in rows that are not live, and in all of them where the argument was left out."""
     values = tl.full(row.shape, other, tl.float32)
     if pointer is not None:
         values = tl.load(pointer + row, mask=live, other=other)
     return values
 
 
-@triton.jit
+# Not specialised on sizes: the last batch of an epoch must not compile another kernel.
+@triton.jit(do_not_specialize=["rows", "slots", "tiles_per_split"])
 def sweep_kernel(
-    embedding_ptr,  # [rows, dim], row stride embedding_stride
-    center_ptr,  # [slots, dim], row stride CENTER_STRIDE
+    embedding_ptr,  # [rows, DIM], row stride embedding_stride
+    center_ptr,  # [slots, DIM], row stride CENTER_STRIDE
     label_ptr,  # [rows] int64, < 0: ignored
     center_label_ptr,  # [slots] int64, < 0: empty
     reference_ptr,  # [rows] target logits in base e, or None
     threshold_ptr,  # [rows], or None: nothing is hard
-    quad_ptr,  # [rows], or None: 0; also lin and const
+    quad_ptr,  # [rows], or None: 0; so are lin and const
     lin_ptr,
     const_ptr,
-    partial_ptr,  # out [FIELDS, splits, rows]: R in base 2, sum, moments of quad, lin, const, omitted, largest cosine
+    partial_ptr,  # out [FIELDS, splits, rows] float32
     hard_count_ptr,  # out [splits, rows] int32
-    gradient_ptr,  # out [splits, rows, dim], or None: no gradient
+    gradient_ptr,  # out [splits, rows, DIM] float32, or None: no gradient
     rows,
     slots,
     embedding_stride,
     tiles_per_split,
     scale_log2,  # scale log2(e)
     tolerance,
-    target_share,  # 1 / splits: what all splits omit together stays under the tolerance
+    target_tolerance,  # tolerance / splits: what all splits omit together stays under the tolerance
     DIM: tl.constexpr,
     CENTER_STRIDE: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,  # DIM rounded up to a power of two; the columns between are zeros
+    BLOCK_K: tl.constexpr,  # columns of the first product that are loaded at a time; BLOCK_D: all
     NEED_MOMENTS: tl.constexpr,
     MAY_OMIT: tl.constexpr,  # tolerance > 0
-    STARTS_AT_TARGET: tl.constexpr,  # else at the first maximum
+    STARTS_AT_TARGET: tl.constexpr,  # R does; else at the first maximum
     SAFE_DISTANCE: tl.constexpr,  # log2 of how far a logit may lie above R
     WEIGHT_SCALE: tl.constexpr,  # p N' is stored times WEIGHT_SCALE / max(1, largest |N'|); 0: as it is
     PRECISION: tl.constexpr,  # of float32 products: ieee, tf32x3, tf32
@@ -91,13 +97,17 @@ def sweep_kernel(
 
     column = tl.arange(0, BLOCK_D)
     column_live = column < DIM
-    embeddings = tl.load(
-        embedding_ptr + row.to(tl.int64)[:, None] * embedding_stride + column[None, :],
-        mask=row_live[:, None] & column_live[None, :],
-        other=0.0,
-    )
+    k_column = tl.arange(0, BLOCK_K)
+    embedding_rows = embedding_ptr + row.to(tl.int64)[:, None] * embedding_stride
+    if BLOCK_K == BLOCK_D:
+        embeddings = tl.load(
+            embedding_rows + column[None, :],
+            mask=row_live[:, None] if DIM == BLOCK_D else row_live[:, None] & column_live[None, :],
+            other=0.0,
+        )
 
-    reference = target if STARTS_AT_TARGET else tl.full([BLOCK_B], LOWEST, tl.float32)
+    # An ignored row's R is +inf: every p is 0 then.
+    reference = tl.where(row_live, target if STARTS_AT_TARGET else LOWEST, float("inf"))
     total = tl.zeros([BLOCK_B], tl.float32)
     moment_quad = tl.zeros([BLOCK_B], tl.float32)
     moment_lin = tl.zeros([BLOCK_B], tl.float32)
@@ -105,36 +115,47 @@ def sweep_kernel(
     omitted = tl.zeros([BLOCK_B], tl.float32)
     max_cosine = tl.full([BLOCK_B], LOWEST, tl.float32)
     hard_count = tl.zeros([BLOCK_B], tl.int32)
-    gradient = tl.zeros([BLOCK_B if NEED_GRAD else 1, BLOCK_D], tl.float32)
+    gradient = tl.zeros([BLOCK_B, BLOCK_D if NEED_GRAD else 1], tl.float32)
 
     slot = tl.arange(0, BLOCK_S)
     first = tl.program_id(1) * tiles_per_split
-    last = tl.minimum(first + tiles_per_split, tl.cdiv(slots, BLOCK_S).to(tl.int32))
-    for tile in range(first, last):
-        start = tile.to(tl.int64) * BLOCK_S
+    last = tl.minimum(first + tiles_per_split, tl.cdiv(slots, BLOCK_S))
+    for tile in tl.range(first, last, disable_licm=True):
+        start = tl.cast(tile, tl.int64) * BLOCK_S
         slot_label = tl.load(center_label_ptr + start + slot, mask=start + slot < slots, other=-1)
         slot_live = slot_label >= 0
-        # An empty slot's content may be NaN: it is never loaded. Offsets inside a tile fit 32 bits.
-        centers = tl.load(
-            center_ptr + start * CENTER_STRIDE + (slot[:, None] * CENTER_STRIDE + column[None, :]),
-            mask=slot_live[:, None] if DIM == BLOCK_D else slot_live[:, None] & column_live[None, :],
-            other=0.0,
-        )
-        cosine = tl.dot(embeddings, tl.trans(centers), input_precision=PRECISION)
+        # An empty slot's content may be NaN: it is never loaded.
+        center_rows = center_ptr + (start + slot)[:, None] * CENTER_STRIDE
+        if NEED_GRAD or BLOCK_K == BLOCK_D:
+            centers = tl.load(
+                center_rows + column[None, :],
+                mask=slot_live[:, None] if DIM == BLOCK_D else slot_live[:, None] & column_live[None, :],
+                other=0.0,
+            )
+        if BLOCK_K == BLOCK_D:
+            cosine = tl.dot(embeddings, tl.trans(centers), input_precision=PRECISION)
+        else:
+            cosine = tl.zeros([BLOCK_B, BLOCK_S], tl.float32)
+            for k in tl.range(0, DIM, BLOCK_K):
+                k_live = k + k_column < DIM
+                x = tl.load(embedding_rows + (k + k_column)[None, :], row_live[:, None] & k_live[None, :], other=0.0)
+                w = tl.load(center_rows + (k + k_column)[None, :], slot_live[:, None] & k_live[None, :], other=0.0)
+                cosine = tl.dot(x, tl.trans(w), cosine, input_precision=PRECISION)
+        # -inf is a cosine that is never hard, never the largest, and whose p is 0.
+        cosine = tl.where(slot_live[None, :] & (slot_label[None, :] != label[:, None]), cosine, LOWEST)
 
-        # A tile without a filled slot has nothing to weigh. (The branch also keeps Triton from taking the two products
-        # for a chain, whose first it would repeat in every group of warps.)
-        weight = tl.zeros([BLOCK_B, BLOCK_S], centers.dtype)
+        # A tile without a filled slot has nothing to weigh. The branch also keeps Triton from taking the two products
+        # for a chain, whose first product it would repeat in every group of warps.
+        weight = tl.zeros([BLOCK_B, BLOCK_S], tl.float32)
         needed = False
         if tl.max(slot_live.to(tl.int32), 0) > 0:
-            valid = slot_live[None, :] & row_live[:, None] & (slot_label[None, :] != label[:, None])
-            max_cosine = tl.maximum(max_cosine, tl.max(tl.where(valid, cosine, LOWEST), 1))
+            max_cosine = tl.maximum(max_cosine, tl.max(cosine, 1))
+            hard = cosine > threshold[:, None]
+            modulated = cosine
             if MODULATED:
-                hard = valid & (cosine > threshold[:, None])
-                bent = (quad[:, None] * cosine + lin[:, None]) * cosine + const[:, None]
-                logit = tl.where(valid, scale_log2 * tl.where(hard, bent, cosine), LOWEST)
-            else:
-                logit = tl.where(valid, scale_log2 * cosine, LOWEST)
+                modulated = tl.where(hard, (quad[:, None] * cosine + lin[:, None]) * cosine + const[:, None], cosine)
+                hard_count += tl.sum(hard.to(tl.int32), 1)
+            logit = scale_log2 * modulated
 
             # must_move(): R follows the largest logit lazily, so that O is hardly ever scaled.
             largest = tl.max(logit, 1)
@@ -151,28 +172,26 @@ def sweep_kernel(
                 if NEED_GRAD:
                     gradient *= factor[:, None]
 
-            probability = tl.where(valid, tl.exp2(logit - reference[:, None]), 0.0)
+            # R = -inf: nothing valid so far. Subtracting 0 instead leaves every logit at -inf.
+            shift = tl.where(reference == LOWEST, 0.0, reference)
+            probability = tl.exp2(logit - shift[:, None])
             mass = tl.sum(probability, 1)
             total += mass
-            if MODULATED:
-                hard_count += tl.sum(hard.to(tl.int32), 1)
-                if NEED_MOMENTS:
-                    moment = tl.where(hard, probability, 0.0)
-                    moment_const += tl.sum(moment, 1)
-                    moment *= cosine
-                    moment_lin += tl.sum(moment, 1)
-                    moment_quad += tl.sum(moment * cosine, 1)
+            if MODULATED and NEED_MOMENTS:
+                moment_const += tl.sum(tl.where(hard, probability, 0.0), 1)
+                moment = tl.where(hard, probability * cosine, 0.0)
+                moment_lin += tl.sum(moment, 1)
+                moment_quad += tl.sum(tl.where(hard, moment * cosine, 0.0), 1)
             if NEED_GRAD:
-                slope = probability
+                weight = probability
                 if MODULATED:
-                    slope = tl.where(hard, (2 * quad[:, None] * cosine + lin[:, None]) * probability, probability)
+                    slope = 2 * quad[:, None] * cosine + lin[:, None]
+                    weight = tl.where(hard, slope * probability, probability)
                 if WEIGHT_SCALE > 0:
-                    slope *= row_scale[:, None]
-                weight = slope.to(centers.dtype)
+                    weight *= row_scale[:, None]
                 if MAY_OMIT:
-                    # may_omit(), and a tile without mass is never needed.
-                    target_mass = tl.exp2(target - reference) * target_share
-                    bound = tolerance * (target_mass + total)
+                    # may_omit(); a tile without mass is never needed, whatever the bound (NaN too) says.
+                    bound = tolerance * total + target_tolerance * tl.exp2(target - reference)
                     row_needs = (mass != 0) & ((omitted + mass <= bound) == 0)
                     needed = tl.max(row_needs.to(tl.int32), 0) > 0
                     omitted += tl.where(needed, 0.0, mass)
@@ -180,9 +199,9 @@ def sweep_kernel(
         if NEED_GRAD:
             if MAY_OMIT:
                 if needed:
-                    gradient = tl.dot(weight, centers, gradient, input_precision=PRECISION)
+                    gradient = tl.dot(weight.to(centers.dtype), centers, gradient, input_precision=PRECISION)
             else:
-                gradient = tl.dot(weight, centers, gradient, input_precision=PRECISION)
+                gradient = tl.dot(weight.to(centers.dtype), centers, gradient, input_precision=PRECISION)
 
     at = tl.program_id(1).to(tl.int64) * rows + row
     field = tl.num_programs(1).to(tl.int64) * rows
@@ -200,5 +219,5 @@ def sweep_kernel(
         tl.store(
             gradient_ptr + at[:, None] * DIM + column[None, :],
             gradient,
-            mask=inside[:, None] & column_live[None, :],
+            mask=inside[:, None] if DIM == BLOCK_D else inside[:, None] & column_live[None, :],
         )

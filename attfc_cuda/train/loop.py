@@ -21,7 +21,7 @@ from attfc_cuda.train import checkpoint, setup
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.interrupt import Interrupt
 from attfc_cuda.train.log import RunLog
-from attfc_cuda.train.objective import AttFCObjective, Objective
+from attfc_cuda.train.objective import OBJECTIVES, Objective
 from attfc_cuda.train.validation import verify_all
 
 
@@ -39,15 +39,16 @@ class Outcome:
     results: dict[str, VerificationResult]
 
 
-def train(config: TrainConfig, objective_type: type[Objective] = AttFCObjective) -> Outcome:
+def train(config: TrainConfig, objective_type: type[Objective] | None = None) -> Outcome:
     """Run (or resume) the training that `config` describes; everything it leaves is in `config.run.run`.
 
+    objective_type: an objective of your own instead of the one that `config.head.head` names.
     Raises ValueError (or OSError) naming a setting or a file that cannot be used, before any step; NonFiniteLoss.
     """
     config.check()
     run = config.run
     setup.check_folder(config)
-    training = setup.Training(config, objective_type)
+    training = setup.Training(config, objective_type or OBJECTIVES[config.head.head])
     if run.resume:
         training.load_state_dict(checkpoint.load_newest(run.run / "checkpoints"))
     setup.claim_folder(config)

@@ -116,6 +116,10 @@ class AttFCObjective(Objective):
         )
 
 
+OBJECTIVES: dict[str, type[Objective]] = {"attfc": AttFCObjective}
+"""The objective of each `--head`."""
+
+
 def build_margin(config: TrainConfig) -> margins.Margin:
     """The margin of the config, with its scale and options. Raises ValueError for an unknown name or option."""
     options = parse_options(config.head.margin_options, "margin_options")

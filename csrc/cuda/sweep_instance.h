@@ -8,11 +8,11 @@
 namespace attfc::cuda {
 
 //                             D   rows tile stages product rows x columns      shared memory of a block, KiB
-using SweepD128 = SweepConfig<128, 64, 32, 4, 16, 16>;         //                73: two blocks on 163 and 227
+using SweepD128 = SweepConfig<128, 64, 32, 4, 16, 16>;         //                74: two blocks on 163 and 227
 using SweepD256 = SweepConfig<256, 64, 32, 4, 32, 16>;         //               138
 using SweepD256Compact = SweepConfig<256, 64, 16, 4, 16, 16>;  //                85
 using SweepD512 = SweepConfig<512, 64, 16, 4, 16, 16>;         //               149
-using SweepD512Wide = SweepConfig<512, 64, 32, 3, 32, 16>;     //               202: half the barriers, half the x reads
+using SweepD512Wide = SweepConfig<512, 64, 32, 3, 32, 16>;  //               202: half the barriers and reads of centres
 using SweepD512Compact = SweepConfig<512, 32, 16, 3, 16, 16>;  //                91
 
 template <class Config, class Element, bool grad>

@@ -390,7 +390,7 @@ class SweepBlock {
 };
 
 template <class Config, class Element, bool grad>
-ATTFC_KERNEL(Config::kThreads, 1)
+ATTFC_KERNEL(Config::kThreads, Config::kResidentBlocks)
 sweep_kernel(const SweepParameters parameters) {
   SweepBlock<Config, Element, grad>(parameters).run();
 }

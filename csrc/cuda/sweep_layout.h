@@ -15,6 +15,7 @@ struct SweepConfig {
   static constexpr int kThreads = 4 * rows;
   static constexpr int kWarps = kThreads / gpu::kWarpSize;
   static constexpr int kGradColumns = dim / kWarps;
+  static constexpr int kResidentBlocks = dim == 128 ? 2 : 1;  // what registers must allow on a multiprocessor
 
   // First product: a warp computes product_rows x product_columns of the logits over 1 / kParts of D. A wider warp tile
   // reads shared memory less often; the parts are added when the logits are read.

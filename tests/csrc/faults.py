@@ -180,7 +180,7 @@ FAULTS = (
         KERNEL,
         "const bool live = row_label >= 0;",
         "const bool live = row < p.rows;",
-        ("all_rows_ignored.fp16",),
+        ("all_rows_ignored.bf16",),
     ),
     Fault("ignored_rows_counted", "plain", KERNEL, " && row_label >= 0;", ";", ("all_rows_ignored.bf16",)),
     # Blocks.

@@ -158,6 +158,22 @@ def test_training_curves_hold_the_records(tmp_path, figures):
     assert curves(figure, "learning rate")["learning rate"][1].tolist() == [0.1] * 200  # not smoothed
 
 
+def test_several_pair_lists_get_a_curve_each(tmp_path, figures):
+    path = log(tmp_path / "log.jsonl", checks=())
+    records = [
+        {"kind": "verify", "step": step, "name": name, "accuracy": accuracy, "tar_at_far": {"0.01": 0.1}}
+        for step in (100, 200)
+        for name, accuracy in (("lfw", 0.9), ("orl", 0.7))
+    ]
+    path.write_text(path.read_text() + "".join(json.dumps(record) + "\n" for record in records))
+    plot_training(path, tmp_path / "training.png")
+    verification = curves(figures[0], "verification")
+    assert {label: values.tolist() for label, (_, values) in verification.items()} == {
+        "accuracy, lfw": [0.9, 0.9],
+        "accuracy, orl": [0.7, 0.7],
+    }
+
+
 def test_several_runs_are_told_apart_by_colour(tmp_path, figures):
     runs = {"AdaSin": log(tmp_path / "a.jsonl"), "ArcFace": log(tmp_path / "b.jsonl", steps=50, checks=())}
     plot_training(runs, tmp_path / "training.png")

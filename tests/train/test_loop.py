@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,8 +45,11 @@ def differences(a: object, b: object, where: str = "") -> list[str]:
     return [] if a == b else [where]
 
 
-def acting_at(call: int, action: Callable[[], None]) -> type[AttFCObjective]:
-    """An objective that does something in the middle of the given forward pass (counted from 1, per process)."""
+def acting_at(call: int, action: Callable[[], None], noisy: bool = False) -> type[AttFCObjective]:
+    """An objective that does something in the middle of the given forward pass, counted from 1.
+
+    noisy: the loss also depends on every global random generator, as dropout would make it.
+    """
     calls = [0]
 
     class Acting(AttFCObjective):
@@ -52,7 +57,8 @@ def acting_at(call: int, action: Callable[[], None]) -> type[AttFCObjective]:
             calls[0] += 1
             if calls[0] == call:
                 action()
-            return super().forward(backbone, batch)
+            noise = float(torch.rand(())) + np.random.standard_normal() + random.gauss(0, 1) if noisy else 0.0
+            return super().forward(backbone, batch) * (1 + 0.1 * noise)
 
     Acting.__name__ = AttFCObjective.__name__
     return Acting
@@ -85,16 +91,16 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tiny_config: Tiny, variant: dict) -> None:
     whole = tiny_config("whole", **variant)
-    train(whole)
+    train(whole, acting_at(0, lambda: None, noisy=True))
     # Step 5 of 8 of the first pass, then step 5 of the second.
     first = tiny_config("parts", checkpoint_every=0, **variant)
-    outcome = train(first, acting_at(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    outcome = train(first, acting_at(5, lambda: os.kill(os.getpid(), signal.SIGTERM), noisy=True))
     assert (outcome.step, outcome.signal) == (5, signal.SIGTERM)
     second = tiny_config("parts", checkpoint_every=0, resume=True, **variant)
-    outcome = train(second, acting_at(8, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    outcome = train(second, acting_at(8, lambda: os.kill(os.getpid(), signal.SIGINT), noisy=True))
     assert (outcome.step, outcome.signal) == (13, signal.SIGINT)
     third = tiny_config("parts", checkpoint_every=0, resume=True, **variant)
-    assert train(third).signal is None
+    assert train(third, acting_at(0, lambda: None, noisy=True)).signal is None
     assert losses(third) == losses(whole)
     assert len(losses(third)) == 20
     assert differences(last_state(third), last_state(whole)) == []

@@ -1,0 +1,58 @@
+"""Tile sizes of the Triton sweep, chosen without a card from what the compiler reports (report.py prints it).
+
+The rule: the largest tiles that neither spill nor outgrow the architecture's shared memory in any variant that ships
+(modulated, with and without moments, skipping or not), with Triton 3.6 and 3.8. Larger BLOCK_B means fewer passes over
+the centres (L2 traffic per flop is 1 / BLOCK_B), larger BLOCK_S a better shaped first product.
+
+sm_90 multiplies with wgmma, whose tiles have at least 64 rows. Everywhere else BLOCK_B = 32 at D = 512: with 64 rows
+the accumulator leaves too few registers beside the operands that mma.sync takes from them. On sm_100 blocks under 64
+rows keep Triton on mma.sync too: its tensor-memory path does not compile this kernel with Triton 3.6.
+
+float32 embeddings and centres stream through the first product BLOCK_K columns at a time, from L1: 64 KiB of them
+would not fit beside the tile, and a float32-unit (`ieee`) product keeps whole operand rows in registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+MAX_DIM = 1024
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Rows and centres of a tile, columns of the first product loaded at a time, and Triton's launch options."""
+
+    block_b: int
+    block_s: int
+    block_d: int
+    block_k: int
+    num_warps: int = 8
+    num_stages: int = 2
+
+
+def padded_dim(dim: int) -> int:
+    """The power of two, 16 at least, that holds `dim` columns."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+# (block_b, block_s, num_stages) by padded dim; narrower ones use the first.
+_HOPPER_16_BIT = {128: (128, 64, 3), 256: (128, 64, 2), 512: (64, 64, 2), 1024: (32, 16, 2)}
+_MMA_SYNC_16_BIT = {128: (64, 32, 3), 256: (64, 32, 2), 512: (32, 32, 3), 1024: (16, 16, 2)}
+_FLOAT32 = {128: (64, 32, 2), 256: (32, 32, 2), 512: (32, 16, 2), 1024: (16, 16, 2)}
+_FLOAT32_COLUMNS = 32
+
+
+def choose(capability: int, dtype: torch.dtype, dim: int) -> Config:
+    """The configuration for an architecture (major * 10 + minor), dtype and D."""
+    block_d = padded_dim(dim)
+    if dtype == torch.float32:
+        table = _FLOAT32
+    else:
+        table = _HOPPER_16_BIT if capability == 90 else _MMA_SYNC_16_BIT
+    block_b, block_s, num_stages = table[max(block_d, min(table))]
+    block_k = min(block_d, _FLOAT32_COLUMNS) if dtype == torch.float32 else block_d
+    return Config(block_b, block_s, block_d, block_k, num_stages=num_stages)
