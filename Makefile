@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Wheels of torch without CUDA exist too: TORCH="torch --index-url URL" installs another build.
 TORCH ?= torch
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-kernels bench lint clean
 .DELETE_ON_ERROR:
 
 # Compiled again whenever a source changes.
@@ -28,6 +28,13 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+	$(MAKE) test-kernels
+
+# The CUDA kernels' own source, run on the CPU and compiled for every architecture; needs neither torch nor a GPU.
+test-kernels: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/csrc -G Ninja -DPython3_EXECUTABLE=$(abspath $(BIN))/python
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/csrc
+	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/csrc -j 2 --output-on-failure
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py

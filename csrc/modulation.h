@@ -30,10 +30,4 @@ ATTFC_HOST_DEVICE void modulate(const RowModulation<Value>& row, Value cosine, V
   derivative = cosine > row.threshold ? slope : Value{} + 1;
 }
 
-template <class Value>
-ATTFC_HOST_DEVICE void modulate(const RowModulation<Value>& row, Value cosine, bool, Value& modulated,
-                                Value& derivative) {
-  modulate(row, cosine, modulated, derivative);
-}
-
 }  // namespace attfc

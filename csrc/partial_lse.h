@@ -84,9 +84,4 @@ ATTFC_HOST_DEVICE auto may_omit(Value omitted, Value tile_mass, Value sum, Value
   return omitted + tile_mass <= tolerance * (target_mass + sum);
 }
 
-template <class Real>
-ATTFC_HOST_DEVICE bool may_omit(const PartialLse<Real>& part, Real tile_mass, Real target_mass, Real tolerance) {
-  return may_omit(part.omitted, tile_mass, part.sum, target_mass, tolerance);
-}
-
 }  // namespace attfc

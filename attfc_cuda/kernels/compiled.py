@@ -61,7 +61,7 @@ def sweep_resources(
     precision: str = "ieee",
 ) -> Resources:
     """Compiles one variant of the sweep as `negative_logsumexp_forward` launches it for contiguous, aligned inputs."""
-    config = config or choose(capability, dtype, dim)
+    config = config or choose(capability, dtype, dim, precision)
     operand, row = "*" + _TYPE[dtype], "*fp32"
     arguments = {
         "embedding_ptr": operand,

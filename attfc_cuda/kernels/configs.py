@@ -46,13 +46,13 @@ _FLOAT32 = {128: (64, 32, 2), 256: (32, 32, 2), 512: (32, 16, 2), 1024: (16, 16,
 _FLOAT32_COLUMNS = 32
 
 
-def choose(capability: int, dtype: torch.dtype, dim: int) -> Config:
-    """The configuration for an architecture (major * 10 + minor), dtype and D."""
+def choose(capability: int, dtype: torch.dtype, dim: int, precision: str = "ieee") -> Config:
+    """The configuration for an architecture (major * 10 + minor), dtype, D and precision of float32 products."""
     block_d = padded_dim(dim)
-    if dtype == torch.float32:
-        table = _FLOAT32
-    else:
-        table = _HOPPER_16_BIT if capability == 90 else _MMA_SYNC_16_BIT
+    wide = _HOPPER_16_BIT if capability == 90 else _MMA_SYNC_16_BIT
+    table = _FLOAT32 if dtype == torch.float32 else wide
     block_b, block_s, num_stages = table[max(block_d, min(table))]
+    if dtype == torch.float32 and precision == "tf32x3":
+        block_b = max(16, block_b // 2)  # each operand is held twice, as its head and its tail
     block_k = min(block_d, _FLOAT32_COLUMNS) if dtype == torch.float32 else block_d
     return Config(block_b, block_s, block_d, block_k, num_stages=num_stages)

@@ -31,7 +31,7 @@ def rows(
 ) -> list[dict[str, object]]:
     """One dictionary per kernel, dtype, architecture and D, with the keys of the printed columns and `shared_limit`.
 
-    The sweep is the modulated one with gradient and skipping, as a head calls it in training; tile is
+    The sweep is the modulated one with gradient, skipping unless float32, as a head calls it in training; tile is
     rows x centres / warps / stages. spill_bytes a thread, shared_bytes a block, occupancy in 0..1. About five seconds a
     row on one core, cached by Triton afterwards.
     """
@@ -42,8 +42,10 @@ def rows(
             for dtype in dtypes:
                 config = choose(architecture, dtype, dim)
                 tile = f"{config.block_b}x{config.block_s}/{config.num_warps}/{config.num_stages}"
-                resources = sweep_resources(architecture, dtype, dim)
-                result.append(_row("triton sweep", str(dtype).removeprefix("torch."), architecture, dim, tile, resources))
+                resources = sweep_resources(architecture, dtype, dim, may_omit=dtype != torch.float32)
+                result.append(
+                    _row("triton sweep", str(dtype).removeprefix("torch."), architecture, dim, tile, resources)
+                )
             result.append(_row("triton merge", "float32", architecture, dim, "1/4", merge_resources(architecture, dim)))
     return result
 

@@ -51,14 +51,16 @@ def negative_logsumexp_forward(
 ) -> Outputs:
     """One sweep: the log of the negatives' mass and its unit gradients.
 
-    embeddings [B, D], centers [S, D]: unit rows of one dtype, float32, bfloat16 or float16, D <= 1024 (a multiple of 16
-    loads fastest). labels [B], center_labels [S] int64, negative: ignored row, empty slot (never read: may be NaN).
-    reference, threshold, quad, lin, const [B] float32 or None; see `attfc_cuda.functional.negative_logsumexp`.
+    Equals reference.negative_logsumexp and its gradients, but for the share of the gradient that grad_tolerance allows
+    to leave out.
+    embeddings [B, D], centers [S, D]: unit rows of one dtype, float32, bfloat16 or float16; D <= 1024, loaded fastest
+    where it is a multiple of 16. labels [B], center_labels [S] int64; negative: an ignored row, an empty slot (never
+    read: may be NaN). reference, threshold, quad, lin, const: [B] float32 or None.
     precision: of float32 products, "ieee", "tf32x3" or "tf32". config, splits: tile sizes and parts of the class axis;
     None: those of the device.
-    Returns (lse [B] float32, hard_count [B] int64, max_cosine [B] float32, omitted_mass [B] float32,
-    unit_grad [B, D] float32 = d lse / d embeddings, moments [B, 3] float32 = d lse / d (quad, lin, const)); the last two
-    have 0 rows unless asked for. Two runs on one device are bitwise equal.
+    Returns: lse [B] float32, hard_count [B] int64, max_cosine [B] float32, omitted_mass [B] float32,
+    unit_grad [B, D] float32 = d lse / d embeddings, moments [B, 3] float32 = d lse / d (quad, lin, const); the last two
+    have no rows unless asked for. Sums are float32. Two runs on one device are bitwise equal.
     Raises: TypeError for another dtype, ValueError for D or a shape that does not fit.
     """
     rows, dim = embeddings.shape
@@ -84,7 +86,7 @@ def negative_logsumexp_forward(
         return outputs
 
     if config is None:
-        config = choose(_capability(embeddings.device), embeddings.dtype, dim)
+        config = choose(_capability(embeddings.device), embeddings.dtype, dim, precision)
     row_blocks, tiles = _ceil_div(rows, config.block_b), _ceil_div(slots, config.block_s)
     if splits is None:
         splits = max(1, _multiprocessors(embeddings.device) // row_blocks)
@@ -212,7 +214,7 @@ def _device_guard(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _capability(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
@@ -220,7 +222,7 @@ def _capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _multiprocessors(device: torch.device) -> int:
     """Programs that run at once, one on a multiprocessor; in the interpreter enough for a few splits."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

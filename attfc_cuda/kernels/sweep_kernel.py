@@ -44,6 +44,12 @@ def load_rows(pointer, row, live, other):
     return values
 
 
+@triton.jit
+def largest_slope(quad, lin):
+    """The largest |N'| of a row: cosines lie in [-1, 1], and N' is 1 where not hard."""
+    return tl.maximum(1.0, 2 * tl.abs(quad) + tl.abs(lin))
+
+
 # Not specialised on sizes: the last batch of an epoch must not compile another kernel.
 @triton.jit(do_not_specialize=["rows", "slots", "tiles_per_split"])
 def sweep_kernel(
@@ -92,8 +98,6 @@ def sweep_kernel(
     quad = load_rows(quad_ptr, row, row_live, 0.0)
     lin = load_rows(lin_ptr, row, row_live, 0.0)
     const = load_rows(const_ptr, row, row_live, 0.0)
-    # Cosines lie in [-1, 1], so |N'| is at most 2 |quad| + |lin|, or 1 where not hard.
-    row_scale = WEIGHT_SCALE / tl.maximum(1.0, 2 * tl.abs(quad) + tl.abs(lin))
 
     column = tl.arange(0, BLOCK_D)
     column_live = column < DIM
@@ -188,19 +192,18 @@ def sweep_kernel(
                     slope = 2 * quad[:, None] * cosine + lin[:, None]
                     weight = tl.where(hard, slope * probability, probability)
                 if WEIGHT_SCALE > 0:
-                    weight *= row_scale[:, None]
+                    weight *= (WEIGHT_SCALE / largest_slope(quad, lin))[:, None]
+                # A tile without mass is never needed; beyond that may_omit() decides.
+                row_needs = mass != 0
                 if MAY_OMIT:
-                    # may_omit(); a tile without mass is never needed, whatever the bound (NaN too) says.
                     bound = tolerance * total + target_tolerance * tl.exp2(target - reference)
-                    row_needs = (mass != 0) & ((omitted + mass <= bound) == 0)
-                    needed = tl.max(row_needs.to(tl.int32), 0) > 0
+                    row_needs = row_needs & ((omitted + mass <= bound) == 0)
+                needed = tl.max(row_needs.to(tl.int32), 0) > 0
+                if MAY_OMIT:
                     omitted += tl.where(needed, 0.0, mass)
 
-        if NEED_GRAD:
-            if MAY_OMIT:
-                if needed:
-                    gradient = tl.dot(weight.to(centers.dtype), centers, gradient, input_precision=PRECISION)
-            else:
+        if NEED_GRAD:  # noqa: SIM102 (a compile-time condition around one on the device)
+            if needed:
                 gradient = tl.dot(weight.to(centers.dtype), centers, gradient, input_precision=PRECISION)
 
     at = tl.program_id(1).to(tl.int64) * rows + row
@@ -215,7 +218,7 @@ def sweep_kernel(
     tl.store(hard_count_ptr + at, hard_count, mask=inside)
     if NEED_GRAD:
         if WEIGHT_SCALE > 0:
-            gradient = gradient / row_scale[:, None]
+            gradient *= (largest_slope(quad, lin) / WEIGHT_SCALE)[:, None]
         tl.store(
             gradient_ptr + at[:, None] * DIM + column[None, :],
             gradient,

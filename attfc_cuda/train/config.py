@@ -70,14 +70,16 @@ class HeadConfig:
     """Margin loss: adasin, arcface, cosface, sphereface, combined, mvsoftmax, curricularface, adaface, magface or
     normface."""
     margin_options: str = ""
-    """Arguments of the margin, e.g. `m=0.4,h=1.5`."""
-    scale: float = 64.0
-    """Factor from a cosine to a logit."""
+    """Arguments of the margin, e.g. `m=0.4,h=1.5`. Where not given, m is 0.2 for adasin, arcface, cosface, mvsoftmax
+    and curricularface (published: 0.35 to 0.5): gentler, for runs of minutes to hours."""
+    scale: float = 24.0
+    """Factor from a cosine to a logit (published: 64). The larger, the more a young network chases its hardest
+    negatives alone."""
     capacity: int | None = None
     """Centres in the container; None: `capacity_share` of the identities, at least 4 batches."""
     capacity_share: float = 0.3
     """Container size as a share of the identities, where `capacity` is None."""
-    policy: Literal["fifo", "refresh"] = "fifo"
+    policy: Literal["fifo", "refresh"] = "refresh"
     """fifo: newest centres, stale copies kept; refresh: one slot a class, the least recently refreshed leaves."""
     enqueue: Literal["before", "after"] = "before"
     """The batch's own fresh centres enter the container before the loss (as negatives of each other) or after it."""
@@ -113,7 +115,7 @@ class OptimizerConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd (Nesterov off) or adamw. Weight decay is never applied to norms, biases and PReLU slopes."""
     lr: float | None = None
-    """Peak learning rate; None: 0.1 x batch_size / 128 for sgd, 0.001 for adamw."""
+    """Peak learning rate; None: 0.05 x batch_size / 128 for sgd, 0.001 for adamw."""
     final_lr: float = 0.0
     """Learning rate at the end, as a share of the peak."""
     schedule: Literal["cosine", "polynomial"] = "cosine"

@@ -120,11 +120,18 @@ OBJECTIVES: dict[str, type[Objective]] = {"attfc": AttFCObjective}
 """The objective of each `--head`."""
 
 
+# What a margin that adds to the angle or the cosine starts with here: see `HeadConfig.margin_options`.
+DEFAULT_M = 0.2
+ADDITIVE_MARGINS = ("adasin", "arcface", "cosface", "mvsoftmax", "curricularface")
+
+
 def build_margin(config: TrainConfig) -> margins.Margin:
     """The margin of the config, with its scale and options. Raises ValueError for an unknown name or option."""
-    options = parse_options(config.head.margin_options, "margin_options")
+    name = config.head.margin.lower()
+    options = {"m": DEFAULT_M} if name in ADDITIVE_MARGINS else {}
+    options |= {"scale": config.head.scale, **parse_options(config.head.margin_options, "margin_options")}
     try:
-        return margins.build(config.head.margin.lower(), **{"scale": config.head.scale, **options})
+        return margins.build(name, **options)
     except TypeError as cause:
         rule = f"hold arguments of {config.head.margin}"
         raise error("train", "margin_options", rule, f"{config.head.margin_options!r} ({cause})") from cause

@@ -24,10 +24,10 @@ def decay_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict
 
 
 def peak_rate(config: OptimizerConfig, batch_size: int) -> float:
-    """`lr` if given, else 0.1 x batch_size / 128 for SGD (linear scaling) and 0.001 for AdamW. Our choice."""
+    """`lr` if given, else 0.05 x batch_size / 128 for SGD (linear scaling) and 0.001 for AdamW. Our choice."""
     if config.lr is not None:
         return config.lr
-    return 0.1 * batch_size / 128 if config.optimizer == "sgd" else 1e-3
+    return 0.05 * batch_size / 128 if config.optimizer == "sgd" else 1e-3
 
 
 def build_optimizer(config: OptimizerConfig, modules: Iterable[nn.Module], lr: float) -> torch.optim.Optimizer:

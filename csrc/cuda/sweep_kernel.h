@@ -244,7 +244,7 @@ class SweepBlock {
       const bool is_valid = label >= 0 && label != row_label && row_label >= 0;
       const bool is_hard = is_valid && cosine[k] > modulation.threshold;
       float modulated;
-      modulate(modulation, cosine[k], is_hard, modulated, slope[k]);
+      modulate(modulation, cosine[k], modulated, slope[k]);
       logit[k] = p.scale * modulated;
       valid |= (is_valid ? 1u : 0u) << k;
       hard |= (is_hard ? 1u : 0u) << k;
@@ -289,7 +289,7 @@ class SweepBlock {
                           four);
       }
       pending_mass = mass;
-      const bool needed = !may_omit(part, mass, target_mass, p.grad_tolerance);
+      const bool needed = !may_omit(part.omitted, mass, part.sum, target_mass, p.grad_tolerance);
       const bool any_needed = gpu::warp_any(needed), any_moved = gpu::warp_any(factor != 1);
       if (thread % 4 == 0) gpu::store_shared(shared.factor_tile(tile) + row, factor);
       if (lane == 0)

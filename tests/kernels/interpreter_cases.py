@@ -90,7 +90,9 @@ def check(case: testing.Case, **options) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1, 8), (3, 5, 7), (5, 131, 64), (19, 67, 48)], ids=["one", "narrow", "tail", "blocks"])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 8), (3, 5, 7), (5, 131, 64), (19, 67, 48)], ids=["one", "narrow", "tail", "blocks"]
+)
 def test_agrees_with_float64(shape, dtype):
     check(testing.make_case(shape, dtype, kind="random", modulation="quadratic"))
 
@@ -323,7 +325,11 @@ def test_coefficients_left_out_are_zero():
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ({"embeddings": torch.zeros(2, 16, dtype=torch.float64)}, TypeError, "must suit the Triton backend, got torch.float64"),
+        (
+            {"embeddings": torch.zeros(2, 16, dtype=torch.float64)},
+            TypeError,
+            "must suit the Triton backend, got torch.float64",
+        ),
         ({"embeddings": torch.zeros(2, 2000)}, ValueError, r"at most D = 1024 columns, got 2000"),
         ({"centers": torch.zeros(3, 16, dtype=BFLOAT16)}, TypeError, "centers must be torch.float32 as embeddings"),
         ({"centers": torch.zeros(3, 8)}, ValueError, r"centers must be \[S, 16\], got \[3, 8\]"),

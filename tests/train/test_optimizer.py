@@ -32,8 +32,8 @@ def test_frozen_parameters_stay_out_and_empty_groups_too() -> None:
 
 
 def test_default_rates() -> None:
-    assert peak_rate(OptimizerConfig(), 128) == pytest.approx(0.1)
-    assert peak_rate(OptimizerConfig(), 512) == pytest.approx(0.4)
+    assert peak_rate(OptimizerConfig(), 128) == pytest.approx(0.05)
+    assert peak_rate(OptimizerConfig(), 512) == pytest.approx(0.2)
     assert peak_rate(OptimizerConfig(optimizer="adamw"), 512) == pytest.approx(1e-3)
     assert peak_rate(OptimizerConfig(lr=0.03), 512) == 0.03
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from attfc_cuda import margins
 from attfc_cuda.train import AttFCObjective, TrainConfig, setup
+from attfc_cuda.train.objective import ADDITIVE_MARGINS, DEFAULT_M, build_margin
 from attfc_cuda.train.setup import Training, pick_device
 
 Tiny = Callable[..., TrainConfig]
@@ -33,9 +35,8 @@ def test_report_names_what_will_run(tiny_config: Tiny, faces: Path) -> None:
     assert "11 identities, 29 images" in report
     assert "24 probe images of 6 identities with at least 2 images; 3 batches of 8 a pass" in report
     assert "never probes, negatives only: 5 images of 5 identities" in report
-    assert (
-        "AttFC with AdaSin, container of 40 centres (fifo, float32), backend" in report
-    )  # 4 x (8 probes + 2 negatives)
+    # 4 x (8 probes + 2 negatives)
+    assert "AttFC with AdaSin, container of 40 centres (refresh, float32), backend" in report
     assert "momentum 0.9 after 3 steps" in report
     assert "30 steps = 10.0 passes of 3 steps" in report
     assert "M parameters, embeddings of 16 numbers, fp32 on cpu" in report
@@ -99,6 +100,21 @@ def test_capacity_below_a_batch_is_refused(tiny_config: Tiny, faces: Path) -> No
     with pytest.raises(ValueError, match=message):
         Training(tiny_config(data=str(faces), capacity=9), AttFCObjective)
     Training(tiny_config(data=str(faces), capacity=10), AttFCObjective)
+
+
+def test_margins_start_gentler_here_than_in_print(tiny_config: Tiny) -> None:
+    def same(config: TrainConfig, margin: margins.Margin) -> bool:
+        cosine = torch.linspace(-0.9, 0.9, 5)
+        built = build_margin(config)
+        return built.scale == margin.scale and torch.equal(built.target(cosine), margin.target(cosine))
+
+    scale = TrainConfig().head.scale
+    for name in ADDITIVE_MARGINS:
+        assert same(tiny_config(margin=name), margins.build(name, m=DEFAULT_M, scale=scale))
+        assert not same(tiny_config(margin=name), margins.build(name, scale=scale))
+    options = {"margin": "arcface", "margin_options": "m=0.4,scale=48"}
+    assert same(tiny_config(**options), margins.ArcFace(m=0.4, scale=48))
+    assert same(tiny_config(margin="sphereface"), margins.SphereFace(scale=scale))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""Runs interpreter_cases.py in a process with TRITON_INTERPRET=1 and reports each of its tests here."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+CASES = Path(__file__).with_name("interpreter_cases.py")
+NAMES = [node.name for node in ast.parse(CASES.read_text()).body if getattr(node, "name", "").startswith("test_")]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> dict[str, list[str | None]]:
+    """For each test of the file, one entry a case: None where it passed, else what it said."""
+    report = tmp_path_factory.mktemp("interpreter") / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(CASES)]
+    run = subprocess.run(
+        command,
+        cwd=CASES.parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert report.exists(), run.stdout + run.stderr
+    found: dict[str, list[str | None]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        problem = next(
+            (case.find(kind) for kind in ("failure", "error", "skipped") if case.find(kind) is not None), None
+        )
+        said = None if problem is None else f"{case.get('name')}: {problem.get('message')}\n{problem.text}"
+        found.setdefault(case.get("name", "").split("[")[0], []).append(said)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_the_interpreter(name, outcomes):
+    cases = outcomes.get(name, [])
+    problems = [said for said in cases if said is not None]
+    assert cases, f"{name} did not run"
+    assert not problems, f"{len(problems)} of {len(cases)} cases:\n" + "\n".join(problems)
+
+
+def test_the_whole_file_ran(outcomes):
+    assert set(outcomes) == set(NAMES)
+    print(f"\nTriton interpreter: {sum(map(len, outcomes.values()))} cases passed or reported above")
