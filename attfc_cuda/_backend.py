@@ -22,7 +22,8 @@ from attfc_cuda._check import error
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _PACKAGE = Path(__file__).resolve().parent
-_SWEEP_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = {"cpu": (*_GPU_DTYPES, torch.float64), "triton": _GPU_DTYPES, "cuda": _GPU_DTYPES}
 
 
 class _Loaded:
@@ -75,6 +76,21 @@ def _extension() -> _Loaded:
     return _Loaded(None, "", reasons)
 
 
+@functools.cache
+def _triton_reason() -> str | None:
+    """Makes the Triton kernels the operator's implementation on CUDA devices; the reason where that cannot be."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if not _extension().module:
+        return f"the operator comes with the extension: {'; '.join(_extension().reasons)}"
+    try:
+        from attfc_cuda.kernels.sweep import negative_logsumexp_forward
+    except ImportError as exception:
+        return _reason("import of Triton", exception)
+    _ops.register_kernel("negative_logsumexp", "cuda", negative_logsumexp_forward)
+    return None
+
+
 def why_not(name: str) -> str | None:
     """Why backend ``name`` cannot be used on this machine; None where it can."""
     if name == "reference":
@@ -82,8 +98,10 @@ def why_not(name: str) -> str | None:
     if name == "cpu":
         loaded = _extension()
         return None if loaded.module else "; ".join(loaded.reasons)
-    if name in BACKENDS:
-        return "this version has no kernel for it"
+    if name == "triton":
+        return _triton_reason()
+    if name == "cuda":
+        return "the kernels in csrc/cuda are not part of the extension"
     raise error("attfc_cuda", "backend", f"be one of {', '.join(('auto', *BACKENDS))}", repr(name))
 
 
@@ -103,19 +121,29 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     fastest that runs there and says so where that is not the usual one; a named backend that cannot run raises."""
     wanted = backend if backend != "auto" else os.environ.get("ATTFC_BACKEND", "auto")
     if wanted == "auto":
-        if device.type == "cpu" and available("cpu"):
-            return "cpu"
-        usual = "cpu" if device.type == "cpu" else "cuda"
-        _tell_fallback(usual, why_not(usual) or "")
+        usual = "cpu" if device.type == "cpu" else "triton"
+        reason = _unfit(usual, device, dtype)
+        if reason is None:
+            return usual
+        _tell_fallback(usual, reason)
         return "reference"
-    reason = why_not(wanted)
-    if reason is None and wanted == "cpu" and device.type != "cpu":
-        reason = f"its tensors must be on the CPU, got {device}"
-    if reason is None and wanted != "reference" and dtype not in _SWEEP_DTYPES:
-        reason = f"it has no kernel for {dtype}"
+    reason = _unfit(wanted, device, dtype)
     if reason is not None:
         raise RuntimeError(f"attfc_cuda: backend {wanted} must be available, got: {reason}")
     return wanted
+
+
+def _unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why backend ``name`` cannot run tensors of this device and dtype; None where it can."""
+    reason = why_not(name)
+    if reason is not None or name == "reference":
+        return reason
+    wanted_device = "cpu" if name == "cpu" else "cuda"
+    if device.type != wanted_device:
+        return f"its tensors must be on {wanted_device}, got {device}"
+    if dtype not in _DTYPES[name]:
+        return f"it has no kernel for {dtype}"
+    return None
 
 
 def build_config() -> dict[str, object]:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -101,6 +102,11 @@ def register(name: str) -> None:
     """Adds the fake kernel and autograd to ``attfc::<name>``, whose kernels are already registered."""
     torch.library.register_fake(f"attfc::{name}", _fake)
     torch.library.register_autograd(f"attfc::{name}", _backward, setup_context=_setup_context)
+
+
+def register_kernel(name: str, device_type: str, kernel: Callable[..., Outputs]) -> None:
+    """Makes a Python function the implementation of ``attfc::<name>`` on a type of device."""
+    torch.library.impl(f"attfc::{name}", device_type, kernel)
 
 
 def negative_logsumexp(

@@ -1,7 +1,8 @@
 """The Triton kernels compiled ahead of time for an architecture, without a GPU, and what the compiler made of them.
 
 Numbers come from the cubin itself: cuobjdump's resource usage (registers, stack) and nvdisasm's listing of the SASS.
-A kernel here calls nothing and indexes no local array, so its stack is what it spills.
+A kernel here calls nothing and indexes no local array, so the stack is what it spills, if any instruction touches it
+(LLVM sometimes leaves the declaration of a byte that none does).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _LIMITS = {
     100: (232448, 233472, 64),
     120: (101376, 102400, 48),
 }
+_LOCAL_ACCESS = re.compile(r"\b(STL|LDL)\b")
 _TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|OMMA|QMMA|UTC\w*MMA)\b")
 
 
@@ -130,7 +132,7 @@ def _resources(
     shared = compiled.metadata.shared
     return Resources(
         registers,
-        stack + local,
+        stack + local if _LOCAL_ACCESS.search(sass) else 0,
         shared,
         _LIMITS[capability][0],
         _mma_in_loop(sass),

@@ -60,7 +60,7 @@ def test_variants_at_512(architecture, dtype, options):
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize("dim", [64, 256, 1000, 1024])
+@pytest.mark.parametrize("dim", [64, 256, 1000])
 def test_other_dims(architecture, dim):
     """1000 is no multiple of 16: columns are masked and copied by narrower loads."""
     check(sweep_resources(architecture, BFLOAT16, dim), True)
@@ -77,7 +77,7 @@ def test_hopper_multiplies_with_warp_groups_without_repeating_the_first_product(
     assert sweep_resources(90, BFLOAT16, 512).mma_in_loop == 32 + 4
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [80, 90, 120])
 def test_merge(architecture):
     check(merge_resources(architecture, 512), False)
 
