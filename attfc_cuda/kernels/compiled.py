@@ -63,7 +63,7 @@ def sweep_resources(
     precision: str = "ieee",
 ) -> Resources:
     """Compiles one variant of the sweep as `negative_logsumexp_forward` launches it for contiguous, aligned inputs."""
-    config = config or choose(capability, dtype, dim, precision)
+    config = config or choose(capability, dtype, dim, need_moments=need_moments, precision=precision)
     operand, row = "*" + _TYPE[dtype], "*fp32"
     arguments = {
         "embedding_ptr": operand,

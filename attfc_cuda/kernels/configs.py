@@ -40,13 +40,15 @@ def padded_dim(dim: int) -> int:
 
 
 # (block_b, block_s, num_stages) by padded dim; narrower ones use the first.
-_HOPPER_16_BIT = {128: (128, 64, 3), 256: (128, 64, 2), 512: (64, 64, 2), 1024: (32, 16, 2)}
+_HOPPER_16_BIT = {128: (128, 64, 3), 256: (64, 64, 3), 512: (64, 64, 2), 1024: (16, 16, 2)}
 _MMA_SYNC_16_BIT = {128: (64, 32, 3), 256: (64, 32, 2), 512: (32, 32, 3), 1024: (16, 16, 2)}
 _FLOAT32 = {128: (64, 32, 2), 256: (32, 32, 2), 512: (32, 16, 2), 1024: (16, 16, 2)}
 _FLOAT32_COLUMNS = 32
 
 
-def choose(capability: int, dtype: torch.dtype, dim: int, precision: str = "ieee") -> Config:
+def choose(
+    capability: int, dtype: torch.dtype, dim: int, *, need_moments: bool = False, precision: str = "ieee"
+) -> Config:
     """The configuration for an architecture (major * 10 + minor), dtype, D and precision of float32 products."""
     block_d = padded_dim(dim)
     wide = _HOPPER_16_BIT if capability == 90 else _MMA_SYNC_16_BIT
@@ -54,5 +56,7 @@ def choose(capability: int, dtype: torch.dtype, dim: int, precision: str = "ieee
     block_b, block_s, num_stages = table[max(block_d, min(table))]
     if dtype == torch.float32 and precision == "tf32x3":
         block_b = max(16, block_b // 2)  # each operand is held twice, as its head and its tail
+    if dtype == torch.float16 and need_moments:
+        block_s = max(16, block_s // 2)  # the moments beside float16's scaled weights take the last registers
     block_k = min(block_d, _FLOAT32_COLUMNS) if dtype == torch.float32 else block_d
     return Config(block_b, block_s, block_d, block_k, num_stages=num_stages)

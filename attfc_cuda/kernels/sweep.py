@@ -86,7 +86,8 @@ def negative_logsumexp_forward(
         return outputs
 
     if config is None:
-        config = choose(_capability(embeddings.device), embeddings.dtype, dim, precision)
+        capability = _capability(embeddings.device)
+        config = choose(capability, embeddings.dtype, dim, need_moments=need_moments, precision=precision)
     row_blocks, tiles = _ceil_div(rows, config.block_b), _ceil_div(slots, config.block_s)
     if splits is None:
         splits = max(1, _multiprocessors(embeddings.device) // row_blocks)
