@@ -13,6 +13,7 @@ import torch
 from attfc_cuda.data import AttentionLoader, Batch, FaceDataset
 from attfc_cuda.train import TrainConfig
 from attfc_cuda.train.log import read_log
+from attfc_cuda.train.objective import DEFAULT_M
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -46,7 +47,7 @@ def test_full_fc_is_a_drop_in_for_attfc_train(
     arguments += ["--verify-num-pairs", "20", "--run", str(tmp_path / "fc"), "--log-every", "1", "--device", "cpu"]
     module = run("full_fc_arcface.py", arguments, monkeypatch)
     assert module["cli"].main(["train", *arguments], module["FullFC"]) == 0
-    assert "full FC, ArcFace margin 0.5, 16 class weights" in capsys.readouterr().out
+    assert f"full FC, ArcFace margin {DEFAULT_M}, 16 class weights" in capsys.readouterr().out
     steps = [r for r in read_log(tmp_path / "fc" / "log.jsonl") if r["kind"] == "step"]
     assert sum(r["loss"] for r in steps[-5:]) < 0.8 * sum(r["loss"] for r in steps[:5])
     assert (
@@ -93,7 +94,7 @@ def test_full_fc_is_the_textbook_loss_over_the_probe_identities(
     for row, own in ((0, 1), (1, 0)):
         logits = [float(x[row] @ w[k]) for k in range(2)]
         logits[own] = float(torch.cos(torch.acos(x[row] @ w[own]) + 0.3))
-        expected -= float(torch.log_softmax(64 * torch.tensor(logits, dtype=torch.float64), 0)[own]) / 2
+        expected -= float(torch.log_softmax(config.head.scale * torch.tensor(logits, dtype=torch.float64), 0)[own]) / 2
     assert loss.item() == pytest.approx(expected, rel=1e-4)
     loss.backward()
     assert head.weight.grad.norm() > 0 and backbone.embeddings.grad[2].norm() == 0

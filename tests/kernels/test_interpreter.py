@@ -9,12 +9,20 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-pytest.importorskip("triton", reason="Triton is not installed")
+triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 CASES = Path(__file__).with_name("interpreter_cases.py")
 NAMES = [node.name for node in ast.parse(CASES.read_text()).body if getattr(node, "name", "").startswith("test_")]
+
+# Loop bounds are arrays of one element to the interpreter, which Triton 3.6 converts as numpy 2.4 forbids.
+SOURCE = (Path(triton.__file__).parent / "runtime" / "interpreter.py").read_text()
+pytestmark = pytest.mark.skipif(
+    "int(self.handle.data)" in SOURCE and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4),
+    reason=f"the interpreter of Triton {triton.__version__} does not work with numpy {np.__version__}",
+)
 
 
 @pytest.fixture(scope="module")
