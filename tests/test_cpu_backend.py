@@ -75,11 +75,20 @@ def test_every_instruction_set_agrees_with_float64(capability):
                     this.check(testing.make_case(testing.SHAPES[shape], dtype, kind="trained", modulation=modulation))
         print(_backend.build_config()["cpu_capability"])
     """
-    environment = {**os.environ, "ATTFC_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(sys.path)}
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True)
+    done = run_with_capability(capability, code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == capability
+
+
+def test_an_unknown_capability_is_named():
+    done = run_with_capability("avx", "from attfc_cuda import _backend; _backend.build_config()")
+    assert "ATTFC_CPU_CAPABILITY must be generic, avx2, avx512 or avx512_bf16, got avx" in done.stderr
+
+
+def run_with_capability(capability, code):
+    environment = {**os.environ, "ATTFC_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(sys.path)}
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)

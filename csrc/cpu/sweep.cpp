@@ -3,6 +3,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 namespace attfc::cpu {
 
@@ -39,12 +41,17 @@ bool processor_has(Isa isa) {
 
 Isa choose_isa() {
   const char* wanted = std::getenv("ATTFC_CPU_CAPABILITY");
-  bool allowed = wanted == nullptr || *wanted == '\0';
+  const bool limited = wanted != nullptr && *wanted != '\0';
+  bool allowed = !limited, known = !limited;
+  Isa chosen = Isa::kGeneric;
   for (Isa isa : kAll) {
-    allowed = allowed || std::strcmp(wanted, isa_name(isa)) == 0;
-    if (allowed && processor_has(isa)) return isa;
+    if (limited && std::strcmp(wanted, isa_name(isa)) == 0) allowed = known = true;
+    if (allowed && chosen == Isa::kGeneric && processor_has(isa)) chosen = isa;
   }
-  return Isa::kGeneric;
+  if (!known)
+    throw std::invalid_argument(
+        std::string("attfc_cuda: ATTFC_CPU_CAPABILITY must be generic, avx2, avx512 or avx512_bf16, got ") + wanted);
+  return chosen;
 }
 
 }  // namespace

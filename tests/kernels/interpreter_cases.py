@@ -164,7 +164,8 @@ def test_everything_masked():
     for empty, ignored, own in ((0.1, 1.0, False), (1.0, 0.0, False), (0.0, 0.0, True)):
         case = testing.make_case((3, 20, 16), FLOAT32, modulation="quadratic", empty=empty, ignored=ignored)
         if own:
-            case.labels[:], case.center_labels[:] = 7, 7
+            # Without a reference R stays -inf, and -inf - -inf must not become NaN.
+            case.labels[:], case.center_labels[:], case.reference = 7, 7, None
         actual = testing.run(sweep, case)
         assert (actual["lse"] == -math.inf).all() and (actual["max_cosine"] == -math.inf).all()
         for name in ("hard_count", "omitted_mass", "grad_embeddings", "grad_quad", "grad_lin", "grad_const"):
@@ -271,6 +272,22 @@ def test_without_a_reference_the_target_has_no_mass():
     actual = testing.run(sweep, case, grad_tolerance=2.0**-6, splits=1)
     assert left_out.any() and share.max() > 0
     assert torch.allclose(actual["omitted_mass"].double(), share, rtol=case.scale * 2.0**-22, atol=0)
+
+
+def test_what_was_omitted_moves_with_the_reference():
+    """Tiles at cosine -0.5, -0.6 (left out beside the first) and 0.5: R moves by 2^92 after the omission."""
+    generator = torch.Generator().manual_seed(0)
+    case = testing.make_case((2, 48, 16), FLOAT32, modulation="adasin", empty=0, ignored=0)
+    direction = testing.unit(torch.randn(1, 16, generator=generator, dtype=torch.float64))
+    cosine = torch.tensor([-0.5, -0.6, 0.5], dtype=torch.float64).repeat_interleave(16)
+    case.embeddings = direction.expand(2, 16).float()
+    case.centers = testing.at_cosine(direction.expand(48, 16), cosine, generator).float()
+    case.labels, case.center_labels, case.reference = torch.tensor([0, 1]), torch.arange(48) + 2, None
+    case.threshold = torch.full((2,), 0.9)
+    left_out, share, _ = _by_hand(case, 16, 2.0**-6)
+    assert left_out.tolist() == [False, True, False] and (share > 0).all()
+    actual = testing.run(sweep, case, grad_tolerance=2.0**-6, splits=1)
+    assert torch.allclose(actual["omitted_mass"].double(), share, rtol=case.scale * 2.0**-20, atol=0)
 
 
 def test_without_gradient_the_statistics_are_the_same():
