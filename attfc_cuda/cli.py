@@ -1,4 +1,4 @@
-"""The command line: `attfc train | verify | demo | info`.
+"""The command line: `attfc train | verify | demo | info | kernels`.
 
 A mistake of the user's is one line on stderr and exit code 2; `--debug` (or ATTFC_DEBUG=1) shows the traceback instead.
 """
@@ -6,7 +6,9 @@ A mistake of the user's is one line on stderr and exit code 2; `--debug` (or ATT
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from attfc_cuda import _backend
+from attfc_cuda import _backend, _build
 from attfc_cuda._check import error
 from attfc_cuda.data import build_dataset
 from attfc_cuda.demo import IDENTITIES, PASSES, demo, demo_config
@@ -73,11 +75,20 @@ class Info:
     """Print what was built, what will be used here, and why not otherwise."""
 
 
+@dataclass
+class Kernels:
+    """Compile the GPU kernels, with or without a GPU, and print registers, spills, shared memory and occupancy."""
+
+    architectures: tuple[int, ...] = (80, 86, 89, 90, 100, 120)
+    """Compute capabilities, major * 10 + minor. Each takes some ten seconds."""
+
+
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Kernels, tyro.conf.subcommand("kernels")]
 )
 
 
@@ -118,6 +129,8 @@ def _run(arguments: list[str], objective_type: type[Objective] | None) -> int:
     if isinstance(command, Info):
         print(_backend.info())
         return 0
+    if isinstance(command, Kernels):
+        return _kernels(command)
     if isinstance(command, Verify):
         return _verify(command)
     if isinstance(command, Demo):
@@ -146,6 +159,25 @@ def _base_config(arguments: list[str]) -> TrainConfig | None:
         return TrainConfig.load(found.config)
     saved = found.run / "config.json"
     return TrainConfig.load(saved) if found.resume and saved.is_file() else None
+
+
+def _kernels(command: Kernels) -> int:
+    known = Kernels.architectures
+    for architecture in command.architectures:
+        if architecture not in known:
+            raise error("kernels", "architectures", f"be among {', '.join(map(str, known))}", architecture)
+    try:
+        report = importlib.import_module("attfc_cuda.kernels.report")
+        report.print_table(report.rows(command.architectures))
+    except ImportError as cause:
+        print(f"Triton kernels left out: {cause}")
+    nvcc, csrc = shutil.which("nvcc"), _build.source_root(Path(_build.__file__).parent)
+    if nvcc is None or csrc is None:
+        print(f"CUDA kernels left out: {'no nvcc on PATH' if nvcc is None else 'their sources are not installed'}")
+        return 0
+    cuda_report = importlib.import_module("attfc_cuda.kernels.cuda_report")
+    print(cuda_report.format_table(cuda_report.compile_all(nvcc, csrc, list(command.architectures))))
+    return 0
 
 
 def _verify(command: Verify) -> int:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from attfc_cuda import cli
+from attfc_cuda.kernels import cuda_report
 from attfc_cuda.train import TrainConfig
 from attfc_cuda.train.log import read_log
 
@@ -129,6 +130,30 @@ def test_resume_needs_no_other_flag(trained: Path, tmp_path: Path, capsys: pytes
 def test_info_prints_what_is_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info"]) == 0
     assert "reference" in capsys.readouterr().out
+
+
+def test_kernels_prints_both_reports_or_why_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    row = dict.fromkeys(("kernel", "dtype", "tile"), "sweep") | dict.fromkeys(
+        ("architecture", "dim", "registers", "spill_bytes", "shared_bytes", "mma_in_loop", "occupancy"), 1
+    )
+    report = pytest.importorskip("attfc_cuda.kernels.report", reason="Triton is not installed")
+    monkeypatch.setattr(report, "rows", lambda architectures: asked.append(architectures) or [row])
+    monkeypatch.setattr(
+        cuda_report, "compile_all", lambda nvcc, csrc, archs: asked.append((nvcc, csrc.name, archs)) or []
+    )
+    monkeypatch.setattr(cli.shutil, "which", lambda name: f"/tools/{name}")
+    assert cli.main(["kernels", "--architectures", "80", "90"]) == 0
+    assert asked == [(80, 90), ("/tools/nvcc", "csrc", [80, 90])]
+    shown = capsys.readouterr().out
+    assert "occupancy" in shown and "tensor instr." in shown
+    monkeypatch.setattr(cli.shutil, "which", lambda name: None)
+    assert cli.main(["kernels"]) == 0
+    assert "CUDA kernels left out: no nvcc on PATH" in capsys.readouterr().out
+    assert cli.main(["kernels", "--architectures", "75"]) == 2
+    assert "kernels: architectures must be among 80, 86, 89, 90, 100, 120, got 75" in capsys.readouterr().err
 
 
 def test_demo_ends_with_a_table_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

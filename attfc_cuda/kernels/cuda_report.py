@@ -104,12 +104,12 @@ def _tensor_instructions(disassembler: str | None, cubin: Path) -> dict[str, int
     }
 
 
-def compile_unit(nvcc: str, source: Path, unit: str, arch: int) -> list[KernelResources]:
-    """Every kernel of csrc/cuda/<unit>.cu for one architecture. Raises RuntimeError with the compiler's words."""
+def compile_unit(nvcc: str, csrc: Path, unit: str, arch: int) -> list[KernelResources]:
+    """Every kernel of <csrc>/cuda/<unit>.cu for one architecture. Raises RuntimeError with the compiler's words."""
     with tempfile.TemporaryDirectory() as name:
         cubin = Path(name) / "unit.cubin"
         command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v"]
-        command += [str(source / "csrc" / "cuda" / f"{unit}.cu"), "-o", str(cubin)]
+        command += [str(csrc / "cuda" / f"{unit}.cu"), "-o", str(cubin)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             raise RuntimeError(f"{unit}.cu does not compile for sm_{arch}:\n{result.stderr}")
@@ -141,11 +141,11 @@ def compile_unit(nvcc: str, source: Path, unit: str, arch: int) -> list[KernelRe
     return resources
 
 
-def compile_all(nvcc: str, source: Path, archs: list[int] | None = None) -> list[KernelResources]:
-    """Every kernel for every architecture, compiled in parallel; source: the folder that holds csrc/."""
+def compile_all(nvcc: str, csrc: Path, archs: list[int] | None = None) -> list[KernelResources]:
+    """Every kernel for every architecture, compiled in parallel; csrc: the folder of the sources."""
     jobs = [(unit, arch) for arch in archs or ARCHITECTURES for unit in UNITS]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [each for unit in pool.map(lambda job: compile_unit(nvcc, source, *job), jobs) for each in unit]
+        return [each for unit in pool.map(lambda job: compile_unit(nvcc, csrc, *job), jobs) for each in unit]
 
 
 def format_table(resources: list[KernelResources]) -> str:

@@ -22,7 +22,7 @@ def main() -> int:
     spec.loader.exec_module(report)
 
     archs = [int(arch) for arch in sys.argv[3:]] or list(report.ARCHITECTURES)
-    resources = report.compile_all(nvcc, source, archs)
+    resources = report.compile_all(nvcc, source / "csrc", archs)
     print(report.format_table(resources))
     lacking = {(arch, dim) for arch in archs for dim in (128, 256, 512)}
     passed = failed = 0

@@ -265,6 +265,19 @@ def test_skipping_over_splits_keeps_the_tolerance():
         assert actual["grad_embeddings"].isfinite().all()
 
 
+def test_splits_share_the_targets_tolerance():
+    """Four tiles, a split each, of 0.6 of the tolerance beside the target: one alone could go, four could not."""
+    tolerance = 2.0**-10
+    case = testing.make_case((2, 64, 16), FLOAT32, modulation="none", empty=0, ignored=0)
+    case.embeddings, case.centers = torch.eye(16)[:2], torch.eye(16)[2:3].repeat(64, 1)
+    case.labels, case.center_labels = torch.tensor([0, 1]), torch.arange(64) + 2
+    case.reference = torch.full((2,), math.log(16 / (0.6 * tolerance)))
+    assert (testing.run(sweep, case, grad_tolerance=tolerance, splits=4)["omitted_mass"] == 0).all()
+    # In one sweep the first tile goes, the second would be too much.
+    alone = testing.run(sweep, case, grad_tolerance=tolerance, splits=1)["omitted_mass"]
+    assert torch.allclose(alone, torch.full((2,), 0.6 * tolerance / (1 + 2.4 * tolerance)), rtol=1e-4)
+
+
 def test_without_a_reference_the_target_has_no_mass():
     case = _cold_tiles_last(FLOAT32)
     case.reference = None
