@@ -22,7 +22,7 @@ at `ieee` precision: by the float32 units.
 
 Deterministic: a fixed order of sums, no atomics.
 
-Three things are done for the compiler's sake, each measured in registers by tests/kernels/test_compile.py:
+Three things are done for the compiler's sake, so that nothing spills (tests/kernels/test_compile.py):
 loop-invariant code stays in the loop (hoisted addresses alone would take 32 registers); row addresses are 64-bit from
 the start (so that a tile's rows differ by constants); and the weights cross into the second product as float32.
 """
