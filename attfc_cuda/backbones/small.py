@@ -82,7 +82,8 @@ class SmallResNet(Backbone):
         as in evaluation, so a momentum copy of the network needs no batch statistics. LayerNorm fixes the embedding's
         norm: for margins that read the norm (AdaFace, MagFace) take "batch". It wants smaller steps: under a fully
         connected head with SGD it learned real faces as fast as "batch" at a learning rate of 0.02, and at 0.1, where
-        "batch" still learns, all its embeddings fell into one direction.
+        "batch" still learns, all its embeddings fell into one direction. Under AttFC, whose centres take no gradient,
+        it did so at every setting tried with the exact gradient of the margin: take "batch" there.
     embedding: what turns the last maps into a vector: "depthwise", a global depthwise convolution as in MobileFaceNet
         (its size follows the maps: 16 weights per channel at 64 x 64), or "flatten", a linear layer over all of them
         (16 times 128 x embedding_dim weights at 64 x 64).
