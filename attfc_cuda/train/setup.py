@@ -153,9 +153,9 @@ def load_dataset(config: TrainConfig) -> FaceDataset:
     options = config.dataset
     arguments: dict[str, Any] = {"image_size": options.image_size, "on_error": options.on_bad_image}
     arguments["identities"] = options.identities
-    dataset = build_dataset(options.data, **arguments)
-    fits = len(dataset) * 3 * options.image_size**2 <= CACHE_LIMIT_BYTES
-    if options.cache == "on" or (options.cache == "auto" and fits):
+    dataset = build_dataset(options.data, cache=options.cache == "on", **arguments)
+    # Only the scan tells how many images there are, and reading them all drops the unreadable ones: a second build.
+    if options.cache == "auto" and len(dataset) * 3 * options.image_size**2 <= CACHE_LIMIT_BYTES:
         dataset = build_dataset(options.data, cache=True, **arguments)
     return dataset
 
