@@ -45,6 +45,7 @@ def _fake(
     centers: Tensor,
     labels: Tensor,
     center_labels: Tensor,
+    center_scale: Tensor | None,
     reference: Tensor | None,
     threshold: Tensor | None,
     quad: Tensor | None,
@@ -82,9 +83,9 @@ def _backward(ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
     if needs[0]:
         grad_embeddings = _FirstOrderOnly.apply((grad_lse[:, None] * unit_grad).to(embeddings.dtype), embeddings)
     grad_quad, grad_lin, grad_const = (
-        _FirstOrderOnly.apply(grad_lse * moments[:, i], embeddings) if needs[6 + i] else None for i in range(3)
+        _FirstOrderOnly.apply(grad_lse * moments[:, i], embeddings) if needs[7 + i] else None for i in range(3)
     )
-    return grad_embeddings, None, None, None, None, None, grad_quad, grad_lin, grad_const, None, None, None, None
+    return grad_embeddings, None, None, None, None, None, None, grad_quad, grad_lin, grad_const, None, None, None, None
 
 
 class _NegativeLogSumExp(torch.autograd.Function):
@@ -114,6 +115,7 @@ def negative_logsumexp(
     centers: Tensor,
     labels: Tensor,
     center_labels: Tensor,
+    center_scale: Tensor | None,
     reference: Tensor | None,
     threshold: Tensor | None,
     quad: Tensor | None,
@@ -131,7 +133,7 @@ def negative_logsumexp(
     transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
     operator = _NegativeLogSumExp.apply if transformed else torch.ops.attfc.negative_logsumexp
     lse, hard_count, max_cosine, omitted_mass, _, _ = operator(
-        embeddings, centers, labels, center_labels, reference, threshold, quad, lin, const, scale, grad_tolerance,
+        embeddings, centers, labels, center_labels, center_scale, reference, threshold, quad, lin, const, scale, grad_tolerance,
         need_grad, need_moments,
     )  # fmt: skip
     return lse, hard_count, max_cosine, omitted_mass

@@ -130,7 +130,7 @@ def negative_logsumexp(
             embeddings, centers, labels, center_labels, reference=reference, scale=float(scale), **modulation
         )
     else:
-        rows = (reference, *modulation.values())
+        rows = (None, reference, *modulation.values())
         swept = _ops.negative_logsumexp(
             embeddings, centers, labels, center_labels, *rows, float(scale), float(grad_tolerance), backend
         )
