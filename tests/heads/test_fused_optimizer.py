@@ -24,7 +24,7 @@ OPTIMIZERS = {
 
 @pytest.fixture(params=[1 << 21, 7 * 16], ids=["one stretch", "many stretches"])
 def stretches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_trained_centers._STRETCH_NUMBERS, "cpu", request.param)
+    monkeypatch.setitem(_trained_centers.STRETCH_NUMBERS, "cpu", request.param)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
