@@ -42,6 +42,29 @@ def require_rows(
         raise error(function, argument, rule, describe(int((~ok).nonzero()[0])), remedy)
 
 
+def require_mapping(function: str, mapping: Tensor, num_classes: int | None) -> None:
+    """Demand of a `mapping` of classes: [N] int64, N >= 1, each entry -1 or one of `num_classes` old classes, none
+    twice. The host waits for it."""
+    if mapping.ndim != 1 or len(mapping) == 0:
+        raise error(function, "mapping", "have shape [N], one old class for each new one", list(mapping.shape))
+    if mapping.dtype != torch.int64:
+        raise error(function, "mapping", "have dtype torch.int64", mapping.dtype, "mapping.long()", TypeError)
+    highest = torch.iinfo(torch.int64).max if num_classes is None else num_classes - 1
+    require_rows(
+        (mapping >= -1) & (mapping <= highest),
+        function,
+        "mapping",
+        "name old classes, at least 0" + ("" if num_classes is None else f" and below {num_classes}") + ", or be -1",
+        lambda row: f"{int(mapping[row])} for new class {row}",
+        wait=True,
+    )
+    ordered = mapping[mapping >= 0].sort().values
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(twice):
+        rule = "name each old class at most once"
+        raise error(function, "mapping", rule, f"{int(twice[0])} more than once", "start the second one anew with -1")
+
+
 def _host_may_read(x: Tensor, wait: bool) -> bool:
     # `type(x)`: a fake or traced tensor is a subclass and holds no value.
     if torch.compiler.is_compiling() or type(x) is not Tensor:

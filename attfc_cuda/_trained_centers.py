@@ -112,7 +112,8 @@ def _center_gradient(ctx: Any, grad_cosine: Tensor, grad_link: Tensor) -> Tensor
         return gradient(0, len(centers))
     whole = centers.new_empty(centers.shape) if ctx.sink is None else None
     stretch = max(1, STRETCH_NUMBERS[centers.device.type] // centers.shape[1])
-    for first in range(0, len(centers), stretch):
+    # Without any centre the sink is called too: an optimizer counts its steps the same on every process.
+    for first in range(0, max(len(centers), 1), stretch):
         last = min(first + stretch, len(centers))
         if whole is None:
             ctx.sink(first, gradient(first, last))

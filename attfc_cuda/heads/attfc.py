@@ -104,6 +104,10 @@ class AttFC(nn.Module):
         """
         return dict(self._stats)
 
+    def resize_classes(self, mapping: Tensor) -> None:
+        """Change the data set's classes between runs, see `DynamicClassContainer.resize_classes`."""
+        self.container.resize_classes(mapping)
+
     def forward(
         self,
         embeddings: Tensor,

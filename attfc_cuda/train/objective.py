@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attfc_cuda import _backend, margins
 from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch
+from attfc_cuda.distributed import Shards
 from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
 from attfc_cuda.momentum import MomentumEncoder
 from attfc_cuda.train.config import OptimizerConfig, TrainConfig, parse_options
@@ -26,6 +27,8 @@ class Objective(nn.Module):
 
     gallery_size and negatives_per_batch: what `AttentionLoader` has to deliver for it.
     command: how a user starts a run with it, for the message after an interruption.
+    Where a run has several processes, the constructor gets the head's `shards` as a keyword, and each process passes
+    its own part of the batch; the loss is that of the whole, and all trained parameters are stretches of split centres.
     """
 
     command = "attfc train"
@@ -67,7 +70,9 @@ class AttFCObjective(Objective):
     separates them): one forward is faster, and both get the same BatchNorm statistics.
     """
 
-    def __init__(self, backbone: nn.Module, loader: AttentionLoader, config: TrainConfig) -> None:
+    def __init__(
+        self, backbone: nn.Module, loader: AttentionLoader, config: TrainConfig, shards: Shards | None = None
+    ) -> None:
         super().__init__()
         options = config.head
         self.split = options.split_gallery
@@ -84,6 +89,7 @@ class AttFCObjective(Objective):
             dtype=_container_dtype(config),
             grad_tolerance=options.grad_tolerance,
             backend=options.backend,
+            shards=shards,
         )
 
     def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
@@ -138,7 +144,9 @@ class TrainedCentersObjective(Objective):
     def negatives_per_batch(config: TrainConfig) -> int:
         return 0
 
-    def __init__(self, backbone: nn.Module, loader: AttentionLoader, config: TrainConfig) -> None:
+    def __init__(
+        self, backbone: nn.Module, loader: AttentionLoader, config: TrainConfig, shards: Shards | None = None
+    ) -> None:
         super().__init__()
         self.options = config.head
         counts = np.bincount(loader.dataset.labels, minlength=loader.num_classes)
@@ -157,6 +165,7 @@ class TrainedCentersObjective(Objective):
             margin=build_margin(config),
             grad_tolerance=config.head.grad_tolerance,
             backend=config.head.backend,
+            shards=shards,
             **rate,
         )
 
