@@ -1,4 +1,4 @@
-"""Builds the compiled extensions where torch can be imported; otherwise attfc_cuda/_backend.py builds them at first use.
+"""Builds the compiled extensions where torch can be imported; elsewhere attfc_cuda/_backend.py does at first use.
 
 `pip install --no-build-isolation -e .` compiles now; a plain `pip install -e .` (isolated build, no torch) compiles at
 the first call. The operators for CUDA devices are built where a GPU is visible and a CUDA toolkit is found, for that

@@ -19,7 +19,7 @@ RTX_4090 = (89, 99 * 1024)
 
 
 def fake_why_not(capability, shared_bytes, dtype, dim):
-    """In the form of csrc/cuda's; the real one is asked in tests/test_cuda_extension.py."""
+    """In the form of csrc/cuda's; the real one is asked in tests/test_cuda_extension_compile.py."""
     if dtype == "float32":
         return "it takes bfloat16 and float16, not float32"
     if capability < 80:
