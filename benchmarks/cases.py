@@ -91,7 +91,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def _arcface_logits(x: Tensor, inputs: Inputs) -> Tensor:
     """As the common open-source trainers write ArcFace: all logits, the target's replaced in place, then the scale."""
     logits = x @ inputs.centers.T
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(len(x))
     cosine = _wide(logits[rows, inputs.labels]).clamp(-1, 1)
     bent = torch.cos(torch.acos(cosine) + M_RAD).to(logits.dtype)
     return logits.index_put((rows, inputs.labels), bent) * SCALE
@@ -100,11 +100,11 @@ def _arcface_logits(x: Tensor, inputs: Inputs) -> Tensor:
 def _adasin_logits(x: Tensor, inputs: Inputs) -> Tensor:
     """AdaSin over all logits with the state t at 0, as a user of torch.compile would write it."""
     logits = _wide(x @ inputs.centers.T)
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(len(x))
     theta = torch.acos(logits[rows, inputs.labels].clamp(-1, 1))
     phi = (1.5 * torch.sin(theta / 2)).detach()
     threshold = torch.cos(theta + M_RAD).detach()
-    own = torch.arange(logits.shape[1], device=x.device)[None, :] == inputs.labels[:, None]
+    own = torch.arange(logits.shape[1])[None, :] == inputs.labels[:, None]
     hard = (logits > threshold[:, None]) & ~own
     any_hard = hard.any(dim=1)
     target = torch.where(any_hard, torch.cos(theta + phi * M_RAD), torch.cos(theta + M_RAD))

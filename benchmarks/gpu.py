@@ -9,6 +9,7 @@ Stages, each with its share of the budget; one that fails is reported and does n
     time       forward and gradient of the head alone, at each batch and number of classes, cold (every tile of centres
                matters) and warm (late in training, most are skipped), against the bare product X @ W.T, plain PyTorch,
                torch.compile, and the fused losses of others that are installed; each first checked against float64
+    trained    the same with the gradient of class centres that learn
     head       a whole AttFC training step with its enqueue: eager, compiled, and as a CUDA graph
     tests      tests/gpu
     sanitizer  compute-sanitizer over the kernels
@@ -42,10 +43,11 @@ from attfc_cuda import AdaSin, AttFC, _backend  # noqa: E402
 
 # (B, S), the most telling first: a budget that runs out leaves out the last.
 SHAPES = ((384, 100_000), (384, 1_000_000), (1024, 1_000_000), (256, 100_000), (1024, 100_000), (256, 1_000_000))
+TRAINED_SHAPES = SHAPES[:2]
 TINY = ((4, 300), (8, 300))
 HEAD_CAPACITY, HEAD_ROWS = 27_648, 384
 # Shares of the budget after which a stage starts nothing new.
-SHARES = {"build": 0.35, "time": 0.45, "head": 0.12, "tests": 0.6, "sanitizer": 0.2}
+SHARES = {"build": 0.35, "time": 0.35, "trained": 0.15, "head": 0.12, "tests": 0.6, "sanitizer": 0.2}
 
 
 class Report:
@@ -100,23 +102,31 @@ def usable_backends(device: torch.device, dtype: torch.dtype, dim: int) -> tuple
     return tuple(usable)
 
 
-def time_shapes(
-    report: Report, deadline: float, device: torch.device, shapes: tuple[tuple[int, int], ...], dim: int
+def time_case(
+    report: Report,
+    deadline: float,
+    device: torch.device,
+    case: str,
+    shapes: tuple[tuple[int, int], ...],
+    dim: int,
 ) -> None:
+    """Every contender of a case of cases.py on each shape, until the stage's time is up."""
     dtype = torch.bfloat16
-    contenders = gpu_timing.contenders(device, usable_backends(device, dtype, dim))
-    contenders = {name: each for name, each in contenders.items() if checked(report, name, each, device, dtype, dim)}
+    contenders = gpu_timing.contenders(case, device, usable_backends(device, dtype, dim))
+    contenders = {
+        name: each for name, each in contenders.items() if checked(report, case, name, each, device, dtype, dim)
+    }
+    largest = max(rows for rows, _ in shapes)
     made: dict[tuple[int, str], cases.Inputs] = {}
     for rows, slots in shapes:
         if time.monotonic() > deadline:
             print(f"  B {rows}, S {slots}: left out, the budget of this stage is used up")
             continue
-        shape = cases.Shape(rows, slots, dim)
+        made = {key: value for key, value in made.items() if key[0] == slots}
         for kind in ("random", "trained"):
             if (slots, kind) not in made:
-                made = {key: value for key, value in made.items() if key[0] == slots}
-                largest = cases.Shape(max(each for each, _ in shapes), slots, dim)
-                made[slots, kind] = moved(cases.make_inputs(largest, dtype, kind), device)
+                shape = cases.Shape(largest, slots, dim)
+                made[slots, kind] = moved(cases.make_inputs(shape, dtype, kind, cases.CASES[case].raw), device)
         named = {}
         torch._dynamo.reset()  # or the second shape would be compiled for any
         for name, contender in contenders.items():
@@ -124,27 +134,39 @@ def time_shapes(
             try:
                 named[name] = gpu_timing.prepare(partial(contender.run, inputs), device)
             except Exception as cause:  # out of memory, or a peer's own trouble
-                print(f"  B {rows}, S {slots}, {name}: {type(cause).__name__}: {str(cause).splitlines()[0][:200]}")
+                leave_out(report, f"{case}, B {rows}, S {slots}, {name}", cause)
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
         times = gpu_timing.time_all(named, device, deadline=deadline)
-        add_rows(report, shape, named, times, contenders)
+        add_rows(report, case, cases.Shape(rows, slots, dim), named, times, contenders)
+
+
+def leave_out(report: Report, what: str, cause: Exception) -> None:
+    text = f"{type(cause).__name__}: {cause}"
+    print(f"  {what} is left out: {text.splitlines()[0][:300]}")
+    report.content.setdefault("left_out", {})[what] = text[:1000]
 
 
 def checked(
-    report: Report, name: str, contender: cases.Contender, device: torch.device, dtype: torch.dtype, dim: int
+    report: Report,
+    case: str,
+    name: str,
+    contender: cases.Contender,
+    device: torch.device,
+    dtype: torch.dtype,
+    dim: int,
 ) -> bool:
     """Whether the contender agrees with float64 on a small shape; one that does not, or cannot run, is not timed."""
     if contender.truth is None:
         return True
     try:
-        inputs = cases.make_inputs(cases.Shape(64 if dim >= 512 else 4, 2_000, dim), dtype, contender.kind)
+        shape = cases.Shape(64 if dim >= 512 else 4, 2_000, dim)
+        inputs = cases.make_inputs(shape, dtype, contender.kind, cases.CASES[case].raw)
         errors = cases.check(contender, moved(inputs, device), dtype)
     except Exception as cause:
-        print(f"  {name} is left out: {type(cause).__name__}: {str(cause).splitlines()[0][:300]}")
-        report.content.setdefault("left_out", {})[name] = str(cause)[:1000]
+        leave_out(report, f"{case}, {name}", cause)
         return False
-    report.content.setdefault("errors", {})[name] = errors
+    report.content.setdefault("errors", {})[f"{case}, {name}"] = errors
     return True
 
 
@@ -158,22 +180,25 @@ def first_rows(inputs: cases.Inputs, rows: int) -> cases.Inputs:
 
 def add_rows(
     report: Report,
+    case: str,
     shape: cases.Shape,
     named: dict[str, gpu_timing.Timed],
     times: dict[str, dict[str, float]],
     contenders: dict[str, cases.Contender],
 ) -> None:
     bare = times.get("bare product", {}).get("median_s")
-    print(f"  B {shape.rows}, S {shape.slots}, D {shape.dim}, bfloat16")
+    print(f"  {case}: B {shape.rows}, S {shape.slots}, D {shape.dim}, bfloat16")
     print(f"    {'contender':<38} {'ms':>9} {'20%':>9} {'80%':>9} {'x product':>9} {'TFLOP/s':>8} {'MiB':>8}")
     for name, timed in named.items():
         seconds = times[name]["median_s"]
+        products = 1 if name == "bare product" else cases.CASES[case].products
         row = {
+            "case": case,
             **vars(shape),
             "contender": name,
             **times[name],
             "x_product": None if bare is None else seconds / bare,
-            "tflop_per_s": contenders[name].products * shape.product_flop / seconds / 1e12,
+            "tflop_per_s": products * shape.product_flop / seconds / 1e12,
             "peak_mib": timed.peak_mib,
             "mode": timed.mode,
             "note": contenders[name].note,
@@ -306,7 +331,8 @@ def main(argv: list[str] | None = None) -> int:
     selected = ["-k", "nothing_to_sum"] if tiny else ["--deselect", "tests/gpu/test_gpu_sanitizer.py"]
     stages = {
         "build": build,
-        "time": partial(time_shapes, shapes=shapes, dim=dim),
+        "time": partial(time_case, case="container", shapes=shapes, dim=dim),
+        "trained": partial(time_case, case="trained-centers", shapes=TINY[:1] if tiny else TRAINED_SHAPES, dim=dim),
         "head": partial(time_head, rows=rows, capacity=capacity, dim=dim),
         "tests": partial(run_tests, name="gpu", arguments=["tests/gpu", *selected]),
         "sanitizer": partial(run_tests, name="sanitizer", arguments=["tests/gpu/test_gpu_sanitizer.py"]),

@@ -19,7 +19,6 @@ from typing import Any
 import cases
 import measure
 import torch
-from torch import Tensor
 
 ROUNDS = 12
 # Work of one measurement: short contenders are repeated until it is reached, so that a timer's error does not show.
@@ -36,10 +35,10 @@ class Timed:
     repeats: int = 1
 
 
-def contenders(device: torch.device, backends: tuple[str, ...]) -> dict[str, cases.Contender]:
-    """Those of cases.py, ours once for each backend, and the peers' kernels that are installed."""
+def contenders(case: str, device: torch.device, backends: tuple[str, ...]) -> dict[str, cases.Contender]:
+    """Those of a case of cases.py, ours once for each backend, and the peers' kernels that are installed."""
     found = {}
-    for name, contender in cases.CONTENDERS.items():
+    for name, contender in cases.CASES[case].contenders.items():
         if not name.startswith("attfc"):
             found[name] = contender
             continue
@@ -47,9 +46,11 @@ def contenders(device: torch.device, backends: tuple[str, ...]) -> dict[str, cas
             run = functools.partial(_with_backend, contender.run, backend)
             found[f"{name} [{backend}]"] = dataclasses.replace(contender, run=run)
     if device.type == "cuda":
-        for name, make in (("Liger", _liger), ("cut-cross-entropy", _cut_cross_entropy)):
+        of_loss = functools.partial(cases.of_trained_loss, normalize=False) if cases.CASES[case].raw else cases.of_loss
+        for name, loss_of in (("Liger", _liger_loss), ("cut-cross-entropy", _cut_cross_entropy_loss)):
             with contextlib.suppress(ImportError):
-                found[name] = cases.Contender(make(), "random", 2, cases._softmax_logits, "plain softmax, no margin")
+                run, truth = of_loss(loss_of()), of_loss(cases._softmax_loss)
+                found[name] = cases.Contender(run, "random", truth, "plain softmax, no margin")
     return found
 
 
@@ -73,23 +74,14 @@ def variables(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _softmax_by(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[cases.Inputs], tuple[Tensor, Tensor]]:
-    def run(inputs: cases.Inputs) -> tuple[Tensor, Tensor]:
-        x = inputs.embeddings.detach().requires_grad_()
-        loss = loss_of(x * cases.SCALE, inputs.centers, inputs.labels)
-        return loss.detach(), torch.autograd.grad(loss, x)[0]
-
-    return run
-
-
-def _liger() -> Callable:
+def _liger_loss() -> cases.Loss:
     layer = importlib.import_module("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss()
-    return _softmax_by(lambda x, centers, labels: layer(centers, x, labels))
+    return lambda x, centers, labels: layer(centers, x * cases.SCALE, labels)
 
 
-def _cut_cross_entropy() -> Callable:
+def _cut_cross_entropy_loss() -> cases.Loss:
     linear_cross_entropy = importlib.import_module("cut_cross_entropy").linear_cross_entropy
-    return _softmax_by(linear_cross_entropy)
+    return lambda x, centers, labels: linear_cross_entropy(x * cases.SCALE, centers, labels)
 
 
 def prepare(run: Callable[[], Any], device: torch.device) -> Timed:

@@ -26,7 +26,7 @@ def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
 @needs_extension
 def test_the_gpu_benchmark_runs_in_small(tmp_path):
     output = tmp_path / "results" / "gpu.json"
-    stages = ("build", "time", "head", "tests")
+    stages = ("build", "time", "trained", "head", "tests")
     arguments = ["--device", "cpu", "--tiny", "--output", str(output), "--stages", *stages]
     done = run(["benchmarks/gpu.py", *arguments])
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
@@ -34,9 +34,12 @@ def test_the_gpu_benchmark_runs_in_small(tmp_path):
     assert {name: stage["error"] for name, stage in report["stages"].items()} == dict.fromkeys(stages)
     assert report["environment"]["torch"] and any("cuda extension" in line for line in report["info"])
     assert report["tests"]["gpu"]["counts"]["passed"] > 0
-    timed = {(row["rows"], row["contender"]) for row in report["rows"]}
+    timed = {(row["rows"], row["contender"]) for row in report["rows"] if row["case"] == "container"}
     names = ("bare product", "attfc AdaSin, cold [cpu]", "attfc AdaSin, warm [cpu]", "eager ArcFace")
     assert {(rows, name) for rows in (4, 8) for name in (*names, "torch.compile AdaSin")} <= timed
+    trained = {row["contender"] for row in report["rows"] if row["case"] == "trained-centers"}
+    assert {*names, "torch.compile AdaSin"} <= trained
+    assert not report.get("left_out")
     for row in report["rows"]:
         assert 0 < row["p20_s"] <= row["median_s"] <= row["p80_s"] and row["tflop_per_s"] > 0
         assert row["x_product"] == pytest.approx(1) if row["contender"] == "bare product" else row["x_product"] > 0
