@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from attfc_cuda import functional
 from attfc_cuda._check import error
 from attfc_cuda.container import DynamicClassContainer
+from attfc_cuda.distributed import Shards
 from attfc_cuda.heads.rows import observe, require_finite, unit_rows, without_autocast
 from attfc_cuda.margins import AdaSin, Margin
 
@@ -36,14 +37,19 @@ class AttFC(nn.Module):
         back, so the host waits; compiled or captured, the device asserts instead and no row is named. Rows with a
         negative label are not looked at. Off: a NaN in a row makes the loss NaN. It enters neither the container nor
         the margin's state.
+    shards: a `distributed.Shards` to split the container over the processes of a group: each process brings its own
+        batch, every batch's fresh centres enter the one container in order of rank, and the loss is the mean over all
+        batches, the same on every process: that of one process given all batches in one. Do not wrap the head in
+        DistributedDataParallel; the backbone, do.
 
     Train and eval mode: in eval mode neither the container nor the margin's state moves, so that the loss of held-out
     data is against the container as it stands (with enqueue="before" too).
 
     Gradient: to `embeddings` only, through the normalisation; class centres have none, on either side.
     Precision: normalisation, margin and loss in float32 (float64 with a float64 container) whatever autocast says.
-    No host synchronisation (but for check_finite), no shape that depends on values: a step compiles with
-    fullgraph=True and can be captured in a CUDA graph. Deterministic where the backend is.
+    No host synchronisation (but for check_finite, and for the sizes that `Shards` exchanges), no shape that depends on
+        values: without shards a step compiles with fullgraph=True and can be captured in a CUDA graph. Deterministic
+        where the backend is.
     Source: AttFC, arXiv 2503.06839; masked empty slots, `"before"`, `"refresh"` and the attention's form are our
         choice.
     Raises: ValueError or TypeError naming the argument.
@@ -63,6 +69,7 @@ class AttFC(nn.Module):
         backend: str = "auto",
         check_finite: bool = False,
         check_labels: bool = True,
+        shards: Shards | None = None,
     ) -> None:
         super().__init__()
         if enqueue not in ENQUEUE:
@@ -73,8 +80,8 @@ class AttFC(nn.Module):
         if not isinstance(margin, Margin):
             remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'
             raise error("AttFC", "margin", "be a margins.Margin", repr(margin), remedy, kind=TypeError)
-        self.container = DynamicClassContainer(capacity, dim, num_classes, policy, dtype, check_labels)
-        self.margin = margin
+        self.container = DynamicClassContainer(capacity, dim, num_classes, policy, dtype, check_labels, shards)
+        self.margin, self.shards = margin, shards
         self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
         self.grad_tolerance, self.backend = grad_tolerance, backend
         self._stats: dict[str, Tensor] = {}
@@ -140,9 +147,20 @@ class AttFC(nn.Module):
         centers = functional.generate_class_centers(unit.detach(), gallery, self.temperature)
         target_cosine = (unit * centers).sum(dim=1)
 
-        new = torch.cat([unit_rows(extra_centers)[0].to(centers.dtype), centers])
-        new_labels = torch.cat([extra_labels, labels])
+        extra, shards = unit_rows(extra_centers)[0].to(centers.dtype), self.shards
+        if shards is not None:
+            sizes, extra_sizes = shards.sizes(labels, extra_labels)
+            labels = shards.gather(labels, sizes)
+            unit = shards.gather_rows(unit, sizes)
+            target_cosine = shards.gather_rows(target_cosine, sizes, partial=False)
+            if self.margin.needs_norm:
+                norm = shards.gather_rows(norm, sizes, partial=False)
+            if self.training:
+                centers = shards.gather(centers.to(container.centers.dtype), sizes)
+                extra = shards.gather(extra.to(container.centers.dtype), extra_sizes)
+                extra_labels = shards.gather(extra_labels, extra_sizes)
         if self.training:
+            new, new_labels = torch.cat([extra, centers]), torch.cat([extra_labels, labels])
             # Before anything moves, so that a refused batch leaves the state as it was.
             container.check(new, new_labels)
             if self.enqueue == "before":
@@ -151,14 +169,15 @@ class AttFC(nn.Module):
             unit,
             container.centers,
             labels,
-            container.labels,
+            container.labels_here,
             self.margin,
             target_cosine=target_cosine,
-            norm=norm,
+            norm=norm if self.margin.needs_norm else None,
+            shards=shards,
             grad_tolerance=self.grad_tolerance,
             backend=self.backend,
         )
-        self._stats = observe(output, labels, container.labels, self.margin)
+        self._stats = observe(output, labels, container.labels_here, self.margin, shards)
         if self.training and self.enqueue == "after":
             container.enqueue(new, new_labels)
         return output.loss
