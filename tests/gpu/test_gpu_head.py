@@ -1,6 +1,7 @@
 """A head step on a GPU: the same numbers as on the CPU, on any stream, in a CUDA graph, compiled, without a wait."""
 
 import copy
+import os
 import subprocess
 import sys
 
@@ -163,10 +164,7 @@ def test_launches_of_a_step(record_property):
     assert 0 < counts["compiled"] <= counts["eager"] / 4
 
 
-@only_gpu
-def test_labels_out_of_range_end_in_a_device_assertion():
-    """In a process of its own: a device assertion ends its use of the GPU."""
-    program = """
+OUT_OF_RANGE = """
 import torch
 from attfc_cuda import AttFC
 head = AttFC(128, 64, num_classes=10, dtype=torch.bfloat16).to("cuda")
@@ -174,6 +172,35 @@ x = torch.randn(4, 128, device="cuda")
 head(x, torch.tensor([1, 2, 10, 3], device="cuda"), x)
 torch.cuda.synchronize()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+@only_gpu
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_labels_out_of_range(debug):
+    """A device assertion, which ends the process's use of the GPU; with ATTFC_DEBUG=1 an error that names the row."""
+    environment = {**os.environ, "ATTFC_DEBUG": debug}
+    done = subprocess.run([sys.executable, "-c", OUT_OF_RANGE], env=environment, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "be below num_classes = 10" in done.stderr or "device-side assert" in done.stderr
+    if debug:
+        assert "ValueError" in done.stderr and "must be below num_classes = 10, got 10 in row 2" in done.stderr
+    else:
+        assert "must be below num_classes = 10" in done.stderr or "device-side assert" in done.stderr
+
+
+@only_gpu
+def test_a_captured_step_checks_no_labels_and_leaves_such_rows_out():
+    need(BACKENDS[0], torch.bfloat16, 512)
+    head = make_head(BACKENDS[0], num_classes=300)
+    static = [value.clone() for value in batches(1)[0]]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(head, *static)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss, _ = step(head, *static)
+    static[1][3] = 300
+    graph.replay()
+    torch.cuda.synchronize()
+    assert loss.isfinite() and head.container.labels.max() < 300
