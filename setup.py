@@ -54,7 +54,14 @@ def extension_arguments():
         return [str(path.relative_to(ROOT)) for path in paths]
 
     class BuildExtension(cpp_extension.BuildExtension):
-        """An optional extension that does not compile is told of and left out."""
+        """An optional extension that does not compile is told of and left out. A binary that an earlier build left
+        never stands in for one that this build leaves out."""
+
+        def run(self):
+            for folder in (ROOT, Path(self.build_lib)):
+                for stale in (folder / "attfc_cuda").glob("_C_cuda.*"):
+                    stale.unlink()
+            super().run()
 
         def build_extension(self, ext):
             try:
