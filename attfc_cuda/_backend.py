@@ -272,7 +272,7 @@ def cuda_build_config() -> dict[str, object]:
 
     Without a CUDA device the extension is loaded if it was built at installation, never built.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or _cuda_extension.cache_info().currsize:
         loaded = _cuda_extension()
         if loaded.module is None:
             return {"not built": "; ".join(loaded.reasons)}
