@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,26 @@ def require_mapping(function: str, mapping: Tensor, num_classes: int | None) -> 
     if len(twice):
         rule = "name each old class at most once"
         raise error(function, "mapping", rule, f"{int(twice[0])} more than once", "start the second one anew with -1")
+
+
+def require_labels(function: str, labels: Tensor, num_classes: int) -> None:
+    """Demand that every one of `labels` [B] int64 lies below `num_classes`, as `require_rows` does.
+
+    Nothing is checked while a CUDA graph is captured: an assertion in a replay would end the process's use of the GPU
+    without a word about where. With ATTFC_DEBUG=1 the host waits for a device too, and the first bad row is named.
+    """
+    compiling = torch.compiler.is_compiling()
+    if not compiling and labels.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    require_rows(
+        labels < num_classes,
+        function,
+        "labels",
+        f"be below num_classes = {num_classes}",
+        lambda row: f"{int(labels[row])} in row {row}",
+        "give the head the data set's number of classes; ATTFC_DEBUG=1 names the row on every device",
+        wait=not compiling and os.environ.get("ATTFC_DEBUG") == "1",
+    )
 
 
 def _host_may_read(x: Tensor, wait: bool) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attfc_cuda._check import error, require_mapping, require_rows
+from attfc_cuda._check import error, require_labels, require_mapping, require_rows
 from attfc_cuda.distributed import Shards
 
 POLICIES = ("fifo", "refresh")
@@ -36,8 +36,9 @@ class DynamicClassContainer(nn.Module):
     dtype: of `centers`: float32, bfloat16, float16 or float64.
     check_labels: whether `enqueue` reports labels at or above `num_classes`: on the CPU by a ValueError that names the
         row; on another device, and in compiled code, by an assertion on the device (nothing waits for it; on CUDA it
-        ends the process's use of the GPU, as any device assertion does). With False such rows are left out silently;
-        never is anything else overwritten.
+        ends the process's use of the GPU, as any device assertion does; ATTFC_DEBUG=1 makes the host wait and names the
+        row). While a CUDA graph is captured nothing is checked. With False, or in a graph, such rows are left out
+        silently; never is anything else overwritten.
     shards: a `distributed.Shards` to split the slots over the processes of a group: `centers` is then this process's
         stretch of them [n, D], slots `first` to `last` - 1, and all processes enqueue the same rows in the same order.
         What says which slot is whose (the buffers below `centers`) is small and whole on each, so nothing needs to be
@@ -172,14 +173,7 @@ class DynamicClassContainer(nn.Module):
             remedy = "use a larger capacity or fewer rows per batch (probes and extra centres count together)"
             raise error(name, "centers", f"have at most capacity = {self.capacity} rows", centers.shape[0], remedy)
         if self.check_labels and self.num_classes is not None:
-            require_rows(
-                labels < self.num_classes,
-                name,
-                "labels",
-                f"be below num_classes = {self.num_classes}",
-                lambda row: f"{int(labels[row])} in row {row}",
-                "give the head the data set's number of classes",
-            )
+            require_labels(name, labels, self.num_classes)
 
     @torch.no_grad()
     def enqueue(self, centers: Tensor, labels: Tensor) -> None:

@@ -132,7 +132,7 @@ def negative_logsumexp(
     reference = None if reference is None else reference.detach()
     modulation["threshold"] = None if threshold is None else threshold.detach()
 
-    backend = _backend.resolve(backend, embeddings.device, embeddings.dtype)
+    backend = _backend.choose(backend, embeddings, centers, embeddings.dtype)
     if backend == "reference":
         swept = _reference.negative_logsumexp(
             embeddings,
@@ -224,7 +224,7 @@ def margin_softmax_loss(
         _check_rows(name, "target_cosine", target_cosine, embeddings)
     else:
         _check_labels(name, "target_slot", target_slot, embeddings)
-        backend = _backend.resolve(backend, embeddings.device, product_dtype)
+        backend = _backend.choose(backend, embeddings, centers, product_dtype)
         if backend == "reference":
             if gradient_sink is not None:
                 centers = swept_centers = _trained_centers.leaf_into(gradient_sink, centers)
@@ -232,7 +232,7 @@ def margin_softmax_loss(
         else:
             scale = None if center_scale is None else center_scale.detach()
             sweep = _trained_centers.Sweep(
-                labels, center_labels, scale, product_dtype, margin.scale, grad_tolerance, margin.modulates
+                labels, center_labels, scale, product_dtype, margin.scale, grad_tolerance, margin.modulates, backend
             )
             target_cosine, link = _trained_centers.own_cosine(embeddings, centers, target_slot, sweep, gradient_sink)
             swept_centers = centers.detach()

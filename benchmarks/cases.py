@@ -115,7 +115,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def _arcface_loss(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
     """As the common open-source trainers write ArcFace: all logits, the target's replaced in place, then the scale."""
     logits = x @ centers.T
-    rows = torch.arange(len(x))
+    rows = torch.arange(len(x), device=x.device)
     cosine = _wide(logits[rows, labels]).clamp(-1, 1)
     bent = torch.cos(torch.acos(cosine) + M_RAD).to(logits.dtype)
     return F.cross_entropy(_wide(logits.index_put((rows, labels), bent) * SCALE), labels)
@@ -124,11 +124,11 @@ def _arcface_loss(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
 def _adasin_loss(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
     """AdaSin over all logits with the state t at 0, as a user of torch.compile would write it."""
     logits = _wide(x @ centers.T)
-    rows = torch.arange(len(x))
+    rows = torch.arange(len(x), device=x.device)
     theta = torch.acos(logits[rows, labels].clamp(-1, 1))
     phi = (1.5 * torch.sin(theta / 2)).detach()
     threshold = torch.cos(theta + M_RAD).detach()
-    own = torch.arange(logits.shape[1])[None, :] == labels[:, None]
+    own = torch.arange(logits.shape[1], device=x.device)[None, :] == labels[:, None]
     hard = (logits > threshold[:, None]) & ~own
     any_hard = hard.any(dim=1)
     target = torch.where(any_hard, torch.cos(theta + phi * M_RAD), torch.cos(theta + M_RAD))

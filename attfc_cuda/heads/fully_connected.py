@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attfc_cuda import functional
-from attfc_cuda._check import error, require_mapping, require_rows
+from attfc_cuda._check import error, require_labels, require_mapping
 from attfc_cuda._trained_centers import GradientSink
 from attfc_cuda.distributed import Shards, take_rows
 from attfc_cuda.heads.fused_optimizer import FusedOptimizer
@@ -44,7 +44,8 @@ class FullyConnected(nn.Module):
         part [n, D], `embeddings` and `labels` its own batch, and the loss the mean over all batches, the same on every
         process. Do not wrap the head in DistributedDataParallel; the backbone, do.
     check_labels: report labels at or above num_classes: on the CPU by a ValueError naming the row, elsewhere by an
-        assertion on the device. check_finite, grad_tolerance, backend: as in `AttFC`.
+        assertion on the device, and not while a CUDA graph is captured (ATTFC_DEBUG=1: see `DynamicClassContainer`).
+        check_finite, grad_tolerance, backend: as in `AttFC`.
 
     Parameter: centers [N, D], drawn from N(0, 0.01), of any length: a cosine is to the centre's direction.
     Gradient: to embeddings and to centers, which is orthogonal to each centre.
@@ -204,14 +205,7 @@ class FullyConnected(nn.Module):
             if value.device != device:
                 raise error(name, argument, f"be on the head's device {device}", value.device, "head.to(device)")
         if self.check_labels:
-            require_rows(
-                labels < self.num_classes,
-                name,
-                "labels",
-                f"be below num_classes = {self.num_classes}",
-                lambda row: f"{int(labels[row])} in row {row}",
-                "give the head the data set's number of classes",
-            )
+            require_labels(name, labels, self.num_classes)
         if self.check_finite:
             require_finite(name, "embeddings", embeddings, labels)
 

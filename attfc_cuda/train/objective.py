@@ -120,7 +120,7 @@ class AttFCObjective(Objective):
 
     def describe(self, momentum: EncoderMomentum) -> str:
         container, margin = self.head.container, type(self.head.margin).__name__
-        backend = _backend.resolve(self.head.backend, container.centers.device, container.centers.dtype)
+        backend = _backend.choose(self.head.backend, container.centers, container.centers)
         dtype = str(container.centers.dtype).removeprefix("torch.")
         return (
             f"head          AttFC with {margin}, container of {container.capacity} centres "
@@ -191,7 +191,7 @@ class TrainedCentersObjective(Objective):
 
     def describe(self, momentum: EncoderMomentum) -> str:
         head, margin = type(self.head).__name__, type(self.head.margin).__name__
-        backend = _backend.resolve(self.head.backend, self.head.centers.device, self.head.centers.dtype)
+        backend = _backend.choose(self.head.backend, self.head.centers, self.head.centers)
         sampled = f", {self.options.sample_rate:.3g} of them a step" if head == "PartialFC" else ""
         return f"head          {head} with {margin}, {self.head.num_classes} centres{sampled}, backend {backend}"
 

@@ -74,8 +74,11 @@ class CenterCase:
 def make_center_case(
     shape: tuple[int, int, int], dtype: torch.dtype, *, raw: bool, target: bool = True, seed: int = 1, **options
 ) -> CenterCase:
-    """`testing.make_case` with centres that are trained: raw or unit. Everything of an ignored row is NaN."""
+    """`testing.make_case` with centres that are trained: raw or unit. Everything of an ignored row is NaN, and the
+    first of several rows is one, unless ignored is 0."""
     case = testing.make_case(shape, dtype, seed=seed, **options)
+    if len(case.labels) > 1 and options.get("ignored", 0.1):
+        case.labels[0] = -1
     case, center_scale = raw_centers(case, seed) if raw else (case, None)
     generator = torch.Generator().manual_seed(seed)
     target_grad = None

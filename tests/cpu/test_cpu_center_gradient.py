@@ -145,12 +145,29 @@ def test_nothing_to_sum(dtype, raw):
         assert not found.any() and not found.isnan().any(), name
 
 
-def test_a_nan_embedding_shows_in_every_centre_but_no_empty_slot():
-    given = make_center_case(testing.SHAPES["odd"], torch.float32, raw=True, ignored=0.0)
-    given.case.embeddings[3, 5] = math.nan
+@pytest.mark.parametrize("rows", [1, 67])
+def test_a_nan_embedding_shows_in_every_centre_but_no_empty_slot(rows):
+    given = make_center_case((rows, 259, 100), torch.float32, raw=True, ignored=0.0)
+    given.case.embeddings[rows // 2, 5] = math.nan
     found = center_gradient(given, grad_tolerance=2.0**-12)
     filled = given.case.center_labels >= 0
     assert found[filled].isnan().all() and not found[~filled].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:3], ids=str)
+def test_the_result_is_rounded_once_to_nearest_even(dtype):
+    """Each centre has one term, exact in float32: from the smallest to beyond the largest number of the dtype."""
+    given = make_center_case((60, 60, 40), dtype, raw=False, modulation="none", empty=0.0, ignored=0.0)
+    case, exponents = given.case, 15 if dtype == torch.float16 else 100
+    case.labels[:] = case.center_labels[:] = torch.arange(60)
+    case.upstream.zero_()
+    # Multipliers that both formats hold: the product with 8 or 11 bits is exact.
+    multiplier = (1 + torch.arange(60) / 64 % 1) * 2.0 ** torch.linspace(-exponents - 6, exponents + 4, 60).round()
+    given.target_grad = multiplier.bfloat16().float()
+    expected = (given.target_grad[:, None] * case.embeddings.float()).to(dtype)
+    found = center_gradient(given)
+    assert torch.equal(found, expected)
+    assert dtype != torch.float16 or (found.isinf().any() and ((found.abs() < 2.0**-14) & (found != 0)).any())
 
 
 @pytest.mark.parametrize("power", [-70, 70])
@@ -194,6 +211,21 @@ def test_what_is_left_out_keeps_the_bound(dtype, with_reference):
     target = 0 if case.reference is None else (case.reference.double() - lse.double()).exp()
     omitted = (share * left_out).sum(dim=1) / (1 + target)
     assert (omitted <= tolerance * (1 + 1e-4)).all() and omitted.max() > tolerance / 50
+
+
+@pytest.mark.parametrize("slots", [480, 499])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_bound_is_sharp(dtype, slots):
+    """Where all slots are alike a row leaves out all of them or none: all when its softmax allows it by a tenth."""
+    given = make_center_case((3, slots, 8), dtype, raw=False, target=False, modulation="none", empty=0.0, ignored=0.0)
+    case, tolerance = given.case, 2.0**-6
+    case.embeddings[:] = case.embeddings[0]
+    case.centers[:] = case.embeddings[0]
+    case.labels[:], case.center_labels[:] = torch.arange(3), torch.arange(3, 3 + slots)
+    lse = swept_lse(given)
+    for allowed in (0.9, 1.1):
+        case.reference = lse + math.log(allowed / tolerance - 1)
+        assert bool(center_gradient(given, tolerance, lse).all()) == (allowed < 1)
 
 
 def test_tolerance_zero_leaves_out_nothing_but_zeros():
