@@ -11,7 +11,7 @@ from attfc_cuda.kernels import launch
 from attfc_cuda.kernels.center_gradient_kernel import TERMS, center_gradient_kernel, row_terms_kernel
 from attfc_cuda.kernels.configs import Config, choose_center_gradient
 
-# float16: the largest weight is brought to 2^13 .. 2^14, within a factor of 4 of its range, for cosines a little over 1.
+# float16: the largest weight is brought to 2^13 .. 2^14, a factor of 4 under its end: cosines may be a little over 1.
 _LARGEST_HALF_WEIGHT = 2.0**14
 
 
@@ -133,8 +133,8 @@ def center_gradient_constants(
     modulated: bool,
     precision: str,
 ) -> dict[str, object]:
-    """The kernel's compile-time arguments. Without thresholds in the terms nothing is hard: where registers are scarcest
-    the variant that looks for them serves both (the other one spills a register)."""
+    """The kernel's compile-time arguments. Without thresholds the terms say that nothing is hard: where registers are
+    scarcest, the variant that looks there serves both (the other one spills a register)."""
     return {
         "DIM": dim,
         "EMBEDDING_STRIDE": embedding_stride,

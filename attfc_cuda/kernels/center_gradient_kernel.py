@@ -26,8 +26,9 @@ Bound as the sweep is: by the tensor cores, 4 BLOCK_S BLOCK_B BLOCK_D flops a bl
 by shared memory reads of the first product; float32 operands at `ieee` precision by the float32 units.
 
 Done for the compiler's sake, so that nothing spills (tests/kernels/test_compile.py): terms of a row lie side by side
-(each array would take a running address), slots' labels and scales are loaded anew for each block, and the projection is
-a product too: it needs no second BLOCK_S x BLOCK_D matrix beside O.
+(each array would take a running address); slots' labels and scales are loaded anew for each block; what follows the
+loop is hidden from it; and where O takes half of all registers, the projection is a product too, without a second
+BLOCK_S x BLOCK_D matrix beside O.
 """
 
 from __future__ import annotations
@@ -151,19 +152,18 @@ def center_gradient_kernel(
         needed = False
         if tl.max(row_live.to(tl.int32), 0) > 0:
             term = term_ptr + (start + row) * 8
-            own = slot_label[None, :] == label[:, None]
-            negative = slot_live[None, :] & (own == 0)
             logit = scale_log2 * cosine
-            hard = negative
             if MODULATED:
                 hard = cosine > tl.load(term + 2)[:, None]
                 quad = tl.load(term + 3)[:, None]
                 lin = tl.load(term + 4)[:, None]
                 logit = scale_log2 * modulated(cosine, hard, quad, lin, tl.load(term + 5)[:, None])
-            probability = tl.exp2(tl.where(negative, logit - tl.load(term)[:, None], LOWEST))
+            probability = tl.exp2(tl.where(slot_live[None, :], logit - tl.load(term)[:, None], LOWEST))
             weight = tl.load(term + 1)[:, None] * probability
             if MODULATED:
                 weight = times_slope(weight, cosine, hard, quad, lin)
+            # Not a negative: its class's own. An ignored row and an empty slot meet here too, in a weight of 0.
+            own = slot_label[None, :] == label[:, None]
             weight = tl.where(own, tl.load(term + 6)[:, None], weight)
             # What the row would lose with the tile; its own class is beyond any bound. Not "above": NaN needs the tile.
             within = tl.sum(tl.where(own, HIGHEST, probability), 1) <= tl.load(term + 7)
@@ -179,14 +179,16 @@ def center_gradient_kernel(
     # first stays what it is, but the compiler cannot know: what follows is not worth registers in the loop.
     first = (tl.program_id(0) + tl.minimum(rows, 0)).to(tl.int64) * BLOCK_S
     inside = first + slot < slots
-    row_scale = tl.full([BLOCK_S], 1.0, tl.float32) * tl.load(term_ptr + tl.cdiv(rows, BLOCK_B).to(tl.int64) * BLOCK_B * 8)
+    row_scale = tl.full([BLOCK_S], 1.0, tl.float32) * tl.load(
+        term_ptr + tl.cdiv(rows, BLOCK_B).to(tl.int64) * BLOCK_B * 8
+    )
     if SCALED:
         live = tl.load(center_label_ptr + first + slot, mask=inside, other=-1) >= 0
         center_scale = load_rows(center_scale_ptr, first + slot, live, 0.0)
         row_scale *= center_scale
         if PROJECT_BY_PRODUCT:
-            # O - a w, with a = s sum G c, as u (O / u - (a / u) w): a / u is 1 or -1, exact in any dtype (but where a is
-            # all but 0, and u the least that it may be).
+            # O - a w, with a = s sum G c, as u (O / u - (a / u) w): a / u is 1 or -1, exact in any dtype (but where a
+            # is all but 0, and u the least that it may be).
             factor = along * center_scale
             unit = tl.maximum(tl.abs(factor), 8.673617379884035e-19)
             diagonal = tl.where(slot[:, None] == slot[None, :], (-factor / unit)[:, None], 0.0)

@@ -1,8 +1,13 @@
 """Tile sizes of the Triton sweeps, chosen without a card from what the compiler reports (report.py prints it).
 
 The rule: the largest tiles that neither spill nor outgrow the architecture's shared memory in any variant that ships
-(modulated or not, with and without moments, raw or unit centres, skipping or not), with Triton 3.6 and 3.8. Larger BLOCK_B means fewer passes over
-the centres (L2 traffic per flop is 1 / BLOCK_B), larger BLOCK_S a better shaped first product.
+(modulated or not, with and without moments, raw or unit centres, skipping or not), with Triton 3.6
+and 3.8. Larger BLOCK_B means fewer passes over the centres (L2 traffic per flop is 1 / BLOCK_B), larger BLOCK_S a
+better shaped first product. In the centre gradient rows and centres have changed places.
+
+A table rather than triton.autotune: that would compile every tile of every variant at a first call, choose under
+whatever else the card is doing, and so let two runs on one machine sum in different orders, where the promise is that
+they are bitwise equal. What a card prefers is to be measured once and written here.
 
 sm_90 multiplies with wgmma, whose tiles have at least 64 rows. Everywhere else BLOCK_B = 32 at D = 512: with 64 rows
 the accumulator leaves too few registers beside the operands that mma.sync takes from them. On sm_100 blocks under 64
@@ -84,8 +89,9 @@ def choose_center_gradient(capability: int, dtype: torch.dtype, dim: int, *, pre
     hopper = capability == 90 and dtype != torch.float32
     table = _FLOAT32 if dtype == torch.float32 else (_HOPPER_16_BIT if hopper else _MMA_SYNC_16_BIT)
     block_s, block_b, num_stages = table[max(block_d, min(table))]
-    if dtype == torch.float32 and precision == "tf32x3":
-        block_s = max(16, block_s // 2)
+    if dtype == torch.float32:
+        # Narrower than the sweep's at D = 128: the projection is beside the sum there, too.
+        block_s = max(16, block_s // 2) if precision == "tf32x3" else min(block_s, 32)
     block_k = min(block_d, _FLOAT32_COLUMNS) if dtype == torch.float32 else block_d
     return Config(
         block_b,

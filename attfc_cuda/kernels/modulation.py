@@ -1,4 +1,4 @@
-"""What the two Triton sweeps share on the device: loads, the first product, which pairs count, the modulated cosine.
+"""What the two Triton sweeps share on the device: loads, the first product, the modulated cosine.
 
 modulated() and times_slope() are csrc/modulation.h in Triton; like it, they leave out nothing themselves: the caller
 says which pairs are hard. A "block" is a set of rows of one matrix, [N, D]; `rows` are pointers [N, 1] to their first
@@ -21,14 +21,13 @@ def load_rows(pointer, row, live, other):
 
 
 @triton.jit
-def load_block(rows, live, DIM: tl.constexpr, BLOCK_D: tl.constexpr, eviction: tl.constexpr = ""):
+def load_block(rows, live, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Whole rows, padded with zero columns to BLOCK_D; zeros in rows that are not live, whose content may be NaN."""
     column = tl.arange(0, BLOCK_D)
     return tl.load(
         rows + column[None, :],
         mask=live[:, None] if DIM == BLOCK_D else live[:, None] & (column < DIM)[None, :],
         other=0.0,
-        eviction_policy=eviction,
     )
 
 
@@ -45,12 +44,6 @@ def product_of_rows(
         right = tl.load(right_rows + (k + column)[None, :], right_live[:, None] & k_live[None, :], other=0.0)
         result = tl.dot(left, tl.trans(right), result, input_precision=PRECISION)
     return result
-
-
-@triton.jit
-def is_negative(slot_live, slot_label, label):
-    """The pairs of a live row that its sums run over: filled slots of other classes."""
-    return slot_live & (slot_label != label)
 
 
 @triton.jit

@@ -6,9 +6,14 @@ from collections.abc import Iterable
 
 import torch
 
-from attfc_cuda.kernels.compiled import ARCHITECTURES, merge_resources, sweep_resources
-from attfc_cuda.kernels.configs import choose
-from attfc_cuda.kernels.sweep import DTYPES
+from attfc_cuda.kernels.compiled import (
+    ARCHITECTURES,
+    Resources,
+    center_gradient_resources,
+    merge_resources,
+    sweep_resources,
+)
+from attfc_cuda.kernels.configs import DTYPES, Config, choose, choose_center_gradient
 
 _COLUMNS = {
     "kernel": "kernel",
@@ -31,22 +36,24 @@ def rows(
 ) -> list[dict[str, object]]:
     """One dictionary per kernel, dtype, architecture and D, with the keys of the printed columns and `shared_limit`.
 
-    The sweep is the modulated one with gradient, skipping unless float32, as a head calls it in training; tile is
-    rows x centres / warps / stages. spill_bytes a thread, shared_bytes a block, occupancy in 0..1. About five seconds a
-    row on one core, cached by Triton afterwards.
+    The sweep is the modulated one with gradient, skipping unless float32, as a head calls it in training, the centre
+    gradient the modulated one of raw centres; tile is rows x centres / warps / stages. spill_bytes a thread,
+    shared_bytes a block, occupancy in 0..1. Two to five seconds a row on one core, cached by Triton afterwards.
     """
     result: list[dict[str, object]] = []
     dtypes, dims = tuple(dtypes), tuple(dims)
     for architecture in architectures:
         for dim in dims:
             for dtype in dtypes:
-                config = choose(architecture, dtype, dim)
-                tile = f"{config.block_b}x{config.block_s}/{config.num_warps}/{config.num_stages}"
+                tile = _tile(choose(architecture, dtype, dim))
                 resources = sweep_resources(architecture, dtype, dim, may_omit=dtype != torch.float32)
-                result.append(
-                    _row("triton sweep", str(dtype).removeprefix("torch."), architecture, dim, tile, resources)
-                )
-            result.append(_row("triton merge", "float32", architecture, dim, "1/4", merge_resources(architecture, dim)))
+                result.append(_row("triton sweep", dtype, architecture, dim, tile, resources))
+            for dtype in dtypes:
+                tile = _tile(choose_center_gradient(architecture, dtype, dim))
+                resources = center_gradient_resources(architecture, dtype, dim)
+                result.append(_row("triton center gradient", dtype, architecture, dim, tile, resources))
+            merge = merge_resources(architecture, dim)
+            result.append(_row("triton merge", torch.float32, architecture, dim, "1/4", merge))
     return result
 
 
@@ -60,8 +67,15 @@ def print_table(table: list[dict[str, object]] | None = None) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _row(kernel: str, dtype: str, architecture: int, dim: int, tile: str, resources: object) -> dict[str, object]:
-    named = {"kernel": kernel, "dtype": dtype, "architecture": f"sm_{architecture}", "dim": dim, "tile": tile}
+def _tile(config: Config) -> str:
+    return f"{config.block_b}x{config.block_s}/{config.num_warps}/{config.num_stages}"
+
+
+def _row(
+    kernel: str, dtype: torch.dtype, architecture: int, dim: int, tile: str, resources: Resources
+) -> dict[str, object]:
+    name = str(dtype).removeprefix("torch.")
+    named = {"kernel": kernel, "dtype": name, "architecture": f"sm_{architecture}", "dim": dim, "tile": tile}
     return {**named, **vars(resources)}
 
 

@@ -33,7 +33,6 @@ import triton
 import triton.language as tl
 
 from attfc_cuda.kernels.modulation import (
-    is_negative,
     largest_slope,
     load_block,
     load_rows,
@@ -136,7 +135,7 @@ def sweep_kernel(
             center_scale = load_rows(center_scale_ptr, start + slot, slot_live, 0.0)
             cosine *= center_scale[None, :]
         # -inf is a cosine that is never hard, never the largest, and whose p is 0.
-        cosine = tl.where(is_negative(slot_live[None, :], slot_label[None, :], label[:, None]), cosine, LOWEST)
+        cosine = tl.where(slot_live[None, :] & (slot_label[None, :] != label[:, None]), cosine, LOWEST)
 
         # A tile without a filled slot has nothing to weigh. The branch also keeps Triton from taking the two products
         # for a chain, whose first product it would repeat in every group of warps.

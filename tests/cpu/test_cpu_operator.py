@@ -159,4 +159,4 @@ def test_fake_kernel_promises_what_the_kernel_gives():
 
 
 def test_functional_prefers_the_compiled_sweep():
-    assert functional._backend.resolve("auto", torch.device("cpu"), torch.float32) == "cpu"
+    assert functional._backend.resolve("auto", torch.device("cpu"), torch.float32, 512) == "cpu"

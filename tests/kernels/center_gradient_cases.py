@@ -1,7 +1,6 @@
 """The Triton centre gradient in Triton's interpreter: the kernel's own source, on a CPU, against float64.
 
-Run by test_interpreter.py, as sweep_cases.py is. The truth is autograd through the formula of the loss in float64; the
-error allowed to each element is derived from what its sum is made of (`Problem.bound`).
+Run by test_interpreter.py, as sweep_cases.py is; center_gradient_problem.py has the truth and the error it allows.
 """
 
 from __future__ import annotations
@@ -11,144 +10,12 @@ import math
 
 import pytest
 import torch
+from center_gradient_problem import Problem, make
 from interpreter_setup import BFLOAT16, DTYPES, FLOAT16, FLOAT32, config_for
 from torch import Tensor
 
 from attfc_cuda import testing
 from attfc_cuda.kernels.center_gradient import center_gradient_forward
-
-# Of one conversion, relative: half a unit in the last place, a whole one for bfloat16, which the interpreter cuts off.
-ROUNDING = {FLOAT32: 2.0**-24, BFLOAT16: 2.0**-7, FLOAT16: 2.0**-11}
-
-
-@dataclasses.dataclass
-class Problem:
-    """A case of the sweep, its centres made raw or not, with upstream gradients of the lse and of the own cosines."""
-
-    case: testing.Case
-    grad_lse: Tensor
-    target_grad: Tensor | None
-    center_scale: Tensor | None
-    lse: Tensor = dataclasses.field(init=False)
-
-    def __post_init__(self) -> None:
-        self.lse = self.truth()[0].float()
-
-    @property
-    def live(self) -> Tensor:
-        return self.case.labels >= 0
-
-    def truth(self) -> tuple[Tensor, Tensor]:
-        """(lse [B], gradient [S, D]) in float64; the gradient by autograd of sum grad_lse lse + target_grad own cosine,
-        through the normalisation where there is a center_scale."""
-        case = self.case
-        filled = case.center_labels >= 0
-        centers = torch.where(filled[:, None], case.centers.double(), 1).requires_grad_()
-        lse = torch.full((len(case.labels),), -math.inf, dtype=torch.float64)
-        loss = 0 * centers.sum()
-        for b in self.live.nonzero()[:, 0].tolist():
-            cosine, hard, negative, own = self._row(b, centers)
-            if negative.any():
-                bent = cosine
-                if hard.any():
-                    bent = torch.where(hard, self._bent(b, cosine), cosine)
-                row = torch.logsumexp(case.scale * bent[negative], 0)
-                loss, lse[b] = loss + self.grad_lse[b].double() * row, row.detach()
-            if self.target_grad is not None:
-                loss = loss + self.target_grad[b].double() * cosine[own].sum()
-        return lse, torch.autograd.grad(loss, centers)[0]
-
-    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(q, G, c), each [B, S] in float64, 0 where not valid."""
-        case = self.case
-        q, weight, cosines = torch.zeros(3, len(case.labels), len(case.center_labels), dtype=torch.float64)
-        centers = torch.where((case.center_labels >= 0)[:, None], case.centers.double(), 1)
-        for b in self.live.nonzero()[:, 0].tolist():
-            cosine, hard, negative, own = self._row(b, centers)
-            slope, bent = torch.ones_like(cosine), cosine
-            if hard.any():
-                slope = torch.where(hard, 2 * self._of(case.quad, b) * cosine + self._of(case.lin, b), 1)
-                bent = torch.where(hard, self._bent(b, cosine), cosine)
-            q[b] = torch.where(negative, (case.scale * bent - self.lse[b].double()).exp(), 0).nan_to_num(nan=0.0)
-            weight[b] = self.grad_lse[b].double() * case.scale * q[b] * slope if negative.any() else 0
-            if self.target_grad is not None:
-                weight[b] += torch.where(own, self.target_grad[b].double(), 0)
-            cosines[b] = torch.where(negative | own, cosine, 0)
-        return q, weight, cosines
-
-    def bound(self) -> Tensor:
-        """What each element may be off by [S, D]. Its terms G x and G c s w carry the rounding of G, in 16 bit and in
-        its exponent (scale |N'| times the error of a cosine, and that of lse), its sum that of the output."""
-        case, dtype = self.case, self.case.embeddings.dtype
-        _, weight, cosine = self.weights()
-        x = torch.where(self.live[:, None], case.embeddings.double(), 0).abs()
-        w = torch.where((case.center_labels >= 0)[:, None], case.centers.double(), 0).abs()
-        scale = self._scale()[:, None]
-        slope = max(1.0, *(float(torch.nan_to_num(v).abs().max()) for v in (case.quad, case.lin) if v is not None), 1.0)
-        exponent = case.scale * 3 * slope * testing.FLOAT32_FLOOR + 2.0**-22 * self.lse[self.lse.isfinite()].abs().sum()
-        # float16 holds weights to 2^-24 once the largest is 2^13 at least.
-        least = 2.0**-37 * float(weight.abs().max()) if dtype == FLOAT16 else 0.0
-        relative = ROUNDING[dtype] + exponent + testing.FLOAT32_FLOOR
-        error = relative * weight.abs() + least
-        sums = error.T @ x
-        if self.center_scale is not None:
-            sums = sums + (error * cosine.abs()).sum(0)[:, None] * scale * w
-        output = ROUNDING[dtype] * self.truth()[1].abs() + (2.0**-25 if dtype == FLOAT16 else 1e-30)
-        return scale * sums + output
-
-    def run(self, grad_tolerance: float = 0.0, **options) -> Tensor:
-        case = self.case
-        options.setdefault("config", config_for(case.embeddings.dtype, case.embeddings.shape[1]))
-        return center_gradient_forward(
-            self.grad_lse, self.lse, self.target_grad, case.embeddings, case.centers, case.labels, case.center_labels,
-            self.center_scale, case.reference, case.threshold, case.quad, case.lin, case.const, case.scale,
-            grad_tolerance, **options,
-        )  # fmt: skip
-
-    def _row(self, b: int, centers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of one row [S]: cosines, hard negatives, negatives, own class."""
-        case = self.case
-        filled = case.center_labels >= 0
-        unit = centers
-        if self.center_scale is not None:
-            unit = centers / centers.norm(dim=1, keepdim=True)
-        cosine = unit @ case.embeddings[b].double()
-        own = filled & (case.center_labels == case.labels[b])
-        negative = filled & ~own
-        hard = negative & (cosine.detach() > (math.inf if case.threshold is None else case.threshold[b].double()))
-        return cosine, hard, negative, own
-
-    def _bent(self, b: int, cosine: Tensor) -> Tensor:
-        quad, lin, const = (self._of(v, b) for v in (self.case.quad, self.case.lin, self.case.const))
-        return (quad * cosine + lin) * cosine + const
-
-    @staticmethod
-    def _of(values: Tensor | None, b: int) -> Tensor | float:
-        return 0.0 if values is None else values[b].double()
-
-    def _scale(self) -> Tensor:
-        count = len(self.case.center_labels)
-        return torch.ones(count) if self.center_scale is None else self.center_scale.double().nan_to_num(nan=0.0)
-
-
-def make(shape, dtype, *, raw: bool = True, target: bool = True, seed: int = 0, **options) -> Problem:
-    """A problem in which all that must not be read is NaN. raw: centres of length 2^-3 to 2^3 and their inverses."""
-    case = testing.make_case(shape, dtype, seed=seed, **options)
-    generator = torch.Generator().manual_seed(seed + 1)
-    rows, slots, _ = shape
-    scale = None
-    if raw:
-        length = 2.0 ** torch.randint(-3, 4, (slots, 1), generator=generator)
-        case.centers = (case.centers.double() * length).to(dtype)
-        scale = 1 / case.centers.double().norm(dim=1).float()
-        assert scale.isnan().equal(case.center_labels < 0)
-    target_grad = torch.randn(rows, generator=generator) if target else None
-    for values in (case.embeddings, case.reference, case.threshold, case.quad, case.lin, case.const, case.upstream):
-        if values is not None:
-            values[case.labels < 0] = math.nan
-    if target:
-        target_grad[case.labels < 0] = math.nan
-    return Problem(case, case.upstream, target_grad, scale)
 
 
 def check(problem: Problem, **options) -> Tensor:
@@ -198,8 +65,8 @@ def test_projection_by_product(raw, dtype):
 @pytest.mark.parametrize("by_product", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_centres_nearly_at_their_embeddings(dtype, by_product):
-    """Raw centres at cosine 0.99 to their rows: nearly all of sum G x is projected away, and the bound, of which that sum
-    is the measure, would not see a rounding of G that does not cancel. The result stays at right angles to the centre."""
+    """Raw centres at cosine 0.99 to their rows: nearly all of sum G x is projected away. The bound, measured by that
+    sum, would not see a rounding of G that does not cancel; the result stays at right angles to the centre."""
     problem = make((4, 32, 32), dtype, empty=0, ignored=0, modulation="none")
     case, generator = problem.case, torch.Generator().manual_seed(3)
     case.labels, case.center_labels = torch.arange(4), torch.arange(32) % 4
@@ -224,7 +91,7 @@ def test_without_target_gradients_they_are_zero():
 
 
 def test_several_slots_of_one_class():
-    """Own-class slots in several tiles, stale copies in a queue: each gets its row's target gradient and nothing else."""
+    """Own-class slots in several tiles, stale copies in a queue: each gets its row's target gradient, nothing else."""
     problem = make((3, 48, 16), FLOAT32, raw=False, empty=0, ignored=0, modulation="none")
     problem.case.labels, problem.case.center_labels = torch.tensor([7, 8, 7]), torch.tensor([7, 8, 9]).repeat(16)
     problem.lse, problem.grad_lse = problem.truth()[0].float(), torch.zeros(3)
@@ -324,50 +191,47 @@ def test_skipping_leaves_out_what_it_may(dtype, reference):
 
 
 def test_skipping_keeps_to_the_tolerance_with_raw_centres():
-    """The gradient that is left out is at most tolerance times |G| / q of each row: |dL| <= tol scale |grad_lse| slope."""
+    """What is left out of a row's gradient is at most the tolerance times its softmax, times |G| / q."""
     problem, tolerance = _cold_tiles(FLOAT32), 2.0**-6
     exact, actual = problem.run().double(), problem.run(tolerance).double()
     assert not torch.equal(actual, exact)
     case = problem.case
-    q, beside = problem.weights()[0], 1 + (case.reference.double() - problem.lse.double()).exp()
+    beside = 1 + (case.reference.double() - problem.lse.double()).exp()
     slope = (2 * case.quad.abs() + case.lin.abs()).clamp(min=1).double()
     most = (tolerance * beside * case.scale * problem.grad_lse.double().abs() * slope)[problem.live].sum()
     # Lengths in units of the centre's own: |x - c w| <= 1.
     lengths = problem.center_scale.double().nan_to_num(nan=1.0)
     assert ((actual - exact).norm(dim=1) / lengths).sum() <= most
-    assert q.shape == (19, 131)
+    # By product, the sum along the centre leaves out the same pairs.
+    config = dataclasses.replace(config_for(FLOAT32, 64), block_k=64, project_by_product=True)
+    assert ((problem.run(tolerance, config=config) - actual).abs() <= problem.bound()).all()
 
 
 def test_own_class_is_never_skipped():
-    """With all mass under the tolerance, the target's gradients are all that remains."""
+    """With all mass under the tolerance only what is computed together with an own-class pair remains: the pairs of its
+    block of 16 rows and its tile."""
     problem = _cold_tiles(FLOAT32, raw=False)
     case = problem.case
-    actual = problem.run(1e9)
     own = (case.labels[:, None] == case.center_labels) & problem.live[:, None]
-    expected = torch.where(own, problem.target_grad[:, None].double(), 0).T @ case.embeddings.double().nan_to_num()
-    alone = own.any(0)
-    assert alone.any()
-    weight = torch.where(own, problem.weights()[1] - problem.target_grad[:, None].nan_to_num(), problem.weights()[1])
-    near = _tile_rows_with_own(own, 16)
-    expected = expected + (weight * near).T @ case.embeddings.double().nan_to_num()
-    assert ((actual.double() - expected).abs() <= problem.bound()).all()
+    near = torch.zeros_like(own)
+    for b in range(0, 19, 16):
+        for s in range(0, 131, 16):
+            near[b : b + 16, s : s + 16] = own[b : b + 16, s : s + 16].any()
+    assert near.any() and not near.all()
+    expected = (problem.weights()[1] * near).T @ case.embeddings.double().nan_to_num()
+    assert ((problem.run(1e9).double() - expected).abs() <= problem.bound()).all()
+    case.reference = problem.lse + 1000  # exp(1000): the bound overflows, the own class must stay beyond it
+    assert ((problem.run(2.0**-6).double() - expected).abs() <= problem.bound()).all()
     problem.target_grad = None
-    assert (problem.run(1e9) == 0).all()
-
-
-def _tile_rows_with_own(own: Tensor, block_s: int) -> Tensor:
-    """[B, S]: pairs whose block of 16 rows and tile hold an own-class pair, which are computed together with it."""
-    rows, slots = own.shape
-    result = torch.zeros_like(own)
-    for b in range(0, rows, 16):
-        for s in range(0, slots, block_s):
-            result[b : b + 16, s : s + block_s] = own[b : b + 16, s : s + block_s].any()
-    return result
+    expected = (problem.weights()[1] * near).T @ case.embeddings.double().nan_to_num()
+    assert ((problem.run(1e9).double() - expected).abs() <= problem.bound()).all()
 
 
 def test_target_far_above_all_mass():
     """exp(reference - lse) overflows: every negative may be left out with a tolerance, none without."""
     problem = make((3, 40, 16), FLOAT32, kind="random", target=False)
+    problem.case.labels = torch.arange(3) + 1000  # no tile holds one of the own class
+    problem.lse = problem.truth()[0].float()
     problem.case.reference = problem.lse + 1000
     check(problem)
     assert (problem.run(2.0**-12) == 0).all()
@@ -417,7 +281,11 @@ def test_coefficients_left_out_are_zero():
         ({"embeddings": torch.zeros(2, 16).double()}, TypeError, "center_gradient: embeddings must suit the Triton"),
         ({"grad_lse": torch.zeros(3)}, ValueError, r"grad_lse must be float32 \[2\], got torch.float32 \[3\]"),
         ({"lse": torch.zeros(2).double()}, ValueError, r"lse must be float32 \[2\], got torch.float64 \[2\]"),
-        ({"target_grad": torch.zeros(2, 1)}, ValueError, r"target_grad must be float32 \[2\], got torch.float32 \[2, 1\]"),
+        (
+            {"target_grad": torch.zeros(2, 1)},
+            ValueError,
+            r"target_grad must be float32 \[2\], got torch.float32 \[2, 1\]",
+        ),
         ({"center_scale": torch.zeros(2)}, ValueError, r"center_scale must be float32 \[3\], got torch.float32 \[2\]"),
         ({"precision": "bf16"}, ValueError, "precision must be one of ieee, tf32x3, tf32, got 'bf16'"),
     ],

@@ -177,8 +177,8 @@ def test_ignored_rows_may_hold_anything():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("power", [0, 12, -12])
 def test_center_scale(power, dtype):
-    """Centres of length 2^k, k in -3 .. 3 around `power`, and 2^-k: powers of two are exact, so the results are those of
-    unit centres. In empty slots the scale is NaN. 2^9 would overflow float16 where a weight meets its scale."""
+    """Centres of length 2^k, k in -3 .. 3 around `power`, and 2^-k: powers of two are exact, so the results are those
+    of unit centres. In empty slots the scale is NaN. 2^9 would overflow float16 where a weight meets its scale."""
     case = testing.make_case((5, 70, 32), dtype, kind="random", modulation="quadratic")
     expected = testing.run(sweep, case)
     exponent = torch.arange(70) % 7 - 3 + power

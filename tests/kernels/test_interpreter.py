@@ -1,4 +1,4 @@
-"""Runs the *_cases.py files of this folder in a process with TRITON_INTERPRET=1 and reports each of their tests here."""
+"""Runs the *_cases.py files of this folder in a process with TRITON_INTERPRET=1, and reports each test of theirs."""
 
 from __future__ import annotations
 
