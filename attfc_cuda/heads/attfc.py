@@ -62,6 +62,7 @@ class AttFC(nn.Module):
         enqueue: str = "before",
         num_classes: int | None = None,
         temperature: float = 1.0,
+        center_memory: float = 0.0,
         dtype: torch.dtype = torch.float32,
         grad_tolerance: float | None = None,
         backend: str = "auto",
@@ -73,6 +74,11 @@ class AttFC(nn.Module):
             raise error("AttFC", "enqueue", f"be one of {ENQUEUE}", repr(enqueue))
         if not temperature > 0:
             raise error("AttFC", "temperature", "be above 0", temperature)
+        if not 0 <= center_memory < 1:
+            raise error("AttFC", "center_memory", "lie in [0, 1)", center_memory)
+        if center_memory and policy != "refresh":
+            remedy = 'use policy="refresh", in which a class has one slot'
+            raise error("AttFC", "center_memory", 'be 0 with policy="fifo"', center_memory, remedy)
         margin = AdaSin() if margin is None else margin
         if not isinstance(margin, Margin):
             remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'
@@ -80,7 +86,7 @@ class AttFC(nn.Module):
         self.container = DynamicClassContainer(capacity, dim, num_classes, policy, dtype, check_labels)
         self.margin = margin
         self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
-        self.grad_tolerance, self.backend = grad_tolerance, backend
+        self.center_memory, self.grad_tolerance, self.backend = center_memory, grad_tolerance, backend
         self._stats: dict[str, Tensor] = {}
 
     def extra_repr(self) -> str:
@@ -142,10 +148,12 @@ class AttFC(nn.Module):
         # Rows that do not count are zeroed at the door: a NaN in one would come back as 0 * NaN in the gradient.
         unit, norm = _unit_rows(torch.where(counts[:, None], embeddings, 0))
         centers = functional.generate_class_centers(unit.detach(), gallery, self.temperature)
-        target_cosine = (unit * centers).sum(dim=1)
-
         new = torch.cat([_unit_rows(extra_centers)[0].to(centers.dtype), centers])
         new_labels = torch.cat([extra_labels, labels])
+        if self.center_memory:
+            new = self._remember(new, new_labels)
+            centers = new[len(extra_labels) :]
+        target_cosine = (unit * centers).sum(dim=1)
         if self.training:
             # Before anything moves, so that a refused batch leaves the state as it was.
             container.check(new, new_labels)
@@ -166,6 +174,13 @@ class AttFC(nn.Module):
         if self.training and self.enqueue == "after":
             container.enqueue(new, new_labels)
         return output.loss
+
+    @torch.no_grad()
+    def _remember(self, new: Tensor, labels: Tensor) -> Tensor:
+        """Each class's new centre, mixed with the one that the container holds of it."""
+        stored, held = self.container.lookup(labels)
+        mixed = torch.lerp(new, stored.to(new.dtype), self.center_memory)
+        return torch.where(held[:, None], _unit_rows(mixed)[0], new)
 
     @torch.no_grad()
     def _observe(

@@ -74,6 +74,7 @@ class AttFCObjective(Objective):
             enqueue=options.enqueue,
             num_classes=loader.num_classes,
             temperature=options.temperature,
+            center_memory=options.center_memory,
             dtype=_container_dtype(config),
             grad_tolerance=options.grad_tolerance,
             backend=options.backend,
