@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,21 @@ ENQUEUE = ("before", "after")
 
 # An embedding shorter than this has no direction worth the name: see `_unit_rows`.
 _SHORTEST = 1e-6
+# What `sample_cosines` looks at, at most: a product of 64 x 16384 is nothing beside a step.
+_SAMPLE_ROWS, _SAMPLE_SLOTS = 64, 16384
+
+
+class CosineSample(NamedTuple):
+    """Cosines of some rows of the last step, float32 on the CPU.
+
+    positive [P]: to the row's own class centre. negative [N]: to centres of other classes in the container.
+    age [N]: for each negative the steps since its centre came in, about: rows since then over rows a step; 0: with the
+    row itself.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    age: Tensor
 
 
 class AttFC(nn.Module):
@@ -63,6 +79,7 @@ class AttFC(nn.Module):
         num_classes: int | None = None,
         temperature: float = 1.0,
         center_memory: float = 0.0,
+        class_code: float = 0.0,
         dtype: torch.dtype = torch.float32,
         grad_tolerance: float | None = None,
         backend: str = "auto",
@@ -86,8 +103,10 @@ class AttFC(nn.Module):
         self.container = DynamicClassContainer(capacity, dim, num_classes, policy, dtype, check_labels)
         self.margin = margin
         self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
+        self.class_code = class_code
         self.center_memory, self.grad_tolerance, self.backend = center_memory, grad_tolerance, backend
         self._stats: dict[str, Tensor] = {}
+        self._last_rows: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def extra_repr(self) -> str:
         return f"enqueue={self.enqueue!r}, temperature={self.temperature}, backend={self.backend!r}"
@@ -106,6 +125,22 @@ class AttFC(nn.Module):
         t: the margin's curriculum state, for margins that have one.
         """
         return dict(self._stats)
+
+    @torch.no_grad()
+    def sample_cosines(self) -> CosineSample | None:
+        """Cosines of up to 64 rows of the last forward to their own centres and to up to 16384 of the container's, as
+        the container stands; None before the first forward. The host waits: call it now and then, not each step."""
+        if self._last_rows is None:
+            return None
+        unit, labels, positive, step_rows = self._last_rows
+        container = self.container
+        slots = torch.arange(0, container.capacity, -(-container.capacity // _SAMPLE_SLOTS), device=unit.device)
+        slots = slots[container.labels[slots] >= 0]
+        cosine = unit @ container.centers[slots].to(unit.dtype).T
+        counts = labels >= 0
+        valid = counts[:, None] & (container.labels[slots] != labels[:, None])
+        age = torch.div(container.age[slots], step_rows.clamp_min(1), rounding_mode="floor").expand_as(cosine)
+        return CosineSample(positive[counts].float().cpu(), cosine[valid].float().cpu(), age[valid].cpu())
 
     def forward(
         self,
@@ -150,6 +185,9 @@ class AttFC(nn.Module):
         centers = functional.generate_class_centers(unit.detach(), gallery, self.temperature)
         new = torch.cat([_unit_rows(extra_centers)[0].to(centers.dtype), centers])
         new_labels = torch.cat([extra_labels, labels])
+        if self.class_code:
+            new = _unit_rows(new + self.class_code * class_codes(new_labels, new.shape[1]).to(new.dtype))[0]
+            centers = new[len(extra_labels) :]
         if self.center_memory:
             new = self._remember(new, new_labels)
             centers = new[len(extra_labels) :]
@@ -171,6 +209,8 @@ class AttFC(nn.Module):
             backend=self.backend,
         )
         self._stats = self._observe(output, labels, target_cosine)
+        sample = (unit, labels, target_cosine)
+        self._last_rows = (*(x[:_SAMPLE_ROWS].detach().clone() for x in sample), (new_labels >= 0).sum())
         if self.training and self.enqueue == "after":
             container.enqueue(new, new_labels)
         return output.loss
@@ -258,6 +298,16 @@ def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     # Written so that a NaN fails the comparison and stays NaN in the product.
     inverse = torch.where(norm < _SHORTEST, 0, 1 / norm.clamp_min(_SHORTEST))
     return x * inverse[:, None], norm
+
+
+def class_codes(labels: Tensor, dim: int) -> Tensor:
+    """A fixed unit vector [B, D] for each label [B] int64, float32: pseudo-random signs, made by hashing."""
+    x = labels[:, None] * dim + torch.arange(dim, device=labels.device)
+    # The finalizer of splitmix64 (constants as signed 64-bit numbers); shifts made logical by masks.
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    x = x ^ ((x >> 31) & 0x1FFFFFFFF)
+    return (1 - 2 * (x & 1)).float() * dim**-0.5
 
 
 def _own_class_pairs(labels: Tensor, center_labels: Tensor) -> Tensor:

@@ -86,8 +86,12 @@ class HeadConfig:
     temperature: float = 1.0
     """Softmax temperature of the attention over a sample's gallery images."""
     center_memory: float = 0.0
-    """Share of the container's own centre of a class in its new one (`--policy refresh`), so that a centre averages over
-    more images than a step shows; 0: the step's gallery alone."""
+    """Share of the container's own centre of a class in its new one (`--policy refresh`), so that a centre averages
+    over more images than a step shows; 0: the step's gallery alone."""
+    class_code: float = 0.0
+    """Length of the fixed random direction of its class that is added to each class centre, at the start."""
+    class_code_end: float = 1.0
+    """Share of the run after which `class_code` has fallen linearly to 0; 1: never falls."""
     container_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the centres; `auto`: that of `precision`."""
     grad_tolerance: float | None = None

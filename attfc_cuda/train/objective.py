@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attfc_cuda import _backend, margins
 from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch
-from attfc_cuda.heads.attfc import AttFC
+from attfc_cuda.heads.attfc import AttFC, CosineSample
 from attfc_cuda.momentum import MomentumEncoder
 from attfc_cuda.train.config import TrainConfig, parse_options
 from attfc_cuda.train.schedule import EncoderMomentum
@@ -41,12 +41,19 @@ class Objective(nn.Module):
         """The scalar loss of a batch, differentiable in the backbone's parameters and its own."""
         raise NotImplementedError
 
+    def schedule(self, done: float) -> None:
+        """Called before each step with the share of the run that is done, in [0, 1)."""
+
     def after_step(self, backbone: nn.Module, momentum: float) -> None:
         """Called once the optimizer has moved the backbone."""
 
     def stats(self) -> dict[str, Tensor]:
         """0-dim tensors that describe the last batch, for the log."""
         return {}
+
+    def cosines(self) -> CosineSample | None:
+        """Cosines of the last batch to own and other centres, for the run's plots; None where there are none."""
+        return None
 
     def describe(self, momentum: EncoderMomentum) -> str:
         """A line or two for the start-up report."""
@@ -64,6 +71,7 @@ class AttFCObjective(Objective):
         super().__init__()
         options = config.head
         self.split = options.split_gallery
+        self.code, self.code_end = options.class_code, options.class_code_end
         self.encoder = MomentumEncoder(backbone, buffers=options.encoder_buffers)
         self.encoder.train(options.encoder_mode == "train")
         self.head = AttFC(
@@ -75,6 +83,7 @@ class AttFCObjective(Objective):
             num_classes=loader.num_classes,
             temperature=options.temperature,
             center_memory=options.center_memory,
+            class_code=options.class_code,
             dtype=_container_dtype(config),
             grad_tolerance=options.grad_tolerance,
             backend=options.backend,
@@ -99,12 +108,19 @@ class AttFCObjective(Objective):
             extra_labels=None if negatives is None else batch.negative_labels,
         )
 
+    def schedule(self, done: float) -> None:
+        if self.code_end < 1:
+            self.head.class_code = self.code * max(0.0, 1 - done / self.code_end)
+
     def after_step(self, backbone: nn.Module, momentum: float) -> None:
         self.encoder.momentum = momentum
         self.encoder.update(backbone)
 
     def stats(self) -> dict[str, Tensor]:
         return self.head.stats
+
+    def cosines(self) -> CosineSample | None:
+        return self.head.sample_cosines()
 
     def describe(self, momentum: EncoderMomentum) -> str:
         container, margin = self.head.container, type(self.head.margin).__name__
