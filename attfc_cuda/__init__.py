@@ -1,6 +1,7 @@
 """attfc_cuda: train face recognition on millions of identities on one GPU.
 
-Public names: the head :class:`AttFC` and its parts, the margins, and the stateless functions they are made of.
+Public names: the heads :class:`AttFC`, :class:`FullyConnected`, :class:`PartialFC` and their parts, the margins, and
+the stateless functions they are made of.
 Importing needs torch and nothing else; the compiled extension is loaded at the first call (``attfc info`` reports it).
 """
 
@@ -10,10 +11,11 @@ from attfc_cuda.functional import (
     MarginSoftmaxOutput,
     NegativeLogSumExp,
     generate_class_centers,
+    inverse_norms,
     margin_softmax_loss,
     negative_logsumexp,
 )
-from attfc_cuda.heads import AttFC
+from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
 from attfc_cuda.margins import (
     AdaFace,
     AdaSin,
@@ -38,6 +40,7 @@ __all__ = [
     "CosFace",
     "CurricularFace",
     "DynamicClassContainer",
+    "FullyConnected",
     "MVSoftmax",
     "MagFace",
     "Margin",
@@ -45,9 +48,11 @@ __all__ = [
     "MomentumEncoder",
     "NegativeLogSumExp",
     "NormFace",
+    "PartialFC",
     "SphereFace",
     "__version__",
     "generate_class_centers",
+    "inverse_norms",
     "margin_softmax_loss",
     "negative_logsumexp",
 ]

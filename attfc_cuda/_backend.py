@@ -71,7 +71,7 @@ def _extension() -> _Loaded:
         except Exception as exception:  # whatever fails in a stranger's tool chain is a reason to tell, not to die of
             reasons.append(_reason(step, exception))
             continue
-        _ops.register("negative_logsumexp")
+        _ops.register()
         return _Loaded(module, origin, reasons)
     return _Loaded(None, "", reasons)
 

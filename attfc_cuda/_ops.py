@@ -8,6 +8,10 @@
     omitted_mass [B] real   share of the softmax left out of unit_grad
     unit_grad [B, D] real   d lse_b / d embeddings_b, made by the same sweep ([0, D] without need_grad)
     moments [B, 3] real     d lse_b / d (quad_b, lin_b, const_b) ([0, 3] without need_moments)
+
+``torch.ops.attfc.center_gradient`` returns, [S, D] in the centres' dtype, the gradient of
+sum_b grad_lse_b lse_b + target_grad_b c_b, c_b the cosine of row b to each slot of its own class, to the centres. With
+center_scale (the inverse norms of raw centres) it is projected through the normalisation.
 """
 
 from __future__ import annotations
@@ -35,9 +39,12 @@ class _FirstOrderOnly(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
-            "negative_logsumexp: the gradient must be used once, got a second differentiation; "
+            "attfc_cuda: the sweep's gradient must be used once, got a second differentiation; "
             "pass backend='reference' for second derivatives"
         )
+
+
+first_order_only = _FirstOrderOnly.apply
 
 
 def _fake(
@@ -45,6 +52,7 @@ def _fake(
     centers: Tensor,
     labels: Tensor,
     center_labels: Tensor,
+    center_scale: Tensor | None,
     reference: Tensor | None,
     threshold: Tensor | None,
     quad: Tensor | None,
@@ -69,22 +77,29 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
-    embeddings = inputs[0]
     lse, hard_count, max_cosine, omitted_mass, unit_grad, moments = output
-    ctx.save_for_backward(embeddings, unit_grad, moments)
+    # Centres that learn need the sweep's inputs again; others are not kept alive.
+    again = (lse, *inputs[1:10]) if ctx.needs_input_grad[1] else ()
+    ctx.save_for_backward(inputs[0], unit_grad, moments, *again)
+    ctx.scale, ctx.grad_tolerance = inputs[10:12]
     ctx.mark_non_differentiable(hard_count, max_cosine, omitted_mass, unit_grad, moments)
 
 
 def _backward(ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
-    embeddings, unit_grad, moments = ctx.saved_tensors
+    embeddings, unit_grad, moments, *again = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    grad_embeddings = None
+    grads: list[Tensor | None] = [None] * 14
     if needs[0]:
-        grad_embeddings = _FirstOrderOnly.apply((grad_lse[:, None] * unit_grad).to(embeddings.dtype), embeddings)
-    grad_quad, grad_lin, grad_const = (
-        _FirstOrderOnly.apply(grad_lse * moments[:, i], embeddings) if needs[6 + i] else None for i in range(3)
-    )
-    return grad_embeddings, None, None, None, None, None, grad_quad, grad_lin, grad_const, None, None, None, None
+        grads[0] = first_order_only((grad_lse[:, None] * unit_grad).to(embeddings.dtype), embeddings)
+    if needs[1]:
+        lse, *rest = again
+        grads[1] = torch.ops.attfc.center_gradient(
+            grad_lse.contiguous(), lse, None, embeddings, *rest, ctx.scale, ctx.grad_tolerance
+        )
+    for i in range(3):
+        if needs[7 + i]:
+            grads[7 + i] = first_order_only(grad_lse * moments[:, i], embeddings)
+    return tuple(grads)
 
 
 class _NegativeLogSumExp(torch.autograd.Function):
@@ -98,10 +113,21 @@ class _NegativeLogSumExp(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
-def register(name: str) -> None:
-    """Adds the fake kernel and autograd to ``attfc::<name>``, whose kernels are already registered."""
-    torch.library.register_fake(f"attfc::{name}", _fake)
-    torch.library.register_autograd(f"attfc::{name}", _backward, setup_context=_setup_context)
+def _fake_center_gradient(grad_lse: Tensor, lse: Tensor, target_grad: Tensor | None, *inputs: Any) -> Tensor:
+    centers = inputs[1]
+    return centers.new_empty(centers.shape)
+
+
+def _refuse(ctx: Any, *_: Any) -> Any:
+    return _FirstOrderOnly.backward(ctx)
+
+
+def register() -> None:
+    """Adds fake kernels and autograd to the operators, whose schemas and CPU kernels the extension has registered."""
+    torch.library.register_fake("attfc::negative_logsumexp", _fake)
+    torch.library.register_autograd("attfc::negative_logsumexp", _backward, setup_context=_setup_context)
+    torch.library.register_fake("attfc::center_gradient", _fake_center_gradient)
+    torch.library.register_autograd("attfc::center_gradient", _refuse)
 
 
 def register_kernel(name: str, device_type: str, kernel: Callable[..., Outputs]) -> None:
@@ -114,6 +140,7 @@ def negative_logsumexp(
     centers: Tensor,
     labels: Tensor,
     center_labels: Tensor,
+    center_scale: Tensor | None,
     reference: Tensor | None,
     threshold: Tensor | None,
     quad: Tensor | None,
@@ -131,7 +158,7 @@ def negative_logsumexp(
     transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
     operator = _NegativeLogSumExp.apply if transformed else torch.ops.attfc.negative_logsumexp
     lse, hard_count, max_cosine, omitted_mass, _, _ = operator(
-        embeddings, centers, labels, center_labels, reference, threshold, quad, lin, const, scale, grad_tolerance,
-        need_grad, need_moments,
+        embeddings, centers, labels, center_labels, center_scale, reference, threshold, quad, lin, const, scale,
+        grad_tolerance, need_grad, need_moments,
     )  # fmt: skip
     return lse, hard_count, max_cosine, omitted_mass

@@ -13,15 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attfc_cuda import _backend, _ops
+from attfc_cuda import _backend, _ops, _trained_centers
 from attfc_cuda import reference as _reference
 from attfc_cuda._check import error
+from attfc_cuda._trained_centers import GradientSink
+from attfc_cuda.distributed import Shards
 from attfc_cuda.margins.base import Margin
 
 __all__ = [
     "MarginSoftmaxOutput",
     "NegativeLogSumExp",
     "generate_class_centers",
+    "inverse_norms",
     "margin_softmax_loss",
     "negative_logsumexp",
 ]
@@ -31,6 +34,7 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TOLERANCE_16_BIT = 2.0**-12
 # Above this, softplus(x) is x to the last bit of float64 (e^-40 < 2^-53 * 40). PyTorch's default of 20 is not.
 _SOFTPLUS_LINEAR = 40.0
+_SMALLEST_NORM = 1e-12
 
 
 class NegativeLogSumExp(NamedTuple):
@@ -50,12 +54,14 @@ class NegativeLogSumExp(NamedTuple):
 
 
 class MarginSoftmaxOutput(NamedTuple):
-    """loss: reduced; rows [B]: loss of each row, 0 where ignored; negatives: the sweep; target_logit [B]: scale * T."""
+    """loss: reduced; rows [B]: loss of each row, 0 where ignored; negatives: the sweep; target_logit [B]: scale * T;
+    target_cosine [B]: to the own centre, 0 where ignored."""
 
     loss: Tensor
     rows: Tensor
     negatives: NegativeLogSumExp
     target_logit: Tensor
+    target_cosine: Tensor
 
 
 def negative_logsumexp(
@@ -64,6 +70,7 @@ def negative_logsumexp(
     labels: Tensor,
     center_labels: Tensor,
     *,
+    center_scale: Tensor | None = None,
     reference: Tensor | None = None,
     threshold: Tensor | None = None,
     quad: Tensor | None = None,
@@ -76,7 +83,7 @@ def negative_logsumexp(
     """Log-sum-exp of each row's logits over its negatives, hard ones re-weighted, without storing the B x S logits.
 
     Equals:
-        c = embeddings @ centers.T
+        c = embeddings @ (center_scale[:, None] * centers).T
         valid = (center_labels >= 0) & (center_labels != labels[:, None]) & (labels >= 0)[:, None]
         n = where(valid & (c > threshold[:, None]), quad[:, None] * c**2 + lin[:, None] * c + const[:, None], c)
         lse = (scale * n).masked_fill(~valid, -inf).logsumexp(dim=1)
@@ -84,6 +91,9 @@ def negative_logsumexp(
     embeddings: [B, D] unit rows, float32, bfloat16, float16 or float64. centers: [S, D] unit rows, same dtype.
     labels: [B] int64; a row with a negative label is ignored: lse -inf, gradient 0, whatever its content.
     center_labels: [S] int64; a negative label marks an empty slot, whose content is never read (it may be NaN).
+    center_scale: [S] float32 (float64 for float64 centers), the inverse norms of centers that are not normalised, as
+        `inverse_norms` makes them: cosines then are those of the unit centers, of which no copy is made. Not
+        differentiated itself: the gradient to centers already runs through the normalisation. None: 1.
     reference: [B] the target's logit scale * T, to which the caller compares lse. It sets the precision, not the value:
         rows whose lse lies within 80 of it or above are exact, others may come back as -inf with gradient 0. None:
         every row is exact.
@@ -96,16 +106,16 @@ def negative_logsumexp(
 
     Under autocast embeddings and centers are cast to its dtype, as for a matrix product; cosines, logits and sums are
     float32 (float64 for float64) all the same.
-    Gradient: of lse to embeddings, quad, lin and const. None to the threshold and the reference. A second derivative
-        only with backend="reference".
-    Raises: ValueError for shapes, devices, values, or centers that require a gradient; TypeError for dtypes.
+    Gradient: of lse to embeddings, centers, quad, lin and const. None to the threshold and the reference. That to
+        centers, where they require one, is a second sweep in the backward pass, [S, D] written once. A second
+        derivative only with backend="reference".
+    Raises: ValueError for shapes, devices, values; TypeError for dtypes.
     """
     name = "negative_logsumexp"
-    _check_sweep(name, embeddings, centers, labels, center_labels)
-    device = embeddings.device.type
-    if embeddings.dtype != torch.float64 and _autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        embeddings, centers = embeddings.to(dtype), centers.to(dtype)
+    _check_sweep(name, embeddings, centers, labels, center_labels, center_scale)
+    if embeddings.dtype != torch.float64:
+        dtype = _autocast_dtype(embeddings.device.type)
+        embeddings, centers = (x if dtype is None else x.to(dtype) for x in (embeddings, centers))
     if embeddings.dtype != centers.dtype:
         got = f"{centers.dtype} beside {embeddings.dtype}"
         raise error(name, "centers", "have the dtype of embeddings", got, "cast one of them", kind=TypeError)
@@ -117,20 +127,25 @@ def negative_logsumexp(
                 raise error(name, argument, "be None without a threshold", "a tensor", "pass threshold as well")
     if not 0 < scale < math.inf:
         raise error(name, "scale", "be a finite number above 0", scale)
-    if grad_tolerance is None:
-        grad_tolerance = _TOLERANCE_16_BIT if embeddings.dtype in (torch.bfloat16, torch.float16) else 0.0
-    if not 0 <= grad_tolerance < 1:
-        raise error(name, "grad_tolerance", "lie in [0, 1)", grad_tolerance)
+    grad_tolerance = _tolerance(name, grad_tolerance, embeddings.dtype)
+    center_scale = None if center_scale is None else center_scale.detach()
     reference = None if reference is None else reference.detach()
     modulation["threshold"] = None if threshold is None else threshold.detach()
 
     backend = _backend.resolve(backend, embeddings.device, embeddings.dtype)
     if backend == "reference":
         swept = _reference.negative_logsumexp(
-            embeddings, centers, labels, center_labels, reference=reference, scale=float(scale), **modulation
+            embeddings,
+            centers,
+            labels,
+            center_labels,
+            center_scale=center_scale,
+            reference=reference,
+            scale=float(scale),
+            **modulation,
         )
     else:
-        rows = (reference, *modulation.values())
+        rows = (center_scale, reference, *modulation.values())
         swept = _ops.negative_logsumexp(
             embeddings, centers, labels, center_labels, *rows, float(scale), float(grad_tolerance), backend
         )
@@ -144,8 +159,12 @@ def margin_softmax_loss(
     center_labels: Tensor,
     margin: Margin,
     *,
-    target_cosine: Tensor,
+    target_cosine: Tensor | None = None,
+    target_slot: Tensor | None = None,
+    center_scale: Tensor | None = None,
+    gradient_sink: GradientSink | None = None,
     norm: Tensor | None = None,
+    shards: Shards | None = None,
     reduction: str = "mean",
     grad_tolerance: float | None = None,
     backend: str = "auto",
@@ -153,25 +172,38 @@ def margin_softmax_loss(
     """Cross entropy of each row's target against its negatives in `centers`, both bent by `margin`.
 
     Equals (`reference.margin_softmax_cross_entropy`):
+        target_cosine = (embeddings * (center_scale[:, None] * centers)[target_slot]).sum(1)    # with target_slot
         T = margin.target(target_cosine, norm, hard_count)
         rows = F.cross_entropy(scale * concat([T, negatives]), 0) = softplus(lse - scale * T)
 
-    embeddings: [B, D] unit rows of any float dtype; cast to that of centers for the sweep. centers: [S, D] unit rows.
+    embeddings: [B, D] unit rows of any float dtype; cast for the sweep to that of centers, or autocast's. centers:
+        [S, D] unit rows.
     labels: [B] int64; rows below 0 are ignored. center_labels: [S] int64; below 0: an empty slot.
     margin: a `margins.Margin`. In training mode its running state moves first, once per call.
     target_cosine: [B] cosine of each row to its own centre, differentiable; a target at exactly +-1 is fine.
+    target_slot: [B] int64, instead of target_cosine: the slot of each row's own centre in `centers`; below 0: the row
+        has none here, its cosine is 0. For centers that learn: their gradient, as positives and as negatives, is one
+        [S, D] buffer, written once.
+    center_scale: [S] as in `negative_logsumexp`, for centers that are not normalised.
+    gradient_sink: with target_slot, a function of (first slot, gradient of a stretch of slots [n, D]) that takes the
+        gradient of centers in the backward pass in place of autograd: an optimizer, so that no buffer for all of it is
+        needed.
     norm: [B] norms of the embeddings before normalisation; for margins that need them (AdaFace, MagFace).
+    shards: a `distributed.Shards` where `centers` is this process's part of them: rows (the same on every process) meet
+        the negatives of all parts, and a row's own centre is in one part (target_slot below 0 in the others). The loss
+        is the same on every process; gradients to embeddings are this part's share (`Shards.gather_rows` sums them).
     reduction: "mean" over the rows that are not ignored, "sum", or "none" (loss is rows).
     grad_tolerance, backend: as in `negative_logsumexp`.
 
     Returns `MarginSoftmaxOutput`; loss, rows and target_logit float32 (float64 where centers are float64).
     A row without negatives has loss 0 and gradient 0 (but for a margin's regulariser). An empty batch has loss 0 and a
     gradient of zeros.
-    Gradient: to embeddings (negatives), target_cosine and, where the margin says so, norm.
-    Raises: as `negative_logsumexp`; ValueError for a missing norm or another reduction; TypeError for another margin.
+    Gradient: to embeddings, centers, target_cosine and, where the margin says so, norm.
+    Raises: as `negative_logsumexp`; ValueError for a missing norm, another reduction, or unless one of target_cosine
+        and target_slot is given; TypeError for another margin.
     """
     name = "margin_softmax_loss"
-    _check_sweep(name, embeddings, centers, labels, center_labels)
+    _check_sweep(name, embeddings, centers, labels, center_labels, center_scale)
     if reduction not in ("mean", "sum", "none"):
         raise error(name, "reduction", 'be "mean", "sum" or "none"', repr(reduction))
     if not isinstance(margin, Margin):
@@ -179,8 +211,33 @@ def margin_softmax_loss(
     if norm is None and margin.needs_norm:
         remedy = "pass the embeddings' norms before normalisation"
         raise error(name, "norm", f"be given for {type(margin).__name__}", None, remedy)
-    _check_rows(name, "target_cosine", target_cosine, embeddings)
+    if (target_cosine is None) == (target_slot is None):
+        got = "neither" if target_slot is None else "both"
+        raise error(name, "target_cosine", "be given, or else target_slot", got)
     dtype = torch.float64 if centers.dtype == torch.float64 else torch.float32
+    swept_centers, link = centers, None
+    if target_slot is None:
+        _check_rows(name, "target_cosine", target_cosine, embeddings)
+    else:
+        _check_labels(name, "target_slot", target_slot, embeddings)
+        product_dtype = (
+            centers.dtype if dtype == torch.float64 else _autocast_dtype(centers.device.type) or centers.dtype
+        )
+        backend = _backend.resolve(backend, embeddings.device, product_dtype)
+        grad_tolerance = _tolerance(name, grad_tolerance, product_dtype)
+        if backend == "reference":
+            if gradient_sink is not None:
+                centers = swept_centers = _trained_centers.leaf_into(gradient_sink, centers)
+            target_cosine = _reference.own_cosine(embeddings, centers, target_slot, labels, center_scale)
+        else:
+            scale = None if center_scale is None else center_scale.detach()
+            sweep = _trained_centers.Sweep(
+                labels, center_labels, scale, product_dtype, margin.scale, grad_tolerance, margin.modulates
+            )
+            target_cosine, link = _trained_centers.own_cosine(embeddings, centers, target_slot, sweep, gradient_sink)
+            swept_centers = centers.detach()
+        if shards is not None:
+            target_cosine = shards.sum_of_shards(target_cosine)
     # Whatever stands in an ignored row, NaN included, is replaced before it can reach a sum or a gradient.
     valid = labels >= 0
     cosine = torch.where(valid, target_cosine.to(dtype), 0)
@@ -190,17 +247,30 @@ def margin_softmax_loss(
 
     margin.update(cosine.detach(), None if norm is None else norm.detach(), valid)
     modulation = margin.modulation(cosine, norm)
+    rows_of_sweep = {
+        "reference": margin.scale * margin.target(cosine, norm).detach(),
+        **({} if modulation is None else modulation._asdict()),
+    }
+    if shards is not None:
+        rows_of_sweep = {key: shards.to_shards(value) for key, value in rows_of_sweep.items()}
     negatives = negative_logsumexp(
         embeddings.to(centers.dtype),
-        centers,
+        swept_centers,
         labels,
         center_labels,
-        reference=margin.scale * margin.target(cosine, norm).detach(),
-        **({} if modulation is None else modulation._asdict()),
+        center_scale=center_scale,
+        **rows_of_sweep,
         scale=margin.scale,
         grad_tolerance=grad_tolerance,
         backend=backend,
     )
+    if link is not None:
+        negatives = negatives._replace(lse=_trained_centers.after_sweep(negatives.lse, link, **rows_of_sweep))
+    if shards is not None:
+        lse = shards.merge_lse(negatives.lse)
+        negatives = NegativeLogSumExp(
+            lse, *shards.merge_statistics(*negatives[:1], lse, *negatives[1:], rows_of_sweep["reference"])
+        )
     target_logit = margin.scale * margin.target(cosine, norm, negatives.hard_count)
     # softplus(-inf) is 0 with derivative 0, so rows without negatives need no care here.
     rows = F.softplus(negatives.lse - target_logit, threshold=_SOFTPLUS_LINEAR)
@@ -211,7 +281,7 @@ def margin_softmax_loss(
     loss = rows if reduction == "none" else rows.sum()
     if reduction == "mean":
         loss = loss / valid.sum().clamp(min=1)
-    return MarginSoftmaxOutput(loss, rows, negatives, target_logit)
+    return MarginSoftmaxOutput(loss, rows, negatives, target_logit, cosine)
 
 
 @torch.no_grad()
@@ -248,11 +318,39 @@ def generate_class_centers(probe: Tensor, gallery: Tensor, temperature: float = 
     return F.normalize((attention[:, :, None] * gallery).sum(dim=1), dim=1)
 
 
-def _autocast_enabled(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+@torch.no_grad()
+def inverse_norms(centers: Tensor) -> Tensor:
+    """1 / |w_j| [S] of raw class centres [S, D], the `center_scale` of the functions above; one read of the centres.
+
+    Equals: 1 / centers.float().norm(dim=1).clamp(min=1e-12)
+    float32 (float64 for float64 centers), without gradient. A centre of zeros gets 1e12: its cosines are 0.
+    Raises: ValueError for a shape, TypeError for other than floating dtypes.
+    """
+    _check_floating("inverse_norms", "centers", centers)
+    if centers.dim() != 2:
+        raise error("inverse_norms", "centers", "be [S, D]", list(centers.shape))
+    dtype = torch.float64 if centers.dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(centers, dim=1, dtype=dtype).clamp(min=_SMALLEST_NORM).reciprocal()
 
 
-def _check_sweep(name: str, embeddings: Tensor, centers: Tensor, labels: Tensor, center_labels: Tensor) -> None:
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype that autocast asks for; None where it is off."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def _tolerance(name: str, given: float | None, dtype: torch.dtype) -> float:
+    if given is None:
+        return _TOLERANCE_16_BIT if dtype in (torch.bfloat16, torch.float16) else 0.0
+    if not 0 <= given < 1:
+        raise error(name, "grad_tolerance", "lie in [0, 1)", given)
+    return float(given)
+
+
+def _check_sweep(
+    name: str, embeddings: Tensor, centers: Tensor, labels: Tensor, center_labels: Tensor, center_scale: Tensor | None
+) -> None:
     """What both public functions ask of the four tensors; dtypes of embeddings and centers may still differ."""
     for argument, tensor, count in (("embeddings", embeddings, "B"), ("centers", centers, "S")):
         _check_floating(name, argument, tensor)
@@ -262,18 +360,23 @@ def _check_sweep(name: str, embeddings: Tensor, centers: Tensor, labels: Tensor,
         raise error(name, "centers", f"have D = {embeddings.shape[1]} columns as embeddings", list(centers.shape))
     _check_device(name, "centers", centers, embeddings)
     for argument, tensor, rows in (("labels", labels, embeddings), ("center_labels", center_labels, centers)):
-        if tensor.dtype != torch.int64:
-            raise error(name, argument, "be int64", tensor.dtype, "call .long()", kind=TypeError)
-        _check_rows(name, argument, tensor, rows)
-    if centers.requires_grad and torch.is_grad_enabled():
-        raise error(name, "centers", "not require a gradient", "requires_grad=True", "pass centers.detach()")
+        _check_labels(name, argument, tensor, rows)
+    if center_scale is not None:
+        _check_row_values(name, "center_scale", center_scale, centers)
 
 
-def _check_row_values(name: str, argument: str, tensor: Tensor, embeddings: Tensor) -> None:
-    _check_rows(name, argument, tensor, embeddings)
-    expected = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+def _check_labels(name: str, argument: str, tensor: Tensor, rows: Tensor) -> None:
+    if tensor.dtype != torch.int64:
+        raise error(name, argument, "be int64", tensor.dtype, "call .long()", kind=TypeError)
+    _check_rows(name, argument, tensor, rows)
+
+
+def _check_row_values(name: str, argument: str, tensor: Tensor, rows: Tensor) -> None:
+    _check_rows(name, argument, tensor, rows)
+    expected = torch.float64 if rows.dtype == torch.float64 else torch.float32
     if tensor.dtype != expected:
-        raise error(name, argument, f"be {expected} beside {embeddings.dtype} embeddings", tensor.dtype, kind=TypeError)
+        beside = "centers" if argument == "center_scale" else "embeddings"
+        raise error(name, argument, f"be {expected} beside {rows.dtype} {beside}", tensor.dtype, kind=TypeError)
 
 
 def _check_rows(name: str, argument: str, tensor: Tensor, rows: Tensor) -> None:

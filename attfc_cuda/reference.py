@@ -3,7 +3,7 @@
 It stores every B x S matrix, runs on any device and in float64, knows no other file of the package, and is what every
 backend is tested against. Notation: B rows (embeddings), S slots (class centres), D dimensions,
 
-    c_bj     = x_b . w_j                                    cosine of row b and slot j
+    c_bj     = x_b . w_j                                    cosine of row b and slot j (raw centres: w_j / |w_j|)
     valid_bj = l_b >= 0 and l_j >= 0 and l_j != l_b         never an ignored row, an empty slot, the row's own class
     hard_bj  = valid_bj and c_bj > threshold_b
     N_bj     = quad_b c_bj^2 + lin_b c_bj + const_b         where hard, else c_bj
@@ -40,14 +40,48 @@ def modulated_cosine(cosine: Tensor, hard: Tensor, quad: Tensor, lin: Tensor, co
     return torch.where(hard, (quad * cosine + lin) * cosine + const, cosine)
 
 
-def cosines(embeddings: Tensor, centers: Tensor, labels: Tensor, center_labels: Tensor) -> Tensor:
+def unit_centers(centers: Tensor, center_scale: Tensor | None) -> Tensor:
+    """Centres times their scale [S], which is 1 / |w|: its value as given, its derivative that of the normalisation."""
+    if center_scale is None:
+        return centers
+    norm = torch.linalg.vector_norm(centers, dim=1)
+    # norm.detach() / norm is 1 with the derivative of 1 / |w|; a zero centre has no direction to differentiate.
+    ratio = torch.where(norm > 0, norm.detach() / torch.where(norm > 0, norm, 1), 1)
+    return centers * (center_scale * ratio)[:, None]
+
+
+def own_cosine(
+    embeddings: Tensor, centers: Tensor, target_slot: Tensor, labels: Tensor, center_scale: Tensor | None = None
+) -> Tensor:
+    """Cosine [B] of each row to the centre in slot target_slot [B]; 0 where that or the label is negative.
+
+    Gradient: to embeddings and centers, by autograd.
+    """
+    here = (target_slot >= 0) & (labels >= 0)
+    slot = torch.where(here, target_slot, 0)
+    if len(centers) == 0:
+        return _working(embeddings).sum(dim=1) * 0
+    scale = None if center_scale is None else center_scale[slot]
+    own = torch.where(here[:, None], unit_centers(_working(centers[slot]), scale), 0)
+    return (torch.where(here[:, None], _working(embeddings), 0) * own).sum(dim=1)
+
+
+def cosines(
+    embeddings: Tensor,
+    centers: Tensor,
+    labels: Tensor,
+    center_labels: Tensor,
+    center_scale: Tensor | None = None,
+) -> Tensor:
     """c = x @ w.T [B, S] in float32 (float64 for float64 inputs), whatever autocast says.
 
     What must not count is replaced by zeros before the product: a NaN in an empty slot or an ignored row would
     otherwise reach the gradients of the others as 0 * NaN.
     """
     embeddings = torch.where((labels >= 0)[:, None], _working(embeddings), 0)
-    centers = torch.where((center_labels >= 0)[:, None], _working(centers), 0)
+    filled = center_labels >= 0
+    centers = torch.where(filled[:, None], _working(centers), 0)
+    centers = unit_centers(centers, None if center_scale is None else torch.where(filled, center_scale, 0))
     with _without_autocast(embeddings.device.type):
         return embeddings @ centers.T
 
@@ -110,6 +144,7 @@ def negative_logsumexp(
     labels: Tensor,
     center_labels: Tensor,
     *,
+    center_scale: Tensor | None = None,
     reference: Tensor | None = None,
     threshold: Tensor | None = None,
     quad: Tensor | None = None,
@@ -120,11 +155,12 @@ def negative_logsumexp(
     """(lse, hard_count, max_cosine, omitted_mass), each [B]: the definition of `functional.negative_logsumexp`.
 
     embeddings [B, D], centers [S, D] unit rows; labels [B], center_labels [S] int64; threshold, quad, lin, const [B].
+    center_scale [S]: 1 / |w_j| where the centres are not normalised; the gradient to them runs through that.
     `reference` changes nothing here: every row is exact at any scale, and no mass is ever omitted.
     lse, max_cosine, omitted_mass: float32 (float64 for float64 inputs); hard_count int64.
     Gradient: of lse, by autograd, to embeddings, centers, quad, lin and const; the threshold has none.
     """
-    cosine = cosines(embeddings, centers, labels, center_labels)
+    cosine = cosines(embeddings, centers, labels, center_labels, center_scale)
     return logsumexp_of_cosines(
         cosine, labels, center_labels, threshold=threshold, quad=quad, lin=lin, const=const, scale=scale
     )

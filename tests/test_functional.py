@@ -70,7 +70,8 @@ def test_named_backend_gets_every_argument_in_order(monkeypatch):
     answer = tuple(torch.zeros(3) for _ in range(4))
     monkeypatch.setattr(_ops, "negative_logsumexp", lambda *arguments: seen.append(arguments) or answer)
     options = dict(reference=case.reference, threshold=case.threshold, quad=case.quad, lin=case.lin, const=case.const)
-    for value in options.values():
+    center_scale = torch.arange(5.0)
+    for value in (center_scale, *options.values()):
         value.requires_grad_()
     for tolerance in (None, 0.0):
         negative_logsumexp(
@@ -78,17 +79,18 @@ def test_named_backend_gets_every_argument_in_order(monkeypatch):
             case.centers,
             case.labels,
             case.center_labels,
+            center_scale=center_scale,
             **options,
             scale=32,
             grad_tolerance=tolerance,
             backend="auto",
         )
     assert seen[0] == ("auto", torch.device("cpu"), torch.bfloat16)
-    tensors = (case.embeddings, case.centers, case.labels, case.center_labels, *options.values())
-    assert all(torch.equal(given, sent) for given, sent in zip(tensors, seen[1][:9], strict=True))
-    assert [value.requires_grad for value in seen[1][4:9]] == [False, False, True, True, True]
-    assert seen[1][9:] == (32.0, 2.0**-12, "cpu") and isinstance(seen[1][9], float)
-    assert seen[3][10] == 0.0
+    tensors = (case.embeddings, case.centers, case.labels, case.center_labels, center_scale, *options.values())
+    assert all(torch.equal(given, sent) for given, sent in zip(tensors, seen[1][:10], strict=True))
+    assert [value.requires_grad for value in seen[1][4:10]] == [False, False, False, True, True, True]
+    assert seen[1][10:] == (32.0, 2.0**-12, "cpu") and isinstance(seen[1][10], float)
+    assert seen[3][11] == 0.0
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), list(zip(DTYPES, [0.0, 2.0**-12, 2.0**-12, 0.0], strict=True)))
@@ -98,7 +100,7 @@ def test_default_tolerance_follows_the_dtype(monkeypatch, dtype, tolerance):
     monkeypatch.setattr(_backend, "resolve", lambda *_: "cpu")
     monkeypatch.setattr(_ops, "negative_logsumexp", lambda *arguments: sent.append(arguments) or (None,) * 4)
     negative_logsumexp(case.embeddings, case.centers, case.labels, case.center_labels)
-    assert sent[0][10] == tolerance
+    assert sent[0][11] == tolerance
 
 
 def test_autocast_sweeps_in_its_dtype():
@@ -187,10 +189,15 @@ BAD_SWEEPS = {
     "infinite scale": (ValueError, r"scale must be a finite number above 0, got inf", dict(scale=math.inf)),
     "grad_tolerance": (ValueError, r"grad_tolerance must lie in \[0, 1\), got 1.0", dict(grad_tolerance=1.0)),
     "NaN grad_tolerance": (ValueError, r"grad_tolerance must lie in \[0, 1\), got nan", dict(grad_tolerance=math.nan)),
-    "trainable centers": (
+    "center_scale shape": (
         ValueError,
-        r"centers must not require a gradient.*pass centers.detach\(\)",
-        dict(centers=torch.ones(5, 7, requires_grad=True)),
+        r"center_scale must be \[5\]",
+        {"center_scale": torch.zeros(3)},
+    ),
+    "center_scale dtype": (
+        TypeError,
+        "center_scale must be torch.float32 beside torch.float32 centers, got torch.float64",
+        {"center_scale": torch.zeros(5, dtype=torch.float64)},
     ),
 }
 

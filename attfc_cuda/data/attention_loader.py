@@ -77,7 +77,7 @@ class AttentionLoader:
     with fewer than `min_images` images are never probes (their gallery would be the probe itself, which teaches
     nothing); their images come as `negatives`.
 
-    dataset: a `FaceDataset`. batch_size: rows per rank. gallery_size: r, 1 to 63.
+    dataset: a `FaceDataset`. batch_size: rows per rank. gallery_size: r, 0 to 63.
     seed, and the pass and position of a row, determine everything, whatever `num_workers` is.
     min_images: 2 or more; 1 makes single images probes whose gallery is the probe itself.
     negatives_per_batch: "auto" spreads the negatives evenly, each once a pass, so that M varies by one between batches;

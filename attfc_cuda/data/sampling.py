@@ -50,7 +50,7 @@ class AttentionSampler:
         here = "AttentionLoader"
         self.batch_size = checked_int(here, "batch_size", batch_size, 1)
         # The random word that mirrors a row has a bit for the probe and one for each gallery image.
-        self.gallery_size = checked_int(here, "gallery_size", gallery_size, 1, 63)
+        self.gallery_size = checked_int(here, "gallery_size", gallery_size, 0, 63)
         self.seed = checked_int(here, "seed", seed, 0, MAX_SEED)
         self.min_images = checked_int(here, "min_images", min_images, 1)
         self.world_size = checked_int(here, "world_size", world_size, 1)
@@ -133,16 +133,14 @@ class AttentionSampler:
         start, others = self.offsets[label], self.counts[label] - 1
         own = slots - start
         out = own[:, None]
-        columns = []
         for k in range(unit.shape[1]):
             fresh = others > k
             choice = (unit[:, k] * np.where(fresh, others - k, others)).astype(np.int64)
             for column in np.sort(out, axis=1).T:
                 choice += fresh & (choice >= column)
             choice += ~fresh & (choice >= own) & (others > 0)
-            columns.append(choice)
             out = np.concatenate([out, choice[:, None]], axis=1)
-        return start[:, None] + np.stack(columns, axis=1)
+        return start[:, None] + out[:, 1:]
 
     def _negatives(self, pass_index: int, batch: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         share = batch * self.world_size + self.rank

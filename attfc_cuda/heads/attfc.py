@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import NamedTuple
 
 import torch
@@ -10,13 +9,12 @@ from torch import Tensor, nn
 
 from attfc_cuda import functional
 from attfc_cuda._check import error
-from attfc_cuda.container import DynamicClassContainer, require_rows
+from attfc_cuda.container import DynamicClassContainer
+from attfc_cuda.heads.rows import observe, require_finite, unit_rows, without_autocast
 from attfc_cuda.margins import AdaSin, Margin
 
 ENQUEUE = ("before", "after")
 
-# An embedding shorter than this has no direction worth the name: see `_unit_rows`.
-_SHORTEST = 1e-6
 # What `sample_cosines` looks at, at most: a product of 64 x 16384 is nothing beside a step.
 _SAMPLE_ROWS, _SAMPLE_SLOTS = 64, 16384
 
@@ -172,7 +170,7 @@ class AttFC(nn.Module):
         if extra_centers is None and extra_labels is None:
             extra_centers, extra_labels = gallery_embeddings.new_zeros(0, self.container.dim), labels.new_zeros(0)
         self._check(embeddings, labels, gallery_embeddings, extra_centers, extra_labels)
-        with _without_autocast(embeddings.device.type):
+        with without_autocast(embeddings.device.type):
             return self._step(embeddings, labels, gallery_embeddings.detach(), extra_centers.detach(), extra_labels)
 
     def _step(
@@ -181,12 +179,12 @@ class AttFC(nn.Module):
         container = self.container
         counts = labels >= 0
         # Rows that do not count are zeroed at the door: a NaN in one would come back as 0 * NaN in the gradient.
-        unit, norm = _unit_rows(torch.where(counts[:, None], embeddings, 0))
+        unit, norm = unit_rows(torch.where(counts[:, None], embeddings, 0))
         centers = functional.generate_class_centers(unit.detach(), gallery, self.temperature)
-        new = torch.cat([_unit_rows(extra_centers)[0].to(centers.dtype), centers])
+        new = torch.cat([unit_rows(extra_centers)[0].to(centers.dtype), centers])
         new_labels = torch.cat([extra_labels, labels])
         if self.class_code:
-            new = _unit_rows(new + self.class_code * class_codes(new_labels, new.shape[1]).to(new.dtype))[0]
+            new = unit_rows(new + self.class_code * class_codes(new_labels, new.shape[1]).to(new.dtype))[0]
             centers = new[len(extra_labels) :]
         if self.center_memory:
             new = self._remember(new, new_labels)
@@ -208,7 +206,7 @@ class AttFC(nn.Module):
             grad_tolerance=self.grad_tolerance,
             backend=self.backend,
         )
-        self._stats = self._observe(output, labels, target_cosine)
+        self._stats = observe(output, labels, container.labels, self.margin)
         sample = (unit, labels, target_cosine)
         self._last_rows = (*(x[:_SAMPLE_ROWS].detach().clone() for x in sample), (new_labels >= 0).sum())
         if self.training and self.enqueue == "after":
@@ -220,27 +218,7 @@ class AttFC(nn.Module):
         """Each class's new centre, mixed with the one that the container holds of it."""
         stored, held = self.container.lookup(labels)
         mixed = torch.lerp(new, stored.to(new.dtype), self.center_memory)
-        return torch.where(held[:, None], _unit_rows(mixed)[0], new)
-
-    @torch.no_grad()
-    def _observe(
-        self, output: functional.MarginSoftmaxOutput, labels: Tensor, target_cosine: Tensor
-    ) -> dict[str, Tensor]:
-        counts = labels >= 0
-        rows = counts.sum().clamp_min(1)
-        negatives, fill = output.negatives, self.container.fill
-        pairs = counts.sum() * fill - _own_class_pairs(labels, self.container.labels)
-        stats = {
-            "loss": output.loss,
-            "positive_cosine": torch.where(counts, target_cosine, 0).sum() / rows,
-            "hard_fraction": torch.where(counts, negatives.hard_count, 0).sum() / pairs.clamp_min(1),
-            "container_top1": (counts & (target_cosine > negatives.max_cosine)).sum() / rows,
-            "fill": fill,
-            "omitted_mass": torch.where(counts, negatives.omitted_mass, 0).sum() / rows,
-        }
-        if isinstance(getattr(self.margin, "t", None), Tensor):
-            stats["t"] = self.margin.t.clone()
-        return {name: value.detach() for name, value in stats.items()}
+        return torch.where(held[:, None], unit_rows(mixed)[0], new)
 
     def _check(
         self, embeddings: Tensor, labels: Tensor, gallery: Tensor, extra_centers: Tensor, extra_labels: Tensor
@@ -272,32 +250,7 @@ class AttFC(nn.Module):
                 raise error("AttFC", argument, f"be on the head's device {device}", value.device, "head.to(device)")
         if self.check_finite:
             for argument, value in floats.items():
-                _require_finite(argument, value, extra_labels if argument == "extra_centers" else labels)
-
-
-def _require_finite(argument: str, value: Tensor, labels: Tensor) -> None:
-    finite = value.isfinite().flatten(1)
-    require_rows(
-        finite.all(dim=1) | (labels < 0),
-        "AttFC",
-        argument,
-        "be finite (check_finite is on)",
-        lambda row: f"{int((~finite[row]).sum())} values that are NaN or infinite in row {row}",
-        "look at that image, at the learning rate and at the loss scale",
-        wait=True,
-    )
-
-
-def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(x / |x| [B, D], |x| [B]) in float32 (float64 stays), 0 and without gradient where |x| is below `_SHORTEST`.
-
-    F.normalize would divide such a row, and its gradient, by 1e-12: finite, and enough to end a training run.
-    """
-    x = x if x.dtype == torch.float64 else x.float()
-    norm = torch.linalg.vector_norm(x, dim=1)
-    # Written so that a NaN fails the comparison and stays NaN in the product.
-    inverse = torch.where(norm < _SHORTEST, 0, 1 / norm.clamp_min(_SHORTEST))
-    return x * inverse[:, None], norm
+                require_finite("AttFC", argument, value, extra_labels if argument == "extra_centers" else labels)
 
 
 def class_codes(labels: Tensor, dim: int) -> Tensor:
@@ -308,16 +261,3 @@ def class_codes(labels: Tensor, dim: int) -> Tensor:
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
     x = x ^ ((x >> 31) & 0x1FFFFFFFF)
     return (1 - 2 * (x & 1)).float() * dim**-0.5
-
-
-def _own_class_pairs(labels: Tensor, center_labels: Tensor) -> Tensor:
-    """Number of (row, slot) pairs of the same class, 0-dim int64, without comparing B x S."""
-    ordered = labels.sort().values
-    same = torch.searchsorted(ordered, center_labels, right=True) - torch.searchsorted(ordered, center_labels)
-    return torch.where(center_labels >= 0, same, 0).sum()
-
-
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()

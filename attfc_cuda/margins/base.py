@@ -64,12 +64,19 @@ class Margin(nn.Module):
             require(
                 name, "interclass_filter", "be a cosine in [-1, 1]", interclass_filter, -1 <= interclass_filter <= 1
             )
-            own = type(self).modulation is not Margin.modulation
             remedy = f"{name} re-weights negatives itself"
-            require(name, "interclass_filter", "be None", interclass_filter, not own, remedy)
+            require(name, "interclass_filter", "be None", interclass_filter, not self._own_modulation(), remedy)
         self.scale = float(scale)
         self.gradient = gradient
         self.interclass_filter = interclass_filter
+
+    def _own_modulation(self) -> bool:
+        return type(self).modulation is not Margin.modulation
+
+    @property
+    def modulates(self) -> bool:
+        """Whether `modulation` returns anything: known before a step, whatever the cosines."""
+        return self.interclass_filter is not None or self._own_modulation()
 
     def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
         """The margin's formula: T [B]. hard_count None means "as if the row had no hard negative"."""

@@ -64,8 +64,15 @@ class ModelConfig:
 class HeadConfig:
     """The head: the loss and what it keeps between steps."""
 
-    head: Literal["attfc"] = "attfc"
-    """attfc: centres from gallery images in a dynamic class container."""
+    head: Literal["attfc", "partial_fc", "fc"] = "attfc"
+    """attfc: centres from gallery images in a dynamic class container; fc: a trained centre for each identity that has
+    probes; partial_fc: the same, but each step meets only a sample of them. Settings of the container and of the
+    gallery encoder have no effect on the last two, nor have identities with too few images for a probe."""
+    sample_rate: float = 0.1
+    """Share of the identities that take part in a step of partial_fc."""
+    fuse_optimizer: bool = True
+    """fc, partial_fc: update the centres inside the backward pass, so that no gradient of all of them is ever kept.
+    They are then outside of `clip_norm`."""
     margin: str = "adasin"
     """Margin loss: adasin, arcface, cosface, sphereface, combined, mvsoftmax, curricularface, adaface, magface or
     normface."""
@@ -191,7 +198,7 @@ class RunConfig:
 
 @dataclass
 class TrainConfig:
-    """Train a face-recognition backbone with an AttFC head."""
+    """Train a face-recognition backbone with an AttFC, Partial FC or full FC head."""
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -210,6 +217,7 @@ class TrainConfig:
         _require(self.model.embedding_dim >= 1, "embedding_dim", "be at least 1", self.model.embedding_dim)
         _require(h.capacity is None or h.capacity >= 1, "capacity", "be at least 1", h.capacity)
         _require(0 < h.capacity_share <= 100, "capacity_share", "lie in (0, 100]", h.capacity_share)
+        _require(0 < h.sample_rate <= 1, "sample_rate", "lie in (0, 1]", h.sample_rate)
         momentum = h.encoder_momentum
         _require(momentum is None or 0 <= momentum < 1, "encoder_momentum", "lie in [0, 1)", momentum)
         _require(0 <= h.encoder_warmup <= 1, "encoder_warmup", "lie in [0, 1]", h.encoder_warmup)

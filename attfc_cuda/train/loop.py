@@ -4,7 +4,7 @@
     gallery    = momentum_encoder(gallery + negatives)    # its slow copy, no gradient
     loss       = head(embeddings, labels, gallery, extra_centers=negatives)
 
-The middle three lines are `AttFCObjective`; everything around them is here.
+The middle three lines are an `Objective` (here AttFC's); everything around them is here.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ def train(config: TrainConfig, objective_type: type[Objective] | None = None) ->
         while training.step < total:
             batch = next(batches)
             lr, momentum = training.learning_rate(training.step), training.momentum(training.step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            training.set_learning_rate(lr)
 
             objective.schedule(training.step / total)
             training.remember_statistics()

@@ -1,20 +1,22 @@
 """What turns a batch into a loss: a head together with the encoder it needs.
 
-The loop knows only the small protocol of `Objective`. `AttFCObjective` is the gallery encoder plus the AttFC head; a
-head with trainable centres is another subclass (its parameters reach the optimizer by themselves).
+The loop knows only the small protocol of `Objective`. `AttFCObjective` is the gallery encoder plus the AttFC head,
+`TrainedCentersObjective` a head whose class centres are learned.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from attfc_cuda import _backend, margins
 from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch
-from attfc_cuda.heads.attfc import AttFC, CosineSample
+from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
+from attfc_cuda.heads.attfc import CosineSample
 from attfc_cuda.momentum import MomentumEncoder
-from attfc_cuda.train.config import TrainConfig, parse_options
+from attfc_cuda.train.config import OptimizerConfig, TrainConfig, parse_options
 from attfc_cuda.train.schedule import EncoderMomentum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,6 +48,12 @@ class Objective(nn.Module):
 
     def after_step(self, backbone: nn.Module, momentum: float) -> None:
         """Called once the optimizer has moved the backbone."""
+
+    def fuse_optimizer(
+        self, config: OptimizerConfig, lr: float, scaler: torch.amp.GradScaler
+    ) -> torch.optim.Optimizer | None:
+        """Called once before the optimizer is built; an optimizer of its own that works inside the backward pass."""
+        return None
 
     def stats(self) -> dict[str, Tensor]:
         """0-dim tensors that describe the last batch, for the log."""
@@ -133,7 +141,75 @@ class AttFCObjective(Objective):
         )
 
 
-OBJECTIVES: dict[str, type[Objective]] = {"attfc": AttFCObjective}
+class TrainedCentersObjective(Objective):
+    """A full or Partial FC head: probes through the backbone, one trained centre for each identity that has probes.
+
+    Identities with fewer than `min_images` images, which AttFC meets as negatives, are left out: the images seen with a
+    gradient, and their order, are those of AttFC.
+    """
+
+    @staticmethod
+    def gallery_size(config: TrainConfig) -> int:
+        return 0
+
+    @staticmethod
+    def negatives_per_batch(config: TrainConfig) -> int:
+        return 0
+
+    def __init__(self, backbone: nn.Module, loader: AttentionLoader, config: TrainConfig) -> None:
+        super().__init__()
+        self.options = config.head
+        counts = np.bincount(loader.dataset.labels, minlength=loader.num_classes)
+        classes = np.flatnonzero(counts >= config.dataset.min_images)
+        class_of = torch.full((loader.num_classes,), -1)
+        class_of[torch.from_numpy(classes)] = torch.arange(len(classes))
+        self.register_buffer("class_of", class_of, persistent=False)
+        head, rate = (
+            (PartialFC, {"sample_rate": config.head.sample_rate})
+            if config.head.head == "partial_fc"
+            else (FullyConnected, {})
+        )
+        self.head = head(
+            config.model.embedding_dim,
+            len(classes),
+            margin=build_margin(config),
+            grad_tolerance=config.head.grad_tolerance,
+            backend=config.head.backend,
+            **rate,
+        )
+
+    def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
+        labels = torch.where(batch.labels >= 0, self.class_of[batch.labels], -1)
+        return self.head(backbone(batch.probe), labels)
+
+    def fuse_optimizer(
+        self, config: OptimizerConfig, lr: float, scaler: torch.amp.GradScaler
+    ) -> torch.optim.Optimizer | None:
+        if not self.options.fuse_optimizer:
+            return None
+        return self.head.fuse_optimizer(
+            lr,
+            config.sgd_momentum,
+            config.weight_decay,
+            kind=config.optimizer,
+            grad_scaler=scaler if scaler.is_enabled() else None,
+        )
+
+    def stats(self) -> dict[str, Tensor]:
+        return self.head.stats
+
+    def describe(self, momentum: EncoderMomentum) -> str:
+        head, margin = type(self.head).__name__, type(self.head.margin).__name__
+        backend = _backend.resolve(self.head.backend, self.head.centers.device, self.head.centers.dtype)
+        sampled = f", {self.options.sample_rate:.3g} of them a step" if head == "PartialFC" else ""
+        return f"head          {head} with {margin}, {self.head.num_classes} centres{sampled}, backend {backend}"
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "attfc": AttFCObjective,
+    "partial_fc": TrainedCentersObjective,
+    "fc": TrainedCentersObjective,
+}
 """The objective of each `--head`."""
 
 

@@ -31,7 +31,10 @@ FIXED = {
     "dataset": ("data", "identities", "image_size", "batch_size", "gallery_size", "min_images", "negatives_per_batch",
                 "augment"),
     "model": ("backbone", "backbone_options", "embedding_dim"),
-    "head": ("head", "margin", "margin_options", "capacity", "capacity_share", "policy", "container_dtype"),
+    "head": (
+        "head", "margin", "margin_options", "capacity", "capacity_share", "policy", "container_dtype", "sample_rate",
+        "fuse_optimizer",
+    ),  # fmt: skip
     "optim": ("optimizer",),
     "run": ("seed",),
 }  # fmt: skip
@@ -66,8 +69,9 @@ class Training:
         self.objective = objective_type(self.backbone, self.loader, config).to(self.device)
 
         lr = peak_rate(config.optim, config.dataset.batch_size)
-        self.optimizer = build_optimizer(config.optim, [self.backbone, self.objective], lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "fp16")
+        self.fused = self.objective.fuse_optimizer(config.optim, lr, self.scaler)
+        self.optimizer = build_optimizer(config.optim, [self.backbone, self.objective], lr, self.fused)
         self.learning_rate = LearningRate(
             lr, self.total_steps, round(config.optim.warmup * self.total_steps),
             config.optim.final_lr, config.optim.schedule, config.optim.power,
@@ -85,6 +89,12 @@ class Training:
         while True:
             for batch in self.loader:
                 yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+
+    def set_learning_rate(self, lr: float) -> None:
+        """The rate of the coming step, for every parameter."""
+        for optimizer in filter(None, (self.optimizer, self.fused)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -110,6 +120,7 @@ class Training:
             "objective_type": type(self.objective).__name__,
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "fused_optimizer": None if self.fused is None else self.fused.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loader": self.loader.state_dict(),
             "rng": checkpoint.rng_state(),
@@ -125,6 +136,8 @@ class Training:
         self.backbone.load_state_dict(state["backbone"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.fused is not None:
+            self.fused.load_state_dict(state["fused_optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load_state_dict(state["loader"])
         checkpoint.set_rng_state(state["rng"])

@@ -31,6 +31,7 @@ void parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
 
 NegativeLogSumExp negative_logsumexp_cpu(const at::Tensor& embeddings, const at::Tensor& centers,
                                          const at::Tensor& labels, const at::Tensor& center_labels,
+                                         const std::optional<at::Tensor>& center_scale,
                                          const std::optional<at::Tensor>& reference,
                                          const std::optional<at::Tensor>& threshold,
                                          const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,

@@ -1,0 +1,108 @@
+"""The optimizer of a head's class centres, run inside the backward pass, a stretch of rows at a time.
+
+A stretch's gradient is used as soon as it is made, so no gradient of all centres ever exists: a head needs its centres
+and the optimizer's state, whatever the batch or the sample rate. Rows that are not sampled are not touched: no decay,
+no momentum. The update itself is torch's own (`torch.optim.sgd.sgd`, `torch.optim.adamw.adamw`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from attfc_cuda._check import error
+
+KINDS = ("sgd", "adamw")
+_STATES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """Updates `weight` [N, D] from inside the backward pass; see `FullyConnected.fuse_optimizer`, which makes one.
+
+    To the outside an optimizer: `param_groups` carries lr, momentum and weight_decay (learning-rate schedules work on
+    it), `state_dict` saves and restores it. `step` does nothing: by then the centres have moved.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        kind: str,
+        betas: tuple[float, float],
+        eps: float,
+        grad_scaler: torch.amp.GradScaler | None,
+    ) -> None:
+        name = "fuse_optimizer"
+        if kind not in KINDS:
+            raise error(name, "kind", f"be one of {KINDS}", repr(kind))
+        for argument, value in {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps}.items():
+            if not value >= 0:
+                raise error(name, argument, "be at least 0", value)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise error(name, "betas", "lie in [0, 1)", betas)
+        super().__init__(
+            [weight], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+        )
+        self.kind, self.grad_scaler = kind, grad_scaler
+        state = self.state[weight]
+        if kind == "adamw":
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+        if kind == "adamw" or momentum > 0:
+            for key in _STATES[kind]:
+                state[key] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Nothing: the backward pass has made the step."""
+        return None if closure is None else closure()
+
+    @torch.no_grad()
+    def apply(self, first: int, gradient: Tensor, rows: Tensor | None = None) -> None:
+        """One step for the centres `rows[first : first + n]` (None: those very numbers) from their gradient [n, D].
+
+        A stretch whose gradient is not finite (a loss scale too large) is left as it is.
+        """
+        group = self.param_groups[0]
+        weight: Tensor = group["params"][0]
+        state = self.state[weight]
+        if self.kind == "adamw" and first == 0:
+            state["step"] += 1
+        place = slice(first, first + len(gradient)) if rows is None else rows[first : first + len(gradient)]
+        buffers = [weight.detach(), *(state[key] for key in _STATES[self.kind] if key in state)]
+        # A slice is a view and changes in place; chosen rows are a copy that goes back.
+        parts = [buffer[place] for buffer in buffers]
+        self._update(parts[0], gradient.to(weight.dtype), parts[1:], state, group)
+        if rows is not None:
+            for buffer, part in zip(buffers, parts, strict=True):
+                buffer.index_copy_(0, place, part)
+
+    def _update(self, weight: Tensor, gradient: Tensor, parts: list[Tensor], state: dict, group: dict) -> None:
+        scale = None if self.grad_scaler is None else self.grad_scaler.scale(torch.ones((), device=weight.device))
+        common = {
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+            "maximize": False,
+            "fused": True,
+            "grad_scale": scale,
+            "found_inf": (~gradient.isfinite().all()).float(),
+        }
+        if self.kind == "sgd":
+            momentum_buffer = parts[0] if parts else None
+            sgd(
+                [weight], [gradient], [momentum_buffer],
+                momentum=group["momentum"] if parts else 0.0, dampening=0.0, nesterov=False, **common,
+            )  # fmt: skip
+        else:
+            # The update counts its own steps up; all stretches of a backward pass are one step.
+            step = state["step"] - 1
+            beta1, beta2 = group["betas"]
+            adamw(
+                [weight], [gradient], [parts[0]], [parts[1]], [], [step],
+                beta1=beta1, beta2=beta2, eps=group["eps"], amsgrad=False, **common,
+            )  # fmt: skip

@@ -1,0 +1,57 @@
+"""The Partial FC head: trained class centres, of which a step meets its own classes and a random part of the rest."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attfc_cuda._check import error
+from attfc_cuda.heads.fully_connected import FullyConnected, Selection
+from attfc_cuda.margins import Margin
+
+
+class PartialFC(FullyConnected):
+    """``loss = head(embeddings, labels)``: `FullyConnected` whose negatives are a fresh sample of the classes.
+
+    sample_rate: share of the classes, in (0, 1], that take part in a step: the classes of the batch always, the rest
+        drawn evenly. At least as many take part as the batch has rows. With shards each process samples its own part.
+    Other arguments, gradient and errors: as `FullyConnected`. In eval mode all classes take part.
+
+    Any margin works, those that re-weight hard negatives (AdaSin, CurricularFace, MV-Softmax) included: a negative is
+    bent where it is sampled. The sample is drawn on the device from torch's generator: no host synchronisation.
+    Source: Partial FC (arXiv 2203.15565).
+    """
+
+    def __init__(
+        self, dim: int, num_classes: int, sample_rate: float = 0.1, margin: Margin | None = None, **options
+    ) -> None:
+        super().__init__(dim, num_classes, margin, **options)
+        if not 0 < sample_rate <= 1:
+            raise error(self._name, "sample_rate", "lie in (0, 1]", sample_rate)
+        self.sample_rate = sample_rate
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, sample_rate={self.sample_rate}"
+
+    def select(self, labels: Tensor) -> Selection:
+        """The batch's own classes and a random sample of the others, in ascending order."""
+        count = len(self.centers)
+        size = min(count, max(math.ceil(self.sample_rate * count), len(labels)))
+        if size == count or not self.training:
+            return super().select(labels)
+        here = (labels >= self.first) & (labels < self.last)
+        slot = torch.where(here, labels - self.first, 0)
+        key = torch.rand(count, device=labels.device)
+        # The batch's own classes come first: 2 is above every random key. amax leaves a key alone for rows not here.
+        key.scatter_reduce_(0, slot, torch.where(here, 2.0, 0.0), "amax")
+        index = key.topk(size, sorted=False).indices.sort().values
+        target_slot = torch.where(here, torch.searchsorted(index, slot), -1)
+        if self._fused is None:
+            return Selection(self.centers.index_select(0, index), self.classes[index], target_slot, None)
+        fused = self._fused
+        chosen = self.centers.detach().index_select(0, index).requires_grad_()
+        return Selection(
+            chosen, self.classes[index], target_slot, lambda first, gradient: fused.apply(first, gradient, index)
+        )
