@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from attfc_cuda.train import TrainConfig
 
@@ -58,3 +59,12 @@ def test_report_without_a_finished_run_is_an_error(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit):
         runpy.run_path(str(RECIPES / "report.py"))["main"]([str(tmp_path)])
     assert "none of the runs is finished" in capsys.readouterr().err
+
+
+def test_spread_counts_directions_and_what_all_share() -> None:
+    describe = runpy.run_path(str(RECIPES / "spread.py"))["describe"]
+    # Four faces, two people: one shared direction (0), people in directions 1 and 2.
+    faces = torch.tensor([[0.6, 0.8, 0.0], [0.6, 0.8, 0.0], [0.6, 0.0, 0.8], [0.6, 0.0, 0.8]])
+    a, b, same = torch.tensor([0, 2, 0, 1]), torch.tensor([1, 3, 2, 3]), torch.tensor([True, True, False, False])
+    # Impostors at .36, genuine at 1; the mean is (.6, .4, .4); all variance lies along (0, 1, -1).
+    assert describe(faces, a, b, same) == "1.00 ± 0.00 | 0.36 ± 0.00 | 1.000 | 0.82 | 1.0 |"

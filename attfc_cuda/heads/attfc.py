@@ -78,6 +78,8 @@ class AttFC(nn.Module):
         temperature: float = 1.0,
         center_memory: float = 0.0,
         class_code: float = 0.0,
+        center_contrast: float = 0.0,
+        contrast_scale: float = 8.0,
         dtype: torch.dtype = torch.float32,
         grad_tolerance: float | None = None,
         backend: str = "auto",
@@ -102,6 +104,7 @@ class AttFC(nn.Module):
         self.margin = margin
         self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
         self.class_code = class_code
+        self.center_contrast, self.contrast_scale = center_contrast, contrast_scale
         self.center_memory, self.grad_tolerance, self.backend = center_memory, grad_tolerance, backend
         self._stats: dict[str, Tensor] = {}
         self._last_rows: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
@@ -183,6 +186,9 @@ class AttFC(nn.Module):
         centers = functional.generate_class_centers(unit.detach(), gallery, self.temperature)
         new = torch.cat([unit_rows(extra_centers)[0].to(centers.dtype), centers])
         new_labels = torch.cat([extra_labels, labels])
+        if self.center_contrast:
+            new = contrast(new, new_labels, self.center_contrast, self.contrast_scale)
+            centers = new[len(extra_labels) :]
         if self.class_code:
             new = unit_rows(new + self.class_code * class_codes(new_labels, new.shape[1]).to(new.dtype))[0]
             centers = new[len(extra_labels) :]
@@ -251,6 +257,16 @@ class AttFC(nn.Module):
         if self.check_finite:
             for argument, value in floats.items():
                 require_finite("AttFC", argument, value, extra_labels if argument == "extra_centers" else labels)
+
+
+@torch.no_grad()
+def contrast(centers: Tensor, labels: Tensor, share: float, scale: float) -> Tensor:
+    """Unit centres [B, D] less `share` of what they have in common with the batch's other classes that look like them:
+    the mean of those classes' centres, weighted by softmax(scale * cosine)."""
+    logits = scale * centers @ centers.T
+    other = (labels[:, None] != labels) & (labels >= 0)
+    weights = torch.softmax(torch.where(other, logits, -1e9), dim=1) * other.any(dim=1, keepdim=True)
+    return unit_rows(centers - share * weights @ torch.where((labels >= 0)[:, None], centers, 0))[0]
 
 
 def class_codes(labels: Tensor, dim: int) -> Tensor:

@@ -95,6 +95,10 @@ class HeadConfig:
     center_memory: float = 0.0
     """Share of the container's own centre of a class in its new one (`--policy refresh`), so that a centre averages
     over more images than a step shows; 0: the step's gallery alone."""
+    center_contrast: float = 0.0
+    """Share of the look-alikes' mean that is taken off each class centre."""
+    contrast_scale: float = 8.0
+    """Scale."""
     class_code: float = 0.0
     """Length of the fixed random direction of its class that is added to each class centre, at the start."""
     class_code_end: float = 1.0

@@ -92,6 +92,8 @@ class AttFCObjective(Objective):
             temperature=options.temperature,
             center_memory=options.center_memory,
             class_code=options.class_code,
+            center_contrast=options.center_contrast,
+            contrast_scale=options.contrast_scale,
             dtype=_container_dtype(config),
             grad_tolerance=options.grad_tolerance,
             backend=options.backend,
