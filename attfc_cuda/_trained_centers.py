@@ -25,7 +25,7 @@ LINK = ("grad_lse", "lse", "reference", "threshold", "quad", "lin", "const")
 GradientSink = Callable[[int, Tensor], None]
 
 # Numbers of a stretch of the gradient: in the last-level cache of a processor, enough blocks for a GPU.
-_STRETCH_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 24}
+STRETCH_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 24}
 
 
 class Sweep(NamedTuple):
@@ -111,7 +111,7 @@ def _center_gradient(ctx: Any, grad_cosine: Tensor, grad_link: Tensor) -> Tensor
     if ctx.sink is None and centers.dtype == sweep.dtype:
         return gradient(0, len(centers))
     whole = centers.new_empty(centers.shape) if ctx.sink is None else None
-    stretch = max(1, _STRETCH_NUMBERS[centers.device.type] // centers.shape[1])
+    stretch = max(1, STRETCH_NUMBERS[centers.device.type] // centers.shape[1])
     for first in range(0, len(centers), stretch):
         last = min(first + stretch, len(centers))
         if whole is None:

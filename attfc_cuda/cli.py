@@ -1,4 +1,4 @@
-"""The command line: `attfc train | verify | demo | info | kernels`.
+"""The command line: `attfc train | verify | demo | plan | info | kernels`.
 
 A mistake of the user's is one line on stderr and exit code 2; `--debug` (or ATTFC_DEBUG=1) shows the traceback instead.
 """
@@ -22,6 +22,8 @@ from attfc_cuda import _backend, _build
 from attfc_cuda._check import error
 from attfc_cuda.data import build_dataset
 from attfc_cuda.demo import IDENTITIES, PASSES, demo, demo_config
+from attfc_cuda.plan import command as plan_command
+from attfc_cuda.plan.command import PlanCommand
 from attfc_cuda.train import Objective, TrainConfig, judge, train
 from attfc_cuda.train.config import RunConfig
 from attfc_cuda.train.setup import pick_device
@@ -87,6 +89,7 @@ Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Kernels, tyro.conf.subcommand("kernels")]
 )
@@ -131,6 +134,8 @@ def _run(arguments: list[str], objective_type: type[Objective] | None) -> int:
         return 0
     if isinstance(command, Kernels):
         return _kernels(command)
+    if isinstance(command, PlanCommand):
+        return plan_command.run(command)
     if isinstance(command, Verify):
         return _verify(command)
     if isinstance(command, Demo):

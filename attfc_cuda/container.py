@@ -123,8 +123,8 @@ class DynamicClassContainer(nn.Module):
             raise error("DynamicClassContainer.lookup", "policy", 'be "refresh"', repr(self.policy))
         known = (labels >= 0) & (labels < self.num_classes)
         slots = self.slot_of_class[torch.where(known, labels, self.num_classes)].long()
-        slots_or_0 = slots.clamp_min(0)
         # An evicted class's entry is left standing and recognised here: its slot shows another label.
+        slots_or_0 = slots.clamp_min(0)
         held = known & (slots >= 0) & (self.labels[slots_or_0] == labels)
         return torch.where(held[:, None], self.centers[slots_or_0], 0), held
 

@@ -155,7 +155,7 @@ def test_a_row_without_a_center_here_has_cosine_zero() -> None:
 def test_the_sink_gets_every_center_once_and_autograd_none(monkeypatch: pytest.MonkeyPatch) -> None:
     case = inputs()
     _, grad_x, expected = gradients(case, make("adasin"), backend="cpu")
-    monkeypatch.setitem(_trained_centers._STRETCH_NUMBERS, "cpu", 7 * 19)
+    monkeypatch.setitem(_trained_centers.STRETCH_NUMBERS, "cpu", 7 * 19)
     for backend in BACKENDS:
         taken: list[tuple[int, Tensor]] = []
         _, got_x, got_w = gradients(
@@ -171,7 +171,7 @@ def test_stretches_share_out_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> N
     seen = []
     real = torch.ops.attfc.center_gradient
     monkeypatch.setattr(torch.ops.attfc, "center_gradient", lambda *a: seen.append(a[-1]) or real(*a))
-    monkeypatch.setitem(_trained_centers._STRETCH_NUMBERS, "cpu", 7 * 19)
+    monkeypatch.setitem(_trained_centers.STRETCH_NUMBERS, "cpu", 7 * 19)
     gradients(inputs(), make("arcface"), backend="cpu", grad_tolerance=0.01, gradient_sink=lambda *_: None)
     assert len(seen) == 8 and sum(seen) == pytest.approx(0.01)
 

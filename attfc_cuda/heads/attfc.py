@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from attfc_cuda import functional
 from attfc_cuda._check import error
 from attfc_cuda.container import DynamicClassContainer
+from attfc_cuda.distributed import Shards
+from attfc_cuda.heads.class_codes import class_codes
 from attfc_cuda.heads.rows import observe, require_finite, unit_rows, without_autocast
 from attfc_cuda.margins import AdaSin, Margin
 
@@ -54,16 +57,28 @@ class AttFC(nn.Module):
         back, so the host waits; compiled or captured, the device asserts instead and no row is named. Rows with a
         negative label are not looked at. Off: a NaN in a row makes the loss NaN. It enters neither the container nor
         the margin's state.
+    shards: a `distributed.Shards` to split the container over the processes of a group: each process brings its own
+        batch, every batch's fresh centres enter the one container in order of rank, and the loss is the mean over all
+        batches, the same on every process: that of one process given all batches in one. Do not wrap the head in
+        DistributedDataParallel; the backbone, do.
+    class_code: length c >= 0 of a fixed random direction of its class that is added to every unit class centre,
+        positive and negative, before it is normalised again: g <- F.normalize(g + c class_codes(y, dim)). Centres that
+        follow the embeddings alone leave them in the few directions of the untrained network, one of which can be
+        whatever sets apart a part of the data; codes give each class a target of its own from the first step, as the
+        random start of a full FC layer does, and cost no memory. 0: as published.
+    center_memory: share b in [0, 1) of the container's own centre of a class in its new one, so that a centre averages
+        over more images than a step shows: g <- F.normalize((1 - b) g + b stored). Needs policy="refresh", no shards.
 
     Train and eval mode: in eval mode neither the container nor the margin's state moves, so that the loss of held-out
     data is against the container as it stands (with enqueue="before" too).
 
     Gradient: to `embeddings` only, through the normalisation; class centres have none, on either side.
     Precision: normalisation, margin and loss in float32 (float64 with a float64 container) whatever autocast says.
-    No host synchronisation (but for check_finite), no shape that depends on values: a step compiles with
-    fullgraph=True and can be captured in a CUDA graph. Deterministic where the backend is.
-    Source: AttFC, arXiv 2503.06839; masked empty slots, `"before"`, `"refresh"` and the attention's form are our
-        choice.
+    No host synchronisation (but for check_finite, and for the sizes that `Shards` exchanges), no shape that depends on
+        values: without shards a step compiles with fullgraph=True and can be captured in a CUDA graph. Deterministic
+        where the backend is.
+    Source: AttFC, arXiv 2503.06839; masked empty slots, `"before"`, `"refresh"`, class_code, center_memory and
+        the attention's form are our choice.
     Raises: ValueError or TypeError naming the argument.
     """
 
@@ -76,41 +91,44 @@ class AttFC(nn.Module):
         enqueue: str = "before",
         num_classes: int | None = None,
         temperature: float = 1.0,
-        center_memory: float = 0.0,
-        class_code: float = 0.0,
-        center_contrast: float = 0.0,
-        contrast_scale: float = 8.0,
         dtype: torch.dtype = torch.float32,
         grad_tolerance: float | None = None,
         backend: str = "auto",
         check_finite: bool = False,
         check_labels: bool = True,
+        shards: Shards | None = None,
+        class_code: float = 0.0,
+        center_memory: float = 0.0,
     ) -> None:
         super().__init__()
         if enqueue not in ENQUEUE:
             raise error("AttFC", "enqueue", f"be one of {ENQUEUE}", repr(enqueue))
         if not temperature > 0:
             raise error("AttFC", "temperature", "be above 0", temperature)
+        if not 0 <= class_code < math.inf:
+            raise error("AttFC", "class_code", "be a finite number of at least 0", class_code)
         if not 0 <= center_memory < 1:
             raise error("AttFC", "center_memory", "lie in [0, 1)", center_memory)
         if center_memory and policy != "refresh":
             remedy = 'use policy="refresh", in which a class has one slot'
             raise error("AttFC", "center_memory", 'be 0 with policy="fifo"', center_memory, remedy)
+        if center_memory and shards is not None:
+            raise error("AttFC", "center_memory", "be 0 with shards", center_memory)
         margin = AdaSin() if margin is None else margin
         if not isinstance(margin, Margin):
             remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'
             raise error("AttFC", "margin", "be a margins.Margin", repr(margin), remedy, kind=TypeError)
-        self.container = DynamicClassContainer(capacity, dim, num_classes, policy, dtype, check_labels)
-        self.margin = margin
+        self.container = DynamicClassContainer(capacity, dim, num_classes, policy, dtype, check_labels, shards)
+        self.margin, self.shards = margin, shards
         self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
-        self.class_code = class_code
-        self.center_contrast, self.contrast_scale = center_contrast, contrast_scale
-        self.center_memory, self.grad_tolerance, self.backend = center_memory, grad_tolerance, backend
+        self.class_code, self.center_memory = class_code, center_memory
+        self.grad_tolerance, self.backend = grad_tolerance, backend
         self._stats: dict[str, Tensor] = {}
         self._last_rows: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def extra_repr(self) -> str:
-        return f"enqueue={self.enqueue!r}, temperature={self.temperature}, backend={self.backend!r}"
+        own = f"class_code={self.class_code}, center_memory={self.center_memory}"
+        return f"enqueue={self.enqueue!r}, temperature={self.temperature}, {own}, backend={self.backend!r}"
 
     @property
     def stats(self) -> dict[str, Tensor]:
@@ -135,12 +153,13 @@ class AttFC(nn.Module):
             return None
         unit, labels, positive, step_rows = self._last_rows
         container = self.container
-        slots = torch.arange(0, container.capacity, -(-container.capacity // _SAMPLE_SLOTS), device=unit.device)
-        slots = slots[container.labels[slots] >= 0]
+        slot_labels, ages = container.labels_here, container.age[container.first : container.last]
+        slots = torch.arange(0, len(slot_labels), -(-len(slot_labels) // _SAMPLE_SLOTS) or 1, device=unit.device)
+        slots = slots[slot_labels[slots] >= 0]
         cosine = unit @ container.centers[slots].to(unit.dtype).T
         counts = labels >= 0
-        valid = counts[:, None] & (container.labels[slots] != labels[:, None])
-        age = torch.div(container.age[slots], step_rows.clamp_min(1), rounding_mode="floor").expand_as(cosine)
+        valid = counts[:, None] & (slot_labels[slots] != labels[:, None])
+        age = torch.div(ages[slots], step_rows.clamp_min(1), rounding_mode="floor").expand_as(cosine)
         return CosineSample(positive[counts].float().cpu(), cosine[valid].float().cpu(), age[valid].cpu())
 
     def forward(
@@ -184,19 +203,26 @@ class AttFC(nn.Module):
         # Rows that do not count are zeroed at the door: a NaN in one would come back as 0 * NaN in the gradient.
         unit, norm = unit_rows(torch.where(counts[:, None], embeddings, 0))
         centers = functional.generate_class_centers(unit.detach(), gallery, self.temperature)
-        new = torch.cat([unit_rows(extra_centers)[0].to(centers.dtype), centers])
-        new_labels = torch.cat([extra_labels, labels])
-        if self.center_contrast:
-            new = contrast(new, new_labels, self.center_contrast, self.contrast_scale)
-            centers = new[len(extra_labels) :]
+        extra, shards = unit_rows(extra_centers)[0].to(centers.dtype), self.shards
         if self.class_code:
-            new = unit_rows(new + self.class_code * class_codes(new_labels, new.shape[1]).to(new.dtype))[0]
-            centers = new[len(extra_labels) :]
+            centers, extra = self._coded(centers, labels), self._coded(extra, extra_labels)
         if self.center_memory:
-            new = self._remember(new, new_labels)
-            centers = new[len(extra_labels) :]
+            both = self._remembered(torch.cat([centers, extra]), torch.cat([labels, extra_labels]))
+            centers, extra = both[: len(labels)], both[len(labels) :]
         target_cosine = (unit * centers).sum(dim=1)
+        if shards is not None:
+            sizes, extra_sizes = shards.sizes(labels, extra_labels)
+            labels = shards.gather(labels, sizes)
+            unit = shards.gather_rows(unit, sizes)
+            target_cosine = shards.gather_rows(target_cosine, sizes, partial=False)
+            if self.margin.needs_norm:
+                norm = shards.gather_rows(norm, sizes, partial=False)
+            if self.training:
+                centers = shards.gather(centers.to(container.centers.dtype), sizes)
+                extra = shards.gather(extra.to(container.centers.dtype), extra_sizes)
+                extra_labels = shards.gather(extra_labels, extra_sizes)
         if self.training:
+            new, new_labels = torch.cat([extra, centers]), torch.cat([extra_labels, labels])
             # Before anything moves, so that a refused batch leaves the state as it was.
             container.check(new, new_labels)
             if self.enqueue == "before":
@@ -205,26 +231,32 @@ class AttFC(nn.Module):
             unit,
             container.centers,
             labels,
-            container.labels,
+            container.labels_here,
             self.margin,
             target_cosine=target_cosine,
-            norm=norm,
+            norm=norm if self.margin.needs_norm else None,
+            shards=shards,
             grad_tolerance=self.grad_tolerance,
             backend=self.backend,
         )
-        self._stats = observe(output, labels, container.labels, self.margin)
-        sample = (unit, labels, target_cosine)
-        self._last_rows = (*(x[:_SAMPLE_ROWS].detach().clone() for x in sample), (new_labels >= 0).sum())
+        self._stats = observe(output, labels, container.labels_here, self.margin, shards)
+        sample, step_rows = (unit, labels, target_cosine), (labels >= 0).sum() + (extra_labels >= 0).sum()
+        self._last_rows = (*(x[:_SAMPLE_ROWS].detach().clone() for x in sample), step_rows)
         if self.training and self.enqueue == "after":
             container.enqueue(new, new_labels)
         return output.loss
 
+    def _coded(self, centers: Tensor, labels: Tensor) -> Tensor:
+        """Unit centres [B, D] with their classes' codes added."""
+        codes = class_codes(labels, self.container.dim).to(centers.dtype)
+        return unit_rows(centers + self.class_code * codes)[0]
+
     @torch.no_grad()
-    def _remember(self, new: Tensor, labels: Tensor) -> Tensor:
-        """Each class's new centre, mixed with the one that the container holds of it."""
+    def _remembered(self, centers: Tensor, labels: Tensor) -> Tensor:
+        """Unit centres [B, D], each mixed with the one that the container holds of its class."""
         stored, held = self.container.lookup(labels)
-        mixed = torch.lerp(new, stored.to(new.dtype), self.center_memory)
-        return torch.where(held[:, None], unit_rows(mixed)[0], new)
+        mixed = torch.lerp(centers, stored.to(centers.dtype), self.center_memory)
+        return torch.where(held[:, None], unit_rows(mixed)[0], centers)
 
     def _check(
         self, embeddings: Tensor, labels: Tensor, gallery: Tensor, extra_centers: Tensor, extra_labels: Tensor
@@ -257,23 +289,3 @@ class AttFC(nn.Module):
         if self.check_finite:
             for argument, value in floats.items():
                 require_finite("AttFC", argument, value, extra_labels if argument == "extra_centers" else labels)
-
-
-@torch.no_grad()
-def contrast(centers: Tensor, labels: Tensor, share: float, scale: float) -> Tensor:
-    """Unit centres [B, D] less `share` of what they have in common with the batch's other classes that look like them:
-    the mean of those classes' centres, weighted by softmax(scale * cosine)."""
-    logits = scale * centers @ centers.T
-    other = (labels[:, None] != labels) & (labels >= 0)
-    weights = torch.softmax(torch.where(other, logits, -1e9), dim=1) * other.any(dim=1, keepdim=True)
-    return unit_rows(centers - share * weights @ torch.where((labels >= 0)[:, None], centers, 0))[0]
-
-
-def class_codes(labels: Tensor, dim: int) -> Tensor:
-    """A fixed unit vector [B, D] for each label [B] int64, float32: pseudo-random signs, made by hashing."""
-    x = labels[:, None] * dim + torch.arange(dim, device=labels.device)
-    # The finalizer of splitmix64 (constants as signed 64-bit numbers); shifts made logical by masks.
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-    x = x ^ ((x >> 31) & 0x1FFFFFFFF)
-    return (1 - 2 * (x & 1)).float() * dim**-0.5

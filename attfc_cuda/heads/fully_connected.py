@@ -92,7 +92,7 @@ class FullyConnected(nn.Module):
 
     @property
     def stats(self) -> dict[str, Tensor]:
-        """What the last forward saw, as `AttFC.stats`; fill is the number of centres that took part here."""
+        """What the last forward saw, as `AttFC.stats`; fill is the number of centres that took part."""
         return dict(self._stats)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -106,10 +106,11 @@ class FullyConnected(nn.Module):
         self._check(embeddings, labels)
         unit, norm = unit_rows(torch.where((labels >= 0)[:, None], embeddings, 0))
         if self.shards is not None:
-            sizes = self.shards.sizes(labels)
+            (sizes,) = self.shards.sizes(labels)
             labels = self.shards.gather(labels, sizes)
             unit = self.shards.gather_rows(unit, sizes)
-            norm = self.shards.gather_rows(norm, sizes, partial=False)
+            if self.margin.needs_norm:
+                norm = self.shards.gather_rows(norm, sizes, partial=False)
         selected = self.select(labels)
         output = functional.margin_softmax_loss(
             unit,
@@ -120,7 +121,7 @@ class FullyConnected(nn.Module):
             target_slot=selected.target_slot,
             center_scale=functional.inverse_norms(selected.centers),
             gradient_sink=selected.gradient_sink,
-            norm=norm,
+            norm=norm if self.margin.needs_norm else None,
             shards=self.shards,
             grad_tolerance=self.grad_tolerance,
             backend=self.backend,

@@ -81,6 +81,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         if rows is not None:
             for buffer, part in zip(buffers, parts, strict=True):
                 buffer.index_copy_(0, place, part)
+        # The fused updates do not tell autograd: a forward from before this step must not be differentiated after it.
+        torch.autograd.graph.increment_version(weight)
 
     def _update(self, weight: Tensor, gradient: Tensor, parts: list[Tensor], state: dict, group: dict) -> None:
         scale = None if self.grad_scaler is None else self.grad_scaler.scale(torch.ones((), device=weight.device))

@@ -95,14 +95,9 @@ class HeadConfig:
     center_memory: float = 0.0
     """Share of the container's own centre of a class in its new one (`--policy refresh`), so that a centre averages
     over more images than a step shows; 0: the step's gallery alone."""
-    center_contrast: float = 0.0
-    """Share of the look-alikes' mean that is taken off each class centre."""
-    contrast_scale: float = 8.0
-    """Scale."""
-    class_code: float = 0.0
-    """Length of the fixed random direction of its class that is added to each class centre, at the start."""
-    class_code_end: float = 1.0
-    """Share of the run after which `class_code` has fallen linearly to 0; 1: never falls."""
+    class_code: float = 1.0
+    """Length of the fixed random direction of its class that is added to each unit class centre: it keeps identities
+    from sharing a few directions, as the random start of a full FC layer does. 0: none, as published."""
     container_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the centres; `auto`: that of `precision`."""
     grad_tolerance: float | None = None

@@ -77,7 +77,6 @@ def train(config: TrainConfig, objective_type: type[Objective] | None = None) ->
             lr, momentum = training.learning_rate(training.step), training.momentum(training.step)
             training.set_learning_rate(lr)
 
-            objective.schedule(training.step / total)
             training.remember_statistics()
             with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
                 loss = objective(backbone, batch)

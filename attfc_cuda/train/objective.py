@@ -43,9 +43,6 @@ class Objective(nn.Module):
         """The scalar loss of a batch, differentiable in the backbone's parameters and its own."""
         raise NotImplementedError
 
-    def schedule(self, done: float) -> None:
-        """Called before each step with the share of the run that is done, in [0, 1)."""
-
     def after_step(self, backbone: nn.Module, momentum: float) -> None:
         """Called once the optimizer has moved the backbone."""
 
@@ -79,7 +76,6 @@ class AttFCObjective(Objective):
         super().__init__()
         options = config.head
         self.split = options.split_gallery
-        self.code, self.code_end = options.class_code, options.class_code_end
         self.encoder = MomentumEncoder(backbone, buffers=options.encoder_buffers)
         self.encoder.train(options.encoder_mode == "train")
         self.head = AttFC(
@@ -92,8 +88,6 @@ class AttFCObjective(Objective):
             temperature=options.temperature,
             center_memory=options.center_memory,
             class_code=options.class_code,
-            center_contrast=options.center_contrast,
-            contrast_scale=options.contrast_scale,
             dtype=_container_dtype(config),
             grad_tolerance=options.grad_tolerance,
             backend=options.backend,
@@ -117,10 +111,6 @@ class AttFCObjective(Objective):
             extra_centers=negatives,
             extra_labels=None if negatives is None else batch.negative_labels,
         )
-
-    def schedule(self, done: float) -> None:
-        if self.code_end < 1:
-            self.head.class_code = self.code * max(0.0, 1 - done / self.code_end)
 
     def after_step(self, backbone: nn.Module, momentum: float) -> None:
         self.encoder.momentum = momentum

@@ -70,6 +70,16 @@ def test_batches_are_what_they_claim():
     assert sorted(negatives) == np.flatnonzero(single).tolist() and loader.num_classes == 60
 
 
+def test_without_a_gallery_the_probes_are_the_same():
+    dataset = NumberedFaces([4, 1, 3, 2, 1, 5] * 10)
+    with_gallery = AttentionLoader(dataset, 16, 2, drop_last=False)
+    without = AttentionLoader(dataset, 16, 0, drop_last=False, negatives_per_batch=0)
+    for full, batch in zip(with_gallery, without, strict=True):
+        assert batch.gallery.shape == (len(batch.labels), 0, 3, SIZE, SIZE) and len(batch.negatives) == 0
+        assert torch.equal(_numbers(batch.probe)[0], _numbers(full.probe)[0])
+        assert torch.equal(batch.labels, full.labels)
+
+
 def test_mirroring():
     dataset = NumberedFaces([4] * 100 + [1] * 100)
     batch = next(iter(AttentionLoader(dataset, 256, 2, negatives_per_batch=100)))
@@ -212,8 +222,8 @@ def test_report():
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"batch_size": 2.0}, TypeError, "batch_size must be an int, got 2.0"),
         ({"batch_size": 31}, ValueError, "batch_size must fit into a pass of 30 probe images, got 31 x 1 ranks; lower"),
-        ({"gallery_size": 0}, ValueError, "gallery_size must lie in 1 to 63, got 0"),
-        ({"gallery_size": 64}, ValueError, "gallery_size must lie in 1 to 63, got 64"),
+        ({"gallery_size": -1}, ValueError, "gallery_size must lie in 0 to 63, got -1"),
+        ({"gallery_size": 64}, ValueError, "gallery_size must lie in 0 to 63, got 64"),
         ({"seed": -1}, ValueError, "seed must lie in 0 to 18446744073709551615, got -1"),
         ({"min_images": 0}, ValueError, "min_images must be at least 1, got 0"),
         ({"min_images": 4}, ValueError, "dataset must have an identity with at least min_images = 4 images, got at "

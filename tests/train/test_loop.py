@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from attfc_cuda.data import Batch
-from attfc_cuda.train import AttFCObjective, NonFiniteLoss, TrainConfig, checkpoint, train
+from attfc_cuda.train import AttFCObjective, NonFiniteLoss, Objective, TrainConfig, checkpoint, train
 from attfc_cuda.train.log import read_log
+from attfc_cuda.train.objective import OBJECTIVES
 
 Tiny = Callable[..., TrainConfig]
 
@@ -45,14 +46,16 @@ def differences(a: object, b: object, where: str = "") -> list[str]:
     return [] if a == b else [where]
 
 
-def acting_at(call: int, action: Callable[[], None], noisy: bool = False) -> type[AttFCObjective]:
+def acting_at(
+    call: int, action: Callable[[], None], noisy: bool = False, base: type[Objective] = AttFCObjective
+) -> type[Objective]:
     """An objective that does something in the middle of the given forward pass, counted from 1.
 
     noisy: the loss also depends on every global random generator, as dropout would make it.
     """
     calls = [0]
 
-    class Acting(AttFCObjective):
+    class Acting(base):
         def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
             calls[0] += 1
             if calls[0] == call:
@@ -60,7 +63,7 @@ def acting_at(call: int, action: Callable[[], None], noisy: bool = False) -> typ
             noise = float(torch.rand(())) + np.random.standard_normal() + random.gauss(0, 1) if noisy else 0.0
             return super().forward(backbone, batch) * (1 + 0.1 * noise)
 
-    Acting.__name__ = AttFCObjective.__name__
+    Acting.__name__ = base.__name__
     return Acting
 
 
@@ -85,22 +88,26 @@ VARIANTS = {
     "bf16, eval encoder, copied buffers": {"precision": "bf16", "encoder_mode": "eval", "encoder_buffers": "copy"},
     "fp16 with loss scaling": {"precision": "fp16"},
     "another margin with state": {"margin": "adaface", "enqueue": "after"},
+    "full FC": {"head": "fc", "margin": "curricularface"},
+    "full FC, optimizer outside": {"head": "fc", "fuse_optimizer": False, "precision": "bf16"},
+    "Partial FC with adamw": {"head": "partial_fc", "sample_rate": 0.7, "optimizer": "adamw"},
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tiny_config: Tiny, variant: dict) -> None:
+    base = OBJECTIVES[variant.get("head", "attfc")]
     whole = tiny_config("whole", **variant)
-    train(whole, acting_at(0, lambda: None, noisy=True))
+    train(whole, acting_at(0, lambda: None, noisy=True, base=base))
     # Step 5 of 8 of the first pass, then step 5 of the second.
     first = tiny_config("parts", checkpoint_every=0, **variant)
-    outcome = train(first, acting_at(5, lambda: os.kill(os.getpid(), signal.SIGTERM), noisy=True))
+    outcome = train(first, acting_at(5, lambda: os.kill(os.getpid(), signal.SIGTERM), noisy=True, base=base))
     assert (outcome.step, outcome.signal) == (5, signal.SIGTERM)
     second = tiny_config("parts", checkpoint_every=0, resume=True, **variant)
-    outcome = train(second, acting_at(8, lambda: os.kill(os.getpid(), signal.SIGINT), noisy=True))
+    outcome = train(second, acting_at(8, lambda: os.kill(os.getpid(), signal.SIGINT), noisy=True, base=base))
     assert (outcome.step, outcome.signal) == (13, signal.SIGINT)
     third = tiny_config("parts", checkpoint_every=0, resume=True, **variant)
-    assert train(third, acting_at(0, lambda: None, noisy=True)).signal is None
+    assert train(third, acting_at(0, lambda: None, noisy=True, base=base)).signal is None
     assert losses(third) == losses(whole)
     assert len(losses(third)) == 20
     assert differences(last_state(third), last_state(whole)) == []
@@ -274,6 +281,7 @@ def test_a_used_run_folder_is_not_overwritten_by_accident(tiny_config: Tiny) -> 
         ({"embedding_dim": 8}, "resume: embedding_dim must equal the checkpoint's 16, got 8"),
         ({"optimizer": "adamw"}, "resume: optimizer must equal the checkpoint's 'sgd', got 'adamw'"),
         ({"margin": "arcface"}, "resume: margin must equal the checkpoint's 'adasin', got 'arcface'"),
+        ({"class_code": 0.5}, "resume: class_code must equal the checkpoint's 1.0, got 0.5"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(tiny_config: Tiny, change: dict, message: str) -> None:

@@ -1,0 +1,74 @@
+"""`attfc plan`: its flags, and what it prints and draws."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from attfc_cuda.plan import report
+
+
+@dataclass
+class PlanCommand:
+    """Say before a run what each head needs, what fits, and what a step costs."""
+
+    identities: float = 1e6
+    """Number of identities, e.g. 2.06e6."""
+    dim: int = 512
+    """Length of an embedding."""
+    batch: int = 384
+    """Images in a step."""
+    backbone: str = "iresnet50"
+    """Network: iresnet18, 34, 50, 100, mobilefacenet, small, or timm:NAME."""
+    image_size: int = 112
+    """Side of an image in pixels."""
+    memory: str | None = None
+    """Memory to fit into, e.g. 24GiB; None: that of this machine's GPU, or its main memory without one."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Format of the products and of the container; trained weights are float32."""
+    gallery_size: int = 2
+    """Gallery images of each probe, for AttFC."""
+    measure: bool = False
+    """Run each head and the backbone for a moment, on this machine, and predict the time of a step from that."""
+    items: bool = False
+    """Print the memory item by item."""
+    chart: Path | None = None
+    """Draw the memory of each head as a bar, into this PNG or SVG."""
+    json: Path | None = None
+    """Write everything as JSON."""
+
+
+def run(command: PlanCommand) -> int:
+    """Make the plan and show it; exit code 0."""
+    device = "cuda" if torch.cuda.is_available() or command.memory else "cpu"
+    limit = _memory_of_this_machine() if command.memory is None else report.parse_bytes(command.memory)
+    plan = report.make_plan(
+        round(command.identities),
+        command.dim,
+        command.batch,
+        command.backbone,
+        command.image_size,
+        limit,
+        command.precision,
+        device,
+        command.gallery_size,
+        measure=command.measure,
+    )
+    report.print_table(plan)
+    if command.items:
+        report.print_items(plan)
+    if command.chart is not None:
+        report.draw(plan, command.chart)
+    if command.json is not None:
+        command.json.write_text(plan.to_json() + "\n", encoding="utf-8")
+    return 0
+
+
+def _memory_of_this_machine() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,120 @@
+"""Time of a step on this machine: head and backbone each run once at a size that takes a moment, then scaled.
+
+A head's time is proportional to its centres, a backbone's to its images (both shown by benchmarks/run.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attfc_cuda import backbones
+from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
+from attfc_cuda.margins import ArcFace
+from attfc_cuda.plan.heads import Head, HeadNeeds
+from attfc_cuda.plan.networks import NetworkNeeds
+
+_IDENTITIES = {"cpu": 20_000, "cuda": 200_000}
+_IMAGES = {"cpu": 8, "cuda": 64}
+_ROUNDS = 3
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def seconds(
+    head: Head,
+    needs: HeadNeeds,
+    identities: int,
+    dim: int,
+    batch: int,
+    network: NetworkNeeds,
+    image_size: int,
+    images: float,
+    precision: str,
+) -> tuple[float, float]:
+    """(head, backbone) seconds of a step; images: how many forwards a step is worth (a backward counts as two)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = _DTYPES[precision]
+    some = min(identities, _IDENTITIES[device])
+    step = _head_step(head, some, dim, batch, device, dtype)
+    head_seconds = _median(step, device) * identities / some
+    count = min(batch, _IMAGES[device])
+    return head_seconds, _median(_network_step(network.name, dim, image_size, count, device, dtype), device) * (
+        images / (3 * count)
+    )
+
+
+def _head_step(
+    head: Head, identities: int, dim: int, batch: int, device: str, dtype: torch.dtype
+) -> Callable[[], None]:
+    x = torch.randn(batch, dim, device=device, requires_grad=True)
+    labels = torch.randint(identities, (batch,), device=device)
+    if head.kind == "attfc":
+        slots = max(batch, round(head.share * identities))
+        attfc = AttFC(dim, slots, ArcFace(), "refresh", num_classes=identities, dtype=dtype).to(device)
+        for stretch in attfc.container.centers.split(4096):
+            stretch.copy_(F.normalize(torch.randn(stretch.shape, device=device)))
+        attfc.container.labels.copy_(torch.randperm(identities, device=device)[:slots])
+        gallery = torch.randn(batch, 2, dim, device=device)
+        return lambda: attfc(x, labels, gallery).backward()
+    if head.kind == "explicit_fc":
+        weight = nn.Parameter(torch.randn(identities, dim, device=device))
+        optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9)
+        return lambda: _explicit_step(x, labels, weight, optimizer, dtype)
+    trained = (
+        FullyConnected(dim, identities, ArcFace())
+        if head.kind == "fc"
+        else PartialFC(dim, identities, head.share, ArcFace())
+    ).to(device)
+    optimizer = trained.fuse_optimizer(0.1) if head.fused else torch.optim.SGD(trained.parameters(), 0.1, momentum=0.9)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            loss = trained(x, labels)
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def _explicit_step(
+    x: Tensor, labels: Tensor, weight: Tensor, optimizer: torch.optim.Optimizer, dtype: torch.dtype
+) -> None:
+    """ArcFace over stored logits, as plain PyTorch code writes it."""
+    optimizer.zero_grad()
+    with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+        cosine = F.normalize(x) @ F.normalize(weight).T
+        rows = torch.arange(len(x), device=x.device)
+        bent = torch.cos(torch.acos(cosine[rows, labels].float().clamp(-1 + 1e-6, 1 - 1e-6)) + 0.5)
+        loss = F.cross_entropy(64 * cosine.index_put((rows, labels), bent.to(cosine.dtype)), labels)
+    loss.backward()
+    optimizer.step()
+
+
+def _network_step(
+    name: str, dim: int, image_size: int, count: int, device: str, dtype: torch.dtype
+) -> Callable[[], None]:
+    network = backbones.build(name, embedding_dim=dim, image_size=image_size).to(device).train()
+    images = torch.randn(count, 3, image_size, image_size, device=device)
+
+    def run() -> None:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            output = network(images)
+        output.float().sum().backward()
+
+    return run
+
+
+def _median(run: Callable[[], None], device: str) -> float:
+    times = []
+    for _ in range(_ROUNDS + 1):
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return sorted(times[1:])[_ROUNDS // 2]

@@ -1,0 +1,205 @@
+"""The plan itself: every head beside the backbone, what fits, what it costs; as a table, as JSON and as a bar chart."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from attfc_cuda._check import error
+from attfc_cuda.plan.heads import HEADS, Head, head_needs
+from attfc_cuda.plan.networks import NetworkNeeds, network_needs
+
+_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 1e3, "mb": 1e6, "gb": 1e9}
+# What the driver, the libraries' kernels and the allocator's rounding take on a GPU before and beside any tensor.
+_RESERVE_BYTES = {"cuda": 3 << 29, "cpu": 3 << 28}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A head's part of the plan. memory: bytes by item, of head and backbone; flop of a step, of each."""
+
+    head: Head
+    memory: dict[str, int]
+    head_bytes: int
+    head_flop: float
+    network_flop: float
+    head_seconds: float | None
+    network_seconds: float | None
+
+    @property
+    def total(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.head_seconds is None else self.head_seconds + (self.network_seconds or 0.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """identities x dim, batch rows a step; limit_bytes: the memory to fit into."""
+
+    identities: int
+    dim: int
+    batch: int
+    precision: str
+    device: str
+    network: NetworkNeeds
+    limit_bytes: int
+    rows: list[Row]
+
+    def to_json(self) -> str:
+        plain = asdict(self)
+        for row, source in zip(plain["rows"], self.rows, strict=True):
+            row["total"], row["fits"] = source.total, source.total <= self.limit_bytes
+        return json.dumps(plain, indent=1)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from `24GiB`, `80 GB`, `512MiB` or a plain number. Raises ValueError."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
+    if not match or match[2].lower() not in _UNITS or not float(match[1]) > 0:
+        raise error("plan", "memory", "be a size such as 24GiB or 80GB", repr(text))
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def make_plan(
+    identities: int,
+    dim: int,
+    batch: int,
+    backbone: str,
+    image_size: int,
+    limit_bytes: int,
+    precision: str = "bf16",
+    device: str = "cuda",
+    gallery_size: int = 2,
+    heads: Sequence[Head] = HEADS,
+    measure: bool = False,
+) -> Plan:
+    """Memory and arithmetic of a training step of each head; with `measure` its time on this machine.
+
+    Weights are float32 with a gradient and one momentum (SGD); activations of the backbone are those that autograd
+    saves, by running it on fake tensors; AttFC adds the momentum encoder and its forward over the gallery.
+    """
+    for argument, value in {"identities": identities, "dim": dim, "batch": batch}.items():
+        if value < 1:
+            raise error("plan", argument, "be at least 1", value)
+    network = network_needs(backbone, dim, image_size, batch, precision)
+    network_memory = {
+        "backbone: weights, gradient, momentum": 3 * 4 * network.parameters + 4 * network.buffers,
+        "backbone: activations": network.saved_bytes,
+        "images": batch * 3 * image_size**2 * 4,
+        "reserve": _RESERVE_BYTES[device],
+    }
+    rows = []
+    for head in heads:
+        needs = head_needs(head, identities, dim, batch, precision, device)
+        memory = {**network_memory, **needs.kept, **needs.step}
+        images = 3.0 * batch
+        if head.kind == "attfc":
+            memory["momentum encoder"] = 4 * (network.parameters + network.buffers)
+            memory["gallery: images and activations"] = (
+                batch * gallery_size * (3 * image_size**2 * 4 + 3 * network.largest_bytes // batch)
+            )
+            images += gallery_size * batch
+        times = (None, None)
+        if measure:
+            from attfc_cuda.plan import rates
+
+            times = rates.seconds(head, needs, identities, dim, batch, network, image_size, images, precision)
+        rows.append(
+            Row(
+                head,
+                memory,
+                needs.total,
+                needs.products * needs.product_flop,
+                network.forward_flop * images,
+                *times,
+            )
+        )
+    return Plan(identities, dim, batch, precision, device, network, limit_bytes, rows)
+
+
+def print_table(plan: Plan) -> None:
+    """Print the plan: memory of the head, of all, whether it fits, arithmetic, and time where it was measured."""
+    from rich.console import Console
+    from rich.table import Table
+
+    network = plan.network
+    title = (
+        f"{plan.identities:,} identities x {plan.dim}, batch {plan.batch}, {network.name} "
+        f"({network.parameters / 1e6:.1f} M parameters), {plan.precision}, into {plan.limit_bytes / 2**30:.1f} GiB"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in ("head", "head GiB", "all GiB", "fits", "head TFLOP", "all TFLOP"):
+        table.add_column(column, justify="left" if column == "head" else "right")
+    timed = any(row.seconds is not None for row in plan.rows)
+    if timed:
+        table.add_column("head ms", justify="right")
+        table.add_column("images/s", justify="right")
+    for row in plan.rows:
+        spare = (plan.limit_bytes - row.total) / 2**30
+        fits = f"yes, {spare:.1f} spare" if spare >= 0 else f"no, {-spare:.1f} short"
+        cells = [
+            row.head.label,
+            f"{row.head_bytes / 2**30:.2f}",
+            f"{row.total / 2**30:.2f}",
+            fits,
+            f"{row.head_flop / 1e12:.2f}",
+            f"{(row.head_flop + row.network_flop) / 1e12:.2f}",
+        ]
+        if timed:
+            cells += [f"{row.head_seconds * 1e3:.0f}", f"{plan.batch / row.seconds:.0f}"] if row.seconds else ["-", "-"]
+        table.add_row(*cells)
+    # A pipe has no width: wide enough then that no number is cut.
+    Console(width=None if os.isatty(1) else 140).print(table)
+
+
+def print_items(plan: Plan) -> None:
+    """Print where the memory of each head goes, item by item."""
+    for row in plan.rows:
+        print(row.head.label)
+        for item, size in row.memory.items():
+            print(f"  {size / 2**20:12,.1f} MiB  {item}")
+
+
+def draw(plan: Plan, path: Path) -> None:
+    """Write the plan as stacked bars, one a head, with the limit as a line; PNG, SVG or PDF by the path's suffix."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from attfc_cuda.evaluation.plots import COLORS
+
+    groups = {
+        "backbone": ("backbone", "images", "momentum encoder", "gallery"),
+        "centres or container": ("container", "class centres", "classes", "slot of"),
+        "optimizer and gradient of the centres": ("momentum", "gradient", "normalised"),
+        "logits": ("logits",),
+        "other": ("",),
+    }
+    figure = Figure(figsize=(8, 0.55 * len(plan.rows) + 1.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    left = [0.0] * len(plan.rows)
+    taken: list[set[str]] = [set() for _ in plan.rows]
+    for number, (label, prefixes) in enumerate(groups.items()):
+        widths = []
+        for row, done in zip(plan.rows, taken, strict=True):
+            mine = {item for item in row.memory if item not in done and item.startswith(prefixes)}
+            done |= mine
+            widths.append(sum(row.memory[item] for item in mine) / 2**30)
+        axes.barh(range(len(plan.rows)), widths, left=left, color=COLORS[number], label=label)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.axvline(plan.limit_bytes / 2**30, color="black", linestyle="--", linewidth=1, label="limit")
+    axes.set_yticks(range(len(plan.rows)), [row.head.label for row in plan.rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("GiB in a training step")
+    axes.set_title(f"{plan.identities:,} identities, batch {plan.batch}, {plan.network.name}", loc="left")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize="small")
+    part = path.with_name(f".{path.name}")
+    figure.savefig(part, dpi=150, format=path.suffix.lstrip(".") or "png")
+    os.replace(part, path)

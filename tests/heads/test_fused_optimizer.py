@@ -1,0 +1,149 @@
+"""The optimizer in the backward pass: the same steps as torch.optim's, and nothing left behind."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from trained_cases import batch, make
+
+from attfc_cuda import ArcFace, FullyConnected, PartialFC, _trained_centers
+
+OPTIMIZERS = {
+    "sgd": ({"momentum": 0.9, "weight_decay": 1e-2}, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 1e-2}),
+    "plain sgd": ({"momentum": 0.0}, torch.optim.SGD, {}),
+    "adamw": (
+        {"kind": "adamw", "weight_decay": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6},
+        torch.optim.AdamW,
+        {"weight_decay": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6},
+    ),
+}
+
+
+@pytest.fixture(params=[1 << 21, 7 * 16], ids=["one stretch", "many stretches"])
+def stretches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_trained_centers.STRETCH_NUMBERS, "cpu", request.param)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_full_fc_steps_as_torch_optim_does(name: str, backend: str, stretches: None) -> None:
+    fused_options, usual_type, usual_options = OPTIMIZERS[name]
+    usual, fused = make(FullyConnected, backend=backend), make(FullyConnected, backend=backend)
+    optimizer = usual_type([usual.centers], lr=0.1, **usual_options)
+    inside = fused.fuse_optimizer(0.1, **fused_options)
+    for step in range(4):
+        for group in (*optimizer.param_groups, *inside.param_groups):
+            group["lr"] = 0.1 / (step + 1)
+        x, labels = batch(seed=step)
+        optimizer.zero_grad()
+        usual(x, labels).backward()
+        optimizer.step()
+        fused(x, labels).backward()
+        inside.step()
+        assert fused.centers.grad is None
+    torch.testing.assert_close(fused.centers, usual.centers, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(fused.centers, make(FullyConnected).centers)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_partial_fc_steps_the_sample_and_nothing_else(name: str, stretches: None) -> None:
+    fused_options, usual_type, usual_options = OPTIMIZERS[name]
+    head = make(PartialFC, sample_rate=0.3)
+    inside = head.fuse_optimizer(0.1, **fused_options)
+    x, labels = batch(rows=6)
+    state = torch.get_rng_state()
+    sample = head.select(labels).center_labels
+    torch.set_rng_state(state)
+    before = head.centers.detach().clone()
+    # The same step by hand: an optimizer over the sampled rows alone.
+    plain = make(PartialFC, sample_rate=0.3)
+    torch.set_rng_state(state)
+    plain(x, labels).backward()
+    rows = before[sample].clone().requires_grad_()
+    rows.grad = plain.centers.grad[sample]
+    usual_type([rows], lr=0.1, **usual_options).step()
+    torch.set_rng_state(state)
+    head(x, labels).backward()
+    torch.testing.assert_close(head.centers[sample], rows, rtol=1e-5, atol=1e-6)
+    outside = torch.ones(40, dtype=torch.bool)
+    outside[sample] = False
+    assert torch.equal(head.centers[outside], before[outside])
+    for key, buffer in inside.state[head.centers].items():
+        if key != "step":
+            assert buffer[sample].any() and not buffer[outside].any()
+
+
+def test_a_frozen_backbone_still_trains_the_centers() -> None:
+    for head in (make(FullyConnected), make(PartialFC, sample_rate=0.5)):
+        head.fuse_optimizer(0.1)
+        before = head.centers.detach().clone()
+        head(*batch()).backward()
+        assert not torch.equal(head.centers, before)
+
+
+def test_state_dict_round_trip_continues_bit_by_bit() -> None:
+    one = make(FullyConnected)
+    first = one.fuse_optimizer(0.1, momentum=0.9)
+    one(*batch(seed=0)).backward()
+    other = make(FullyConnected)
+    second = other.fuse_optimizer(0.5, momentum=0.9)
+    other.load_state_dict(one.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))  # which would else share its tensors
+    for head in (one, other):
+        head(*batch(seed=1)).backward()
+    assert torch.equal(one.centers, other.centers) and second.param_groups[0]["lr"] == 0.1
+
+
+def test_schedules_drive_it() -> None:
+    head = make(FullyConnected)
+    optimizer = head.fuse_optimizer(0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.0)
+    head(*batch()).backward()
+    optimizer.step()
+    schedule.step()
+    before = head.centers.detach().clone()
+    head(*batch()).backward()
+    assert optimizer.param_groups[0]["lr"] == 0 and torch.equal(head.centers, before)
+
+
+def test_scaled_losses_give_the_same_step_and_overflow_none() -> None:
+    plain, scaled = make(FullyConnected), make(FullyConnected)
+    plain.fuse_optimizer(0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    scaled.fuse_optimizer(0.1, grad_scaler=scaler)
+    x, labels = batch()
+    plain(x, labels).backward()
+    scaler.scale(scaled(x, labels)).backward()
+    torch.testing.assert_close(scaled.centers, plain.centers, rtol=1e-5, atol=1e-6)
+    before = scaled.centers.detach().clone()
+    (scaled(x, labels) * torch.tensor(float("inf"))).backward()
+    assert torch.equal(scaled.centers, before)
+
+
+def test_two_forwards_before_a_backward_are_refused() -> None:
+    """The second backward would meet centres that the first has moved."""
+    head = make(FullyConnected)
+    head.fuse_optimizer(0.1)
+    x, labels = batch()
+    first, second = head(x, labels), head(x, labels)
+    first.backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        second.backward()
+
+
+BAD = {
+    "kind": ({"kind": "lamb"}, "fuse_optimizer: kind must be one of ('sgd', 'adamw'), got 'lamb'"),
+    "lr": ({"lr": -1.0}, "fuse_optimizer: lr must be at least 0, got -1.0"),
+    "momentum": ({"momentum": -0.1}, "fuse_optimizer: momentum must be at least 0, got -0.1"),
+    "betas": ({"betas": (0.9, 1.0)}, "fuse_optimizer: betas must lie in [0, 1), got (0.9, 1.0)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named(name: str) -> None:
+    change, message = BAD[name]
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        FullyConnected(4, 5, ArcFace()).fuse_optimizer(**{"lr": 0.1, **change})

@@ -1,0 +1,124 @@
+"""The plan as a whole: backbone, table, chart, JSON, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from attfc_cuda import backbones, cli
+from attfc_cuda.plan import HEADS, Head, head_needs, make_plan, network_needs
+from attfc_cuda.plan.report import parse_bytes
+
+
+@pytest.mark.parametrize("name", ["small", "mobilefacenet", "iresnet18"])
+def test_backbone_on_fake_tensors_is_the_real_one(name: str) -> None:
+    needs = network_needs(name, 32, 32, 4)
+    network = backbones.build(name, embedding_dim=32, image_size=32).train()
+    own = {p.untyped_storage()._cdata for p in (*network.parameters(), *network.buffers())}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        output = network(torch.randn(4, 3, 32, 32))
+    real = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+    assert output.shape == (4, 32) and needs.saved_bytes == pytest.approx(real, rel=0.02)
+    assert needs.parameters == sum(p.numel() for p in network.parameters())
+    # Twice the batch: twice the activations, the same arithmetic for an image.
+    twice = network_needs(name, 32, 32, 8)
+    assert twice.saved_bytes == pytest.approx(2 * needs.saved_bytes, rel=0.05)
+    assert twice.forward_flop == pytest.approx(needs.forward_flop, rel=0.01)
+
+
+def test_iresnet50_has_its_published_size() -> None:
+    """43.6 M parameters, 6.3 G multiply-adds an image of 112 x 112."""
+    needs = network_needs("iresnet50", 512, 112, 2)
+    assert needs.parameters == pytest.approx(43.6e6, rel=0.01) and needs.forward_flop == pytest.approx(12.6e9, rel=0.02)
+
+
+def test_ten_million_identities_fit_only_with_a_container() -> None:
+    plan = make_plan(10_000_000, 512, 384, "iresnet50", 112, parse_bytes("80GiB"))
+    fits = {row.head.label: row.total <= plan.limit_bytes for row in plan.rows}
+    assert fits["AttFC 10 %"] and not fits["full FC, plain PyTorch"]
+    totals = [head_needs(head, 10_000_000, 512, 384, "bf16", "cuda").total for head in HEADS]
+    assert totals == [row.head_bytes for row in plan.rows]
+
+
+def test_trained_heads_keep_weights_and_momentum_whatever_is_sampled() -> None:
+    for rate in (0.1, 0.5, 1.0):
+        kept = head_needs(Head("", "partial_fc", rate), 1_000_000, 512, 384).kept
+        assert kept["class centres"] == kept["momentum"] == 1_000_000 * 512 * 4
+
+
+def test_command_prints_draws_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    chart, saved = tmp_path / "plan.svg", tmp_path / "plan.json"
+    arguments = [
+        "plan",
+        "--identities",
+        "2e5",
+        "--batch",
+        "32",
+        "--backbone",
+        "small",
+        "--image-size",
+        "64",
+        "--memory",
+        "4GiB",
+        "--items",
+    ]
+    assert cli.main([*arguments, "--chart", str(chart), "--json", str(saved)]) == 0
+    printed = capsys.readouterr().out
+    assert "200,000 identities x 512" in printed and "MiB  momentum encoder" in printed
+    for head in HEADS:
+        assert head.label in printed
+    assert chart.read_text().count("<svg") == 1
+    plan = json.loads(saved.read_text())
+    assert plan["limit_bytes"] == 4 * 2**30 and len(plan["rows"]) == len(HEADS)
+    assert all(row["total"] == sum(row["memory"].values()) for row in plan["rows"])
+    assert plan["rows"][0]["head_seconds"] is None
+
+
+def test_measured_times_are_there_and_positive(capsys: pytest.CaptureFixture) -> None:
+    heads = (
+        Head("a", "attfc", 0.5),
+        Head("p", "partial_fc", 0.5),
+        Head("f", "fc", fused=False),
+        Head("e", "explicit_fc"),
+    )
+    plan = make_plan(500, 16, 8, "small", 16, 2**30, "fp32", "cpu", heads=heads, measure=True)
+    assert all(row.head_seconds > 0 and row.network_seconds > 0 for row in plan.rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--memory", "much"], "plan: memory must be a size such as 24GiB or 80GB, got 'much'"),
+        (["--identities", "0"], "plan: identities must be at least 1, got 0"),
+        (["--batch", "0"], "plan: batch must be at least 1, got 0"),
+        (["--backbone", "vgg"], "vgg"),
+    ],
+)
+def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["plan", "--image-size", "32", "--backbone", "small", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sizes_in_words() -> None:
+    assert parse_bytes("24GiB") == 24 * 2**30 and parse_bytes("80 GB") == 80e9 and parse_bytes("512") == 512
+    for bad in ("", "-1GiB", "0", "GiB"):
+        with pytest.raises(ValueError, match="plan: memory must be a size"):
+            parse_bytes(bad)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"kind": "lsh"}, "plan: kind must be one of attfc"), ({"share": 0.0}, r"plan: share must lie in \(0, 1\]")],
+)
+def test_bad_heads_are_named(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Head("x", **{"kind": "fc", **change})
