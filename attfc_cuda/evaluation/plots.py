@@ -146,7 +146,7 @@ def plot_cosines(
     FigureCanvasAgg(figure)
     shares, by_age = figure.subplots(1, 2)
     kinds = {"own centre": positive, "other, fresh": negative[age == 0], "other, older": negative[age > 0]}
-    bins = np.linspace(-1.0, 1.0, 81)
+    bins = np.linspace(-1.0, 1.0, 41)
     for (name, values), color in zip(kinds.items(), COLORS, strict=False):
         if values.size:
             label = f"{name} (mean {values.mean():.2f})"
