@@ -1,5 +1,6 @@
 # make demo   trains a small model with AttFC + AdaSin on procedural faces and verifies it (a few minutes on a CPU)
-# make test   runs every test
+# make test   runs every test; those that need a GPU say why they do not run
+# make gpu    on a machine with a GPU: builds the CUDA extension, runs the GPU tests, times the kernels (about 9 minutes)
 # make bench  times the sweep on this machine against plain PyTorch
 # make lint   checks formatting
 # All of them first make .venv and install and compile the package into it, once.
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 # Wheels of torch without CUDA exist too: TORCH="torch --index-url URL" installs another build.
 TORCH ?= torch
 
-.PHONY: demo test test-kernels bench lint clean
+.PHONY: demo test test-kernels gpu bench lint clean
 .DELETE_ON_ERROR:
 
 # Compiled again whenever a source changes.
@@ -27,14 +28,19 @@ demo: $(VENV)/.installed
 	$(BIN)/attfc demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	ATTFC_TEST_COUNTS=build/test_counts.json $(BIN)/python -m pytest
 	$(MAKE) test-kernels
+	$(BIN)/python tests/counting.py build/test_counts.json build/csrc/ctest.xml
 
 # The CUDA kernels' own source, run on the CPU and compiled for every architecture; needs neither torch nor a GPU.
 test-kernels: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/csrc -G Ninja -DPython3_EXECUTABLE=$(abspath $(BIN))/python
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/csrc
-	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/csrc -j 2 --output-on-failure
+	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/csrc -j 2 --output-on-failure \
+	  --output-junit ctest.xml --test-output-size-passed 1000000
+
+gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py

@@ -1,7 +1,9 @@
-"""Builds the compiled extension where torch can be imported; otherwise attfc_cuda/_backend.py builds it at first use.
+"""Builds the compiled extensions where torch can be imported; elsewhere attfc_cuda/_backend.py does at first use.
 
 `pip install --no-build-isolation -e .` compiles now; a plain `pip install -e .` (isolated build, no torch) compiles at
-the first call. Everything else about the package is in pyproject.toml.
+the first call. The operators for CUDA devices are built where a GPU is visible and a CUDA toolkit is found, for that
+GPU, and left out with the reason elsewhere; ATTFC_FORCE_CUDA=1 builds them anywhere or fails, ATTFC_FORCE_CUDA=0 never.
+Everything else about the package is in pyproject.toml.
 """
 
 import os
@@ -17,10 +19,15 @@ ROOT = Path(__file__).resolve().parent
 
 
 def load_build_lists():
-    spec = util.spec_from_file_location("_build", ROOT / "attfc_cuda" / "_build.py")
+    spec = util.spec_from_file_location("_attfc_build", ROOT / "attfc_cuda" / "_build.py")
     module = util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up their module
     spec.loader.exec_module(module)
     return module
+
+
+def tell(text):
+    print(f"attfc_cuda: {text}", file=sys.stderr)
 
 
 class BuildPyWithSources(build_py):
@@ -34,15 +41,53 @@ class BuildPyWithSources(build_py):
 
 def extension_arguments():
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        import torch
+        from torch.utils import cpp_extension
     except ImportError:
-        print("attfc_cuda: torch is not importable here; the extension is compiled at first use", file=sys.stderr)
+        tell("torch is not importable here; the extension is compiled at first use")
         return {}
     os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
     lists = load_build_lists()
-    sources = [str(path.relative_to(ROOT)) for path in lists.cpu_sources(ROOT / "csrc")]
-    extension = CppExtension("attfc_cuda._C", sources, extra_compile_args=lists.compile_flags())
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+    csrc = ROOT / "csrc"
+
+    def relative(paths):
+        return [str(path.relative_to(ROOT)) for path in paths]
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        """An optional extension that does not compile is told of and left out. A binary that an earlier build left
+        never stands in for one that this build leaves out."""
+
+        def run(self):
+            for folder in (ROOT, Path(self.build_lib)):
+                for stale in (folder / "attfc_cuda").glob("_C_cuda.*"):
+                    stale.unlink()
+            super().run()
+
+        def build_extension(self, ext):
+            try:
+                super().build_extension(ext)
+            except Exception as cause:
+                if not ext.optional:
+                    raise
+                tell(f"{ext.name} could not be compiled and is left out: {cause}")
+
+    arguments = lists.compile_flags()
+    extensions = [
+        cpp_extension.CppExtension("attfc_cuda._C", relative(lists.cpu_sources(csrc)), extra_compile_args=arguments)
+    ]
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    plan = lists.plan_cuda_build(torch.version.cuda, capabilities)
+    if isinstance(plan, str):
+        tell(f"the CUDA extension is left out: {plan}")
+    else:
+        tell(f"the CUDA extension is compiled for {', '.join(plan.architectures)} with {plan.toolkit.home}")
+        cpp_extension.CUDA_HOME = str(plan.toolkit.home)
+        flags = {"cxx": plan.cxx_flags(), "nvcc": plan.nvcc_flags()}
+        sources = relative(lists.cuda_sources(csrc))
+        extension = cpp_extension.CUDAExtension("attfc_cuda._C_cuda", sources, extra_compile_args=flags)
+        extension.optional = os.environ.get(lists.FORCE) != "1"
+        extensions.append(extension)
+    return {"ext_modules": extensions, "cmdclass": {"build_ext": BuildExtension}}
 
 
 arguments = extension_arguments()

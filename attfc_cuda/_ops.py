@@ -12,10 +12,15 @@
 ``torch.ops.attfc.center_gradient`` returns, [S, D] in the centres' dtype, the gradient of
 sum_b grad_lse_b lse_b + target_grad_b c_b, c_b the cosine of row b to each slot of its own class, to the centres. With
 center_scale (the inverse norms of raw centres) it is projected through the normalisation.
+
+``attfc::<name>_cuda`` are the same operators by the hand-written CUDA kernels. They have names of their own because the
+choice among a device's backends is made before the call (`_backend.resolve`): a named backend can then be refused, and
+in a compiled graph the choice is the name of the operator.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +90,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
     ctx.mark_non_differentiable(hard_count, max_cosine, omitted_mass, unit_grad, moments)
 
 
-def _backward(ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
+def _backward(backend: str, ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
     embeddings, unit_grad, moments, *again = ctx.saved_tensors
     needs = ctx.needs_input_grad
     grads: list[Tensor | None] = [None] * 14
@@ -93,7 +98,7 @@ def _backward(ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
         grads[0] = first_order_only((grad_lse[:, None] * unit_grad).to(embeddings.dtype), embeddings)
     if needs[1]:
         lse, *rest = again
-        grads[1] = torch.ops.attfc.center_gradient(
+        grads[1] = center_gradient_operator(backend)(
             grad_lse.contiguous(), lse, None, embeddings, *rest, ctx.scale, ctx.grad_tolerance
         )
     for i in range(3):
@@ -102,15 +107,30 @@ def _backward(ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
     return tuple(grads)
 
 
-class _NegativeLogSumExp(torch.autograd.Function):
+@functools.cache
+def _transformable(backend: str) -> Callable[..., Outputs]:
     """The same autograd in the form that torch.func transforms see through; that of the operator they refuse."""
+    operator = negative_logsumexp_operator(backend)
 
-    @staticmethod
-    def forward(*inputs: Any) -> Outputs:
-        return torch.ops.attfc.negative_logsumexp(*inputs)
+    class NegativeLogSumExp(torch.autograd.Function):
+        @staticmethod
+        def forward(*inputs: Any) -> Outputs:
+            return operator(*inputs)
 
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_backward)
+        setup_context = staticmethod(_setup_context)
+        backward = staticmethod(functools.partial(_backward, backend))
+
+    return NegativeLogSumExp.apply
+
+
+def negative_logsumexp_operator(backend: str) -> Callable[..., Outputs]:
+    """The operator of a backend that :func:`attfc_cuda._backend.resolve` has loaded."""
+    return torch.ops.attfc.negative_logsumexp_cuda if backend == "cuda" else torch.ops.attfc.negative_logsumexp
+
+
+def center_gradient_operator(backend: str) -> Callable[..., Tensor]:
+    """As :func:`negative_logsumexp_operator`."""
+    return torch.ops.attfc.center_gradient_cuda if backend == "cuda" else torch.ops.attfc.center_gradient
 
 
 def _fake_center_gradient(grad_lse: Tensor, lse: Tensor, target_grad: Tensor | None, *inputs: Any) -> Tensor:
@@ -122,12 +142,14 @@ def _refuse(ctx: Any, *_: Any) -> Any:
     return _FirstOrderOnly.backward(ctx)
 
 
-def register() -> None:
-    """Adds fake kernels and autograd to the operators, whose schemas and CPU kernels the extension has registered."""
-    torch.library.register_fake("attfc::negative_logsumexp", _fake)
-    torch.library.register_autograd("attfc::negative_logsumexp", _backward, setup_context=_setup_context)
-    torch.library.register_fake("attfc::center_gradient", _fake_center_gradient)
-    torch.library.register_autograd("attfc::center_gradient", _refuse)
+def register(suffix: str = "") -> None:
+    """Adds fake kernels and autograd to the operators, whose schemas and kernels an extension has registered.
+    suffix: "_cuda" for those of the CUDA extension."""
+    backward = functools.partial(_backward, suffix.removeprefix("_"))
+    torch.library.register_fake(f"attfc::negative_logsumexp{suffix}", _fake)
+    torch.library.register_autograd(f"attfc::negative_logsumexp{suffix}", backward, setup_context=_setup_context)
+    torch.library.register_fake(f"attfc::center_gradient{suffix}", _fake_center_gradient)
+    torch.library.register_autograd(f"attfc::center_gradient{suffix}", _refuse)
 
 
 def register_kernel(name: str, device_type: str, kernel: Callable[..., Outputs]) -> None:
@@ -156,7 +178,7 @@ def negative_logsumexp(
     modulation = (quad, lin, const)
     need_moments = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in modulation)
     transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    operator = _NegativeLogSumExp.apply if transformed else torch.ops.attfc.negative_logsumexp
+    operator = _transformable(backend) if transformed else negative_logsumexp_operator(backend)
     lse, hard_count, max_cosine, omitted_mass, _, _ = operator(
         embeddings, centers, labels, center_labels, center_scale, reference, threshold, quad, lin, const, scale,
         grad_tolerance, need_grad, need_moments,

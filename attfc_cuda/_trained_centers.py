@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attfc_cuda import _ops
+
 LINK = ("grad_lse", "lse", "reference", "threshold", "quad", "lin", "const")
 
 # Takes (first row, gradient of a stretch of rows) in place of autograd: see heads/fused_optimizer.py.
@@ -33,6 +35,7 @@ class Sweep(NamedTuple):
 
     dtype: of the products' operands; centres of another dtype (float32 masters under autocast) are cast.
     modulated: whether the sweep has a threshold.
+    backend: that of the sweep, resolved.
     """
 
     labels: Tensor
@@ -42,6 +45,7 @@ class Sweep(NamedTuple):
     scale: float
     grad_tolerance: float
     modulated: bool
+    backend: str
 
 
 class _OwnCosine(torch.autograd.Function):
@@ -92,7 +96,7 @@ def _center_gradient(ctx: Any, grad_cosine: Tensor, grad_link: Tensor) -> Tensor
         modulation = [None] * 4
 
     def gradient(first: int, last: int) -> Tensor:
-        return torch.ops.attfc.center_gradient(
+        return _ops.center_gradient_operator(sweep.backend)(
             grad_lse,
             lse,
             grad_cosine.contiguous(),
@@ -112,7 +116,8 @@ def _center_gradient(ctx: Any, grad_cosine: Tensor, grad_link: Tensor) -> Tensor
         return gradient(0, len(centers))
     whole = centers.new_empty(centers.shape) if ctx.sink is None else None
     stretch = max(1, STRETCH_NUMBERS[centers.device.type] // centers.shape[1])
-    for first in range(0, len(centers), stretch):
+    # Without any centre the sink is called too: an optimizer counts its steps the same on every process.
+    for first in range(0, max(len(centers), 1), stretch):
         last = min(first + stretch, len(centers))
         if whole is None:
             ctx.sink(first, gradient(first, last))

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attfc_cuda._check import error, require_rows
+from attfc_cuda._check import error, require_labels, require_mapping, require_rows
+from attfc_cuda.distributed import Shards
 
 POLICIES = ("fifo", "refresh")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -35,8 +36,13 @@ class DynamicClassContainer(nn.Module):
     dtype: of `centers`: float32, bfloat16, float16 or float64.
     check_labels: whether `enqueue` reports labels at or above `num_classes`: on the CPU by a ValueError that names the
         row; on another device, and in compiled code, by an assertion on the device (nothing waits for it; on CUDA it
-        ends the process's use of the GPU, as any device assertion does). With False such rows are left out silently;
-        never is anything else overwritten.
+        ends the process's use of the GPU, as any device assertion does; ATTFC_DEBUG=1 makes the host wait and names the
+        row). While a CUDA graph is captured nothing is checked. With False, or in a graph, such rows are left out
+        silently; never is anything else overwritten.
+    shards: a `distributed.Shards` to split the slots over the processes of a group: `centers` is then this process's
+        stretch of them [n, D], slots `first` to `last` - 1, and all processes enqueue the same rows in the same order.
+        What says which slot is whose (the buffers below `centers`) is small and whole on each, so nothing needs to be
+        asked.
 
     Buffers, none of them in the optimizer, all but the last in the state_dict, which therefore restores the container
     exactly:
@@ -68,6 +74,7 @@ class DynamicClassContainer(nn.Module):
         policy: str = "fifo",
         dtype: torch.dtype = torch.float32,
         check_labels: bool = True,
+        shards: Shards | None = None,
     ) -> None:
         super().__init__()
         name = "DynamicClassContainer"
@@ -82,8 +89,9 @@ class DynamicClassContainer(nn.Module):
         if dtype not in DTYPES:
             raise error(name, "dtype", f"be one of {DTYPES}", dtype, kind=TypeError)
         self.capacity, self.dim, self.num_classes = capacity, dim, num_classes
-        self.policy, self.check_labels = policy, check_labels
-        self.register_buffer("centers", torch.zeros(capacity, dim, dtype=dtype))
+        self.policy, self.check_labels, self.shards = policy, check_labels, shards
+        self.first, self.last = (0, capacity) if shards is None else shards.bounds(capacity)
+        self.register_buffer("centers", torch.zeros(self.last - self.first, dim, dtype=dtype))
         self.register_buffer("labels", torch.full((capacity,), -1))
         self.register_buffer("clock", torch.zeros((), dtype=torch.int64))
         if num_classes is not None and policy == "refresh":
@@ -96,7 +104,13 @@ class DynamicClassContainer(nn.Module):
     def extra_repr(self) -> str:
         classes = "" if self.num_classes is None else f", num_classes={self.num_classes}"
         dtype = str(self.centers.dtype).removeprefix("torch.")
-        return f"capacity={self.capacity}, dim={self.dim}{classes}, policy={self.policy!r}, dtype={dtype}"
+        part = "" if self.shards is None else f", slots {self.first} to {self.last - 1} here"
+        return f"capacity={self.capacity}, dim={self.dim}{classes}, policy={self.policy!r}, dtype={dtype}{part}"
+
+    @property
+    def labels_here(self) -> Tensor:
+        """The label of each row of `centers`: `labels`, or with shards this process's stretch of them."""
+        return self.labels[self.first : self.last]
 
     @property
     def fill(self) -> Tensor:
@@ -137,6 +151,35 @@ class DynamicClassContainer(nn.Module):
             self.stamps.copy_(torch.arange(-self.capacity, 0, device=self.stamps.device))
             self.slot_of_class.fill_(-1)
 
+    @property
+    def split_rows(self) -> dict[str, int]:
+        """The buffers of which `shards` leave a stretch here, and their rows over all processes."""
+        return {"centers": self.capacity}
+
+    @torch.no_grad()
+    def resize_classes(self, mapping: Tensor) -> None:
+        """Number the classes anew: `mapping` [new N] int64 is each new class's old number, -1 for one that is new.
+
+        The centres stay in their slots; those of classes that are named no more leave theirs empty.
+        Raises: ValueError for another shape, an entry that is no class, a class named twice; TypeError for a dtype.
+        """
+        require_mapping("DynamicClassContainer.resize_classes", mapping, self.num_classes)
+        mapping = mapping.to(self.labels.device)
+        most = torch.cat([self.labels, mapping]).max() + 1 if self.num_classes is None else self.num_classes
+        kept = mapping >= 0
+        # One entry more than there are classes: -1, which empty slots look up.
+        class_of = torch.full((int(most) + 1,), -1, device=mapping.device)
+        class_of[mapping[kept]] = kept.nonzero().flatten()
+        self.labels.copy_(class_of[self.labels])
+        if self.num_classes is not None:
+            self.num_classes = len(mapping)
+        if self.policy == "refresh":
+            # A slot that has become empty gets the stamp it had in the beginning, which no other slot can have.
+            initial = torch.arange(-self.capacity, 0, device=self.stamps.device)
+            self.stamps.copy_(torch.where(self.labels < 0, initial, self.stamps))
+            self.slot_of_class = self.slot_of_class.new_empty(len(mapping) + 1)
+            _rebuild_slot_of_class(self)
+
     def check(self, centers: Tensor, labels: Tensor) -> None:
         """Raise what `enqueue(centers, labels)` would raise, and write nothing."""
         name = "DynamicClassContainer.enqueue"
@@ -155,14 +198,7 @@ class DynamicClassContainer(nn.Module):
             remedy = "use a larger capacity or fewer rows per batch (probes and extra centres count together)"
             raise error(name, "centers", f"have at most capacity = {self.capacity} rows", centers.shape[0], remedy)
         if self.check_labels and self.num_classes is not None:
-            require_rows(
-                labels < self.num_classes,
-                name,
-                "labels",
-                f"be below num_classes = {self.num_classes}",
-                lambda row: f"{int(labels[row])} in row {row}",
-                "give the head the data set's number of classes",
-            )
+            require_labels(name, labels, self.num_classes)
 
     @torch.no_grad()
     def enqueue(self, centers: Tensor, labels: Tensor) -> None:
@@ -216,8 +252,19 @@ class DynamicClassContainer(nn.Module):
 
     def _write(self, slots: Tensor, write: Tensor, new: Tensor, labels: Tensor) -> None:
         """Put the rows of `write` into their slots; the other slots named keep their content. `slots` are distinct."""
-        self.centers.index_copy_(0, slots, torch.where(write[:, None], new, self.centers[slots]))
         self.labels.index_copy_(0, slots, torch.where(write, labels, self.labels[slots]))
+        if self.shards is None:
+            self.centers.index_copy_(0, slots, torch.where(write[:, None], new, self.centers[slots]))
+            return
+        if self.first == self.last:
+            return
+        # Rows that write nothing here all write slot 0, each what stands there in the end: of equal values it does not
+        # matter which one comes last.
+        here = write & (slots >= self.first) & (slots < self.last)
+        slot = torch.where(here, slots - self.first, 0)
+        to_first = here & (slot == 0)
+        first = torch.where(to_first.any(), new[to_first.int().argmax()], self.centers[0])
+        self.centers.index_copy_(0, slot, torch.where(here[:, None], new, first))
 
 
 def _rank(first: Tensor, second: Tensor) -> Tensor:
@@ -238,8 +285,8 @@ def _last_of_each(labels: Tensor, among: Tensor) -> Tensor:
     return among & torch.empty_like(among).index_copy_(0, order, ends_run)
 
 
-def _rebuild_slot_of_class(container: DynamicClassContainer, incompatible_keys: Any) -> None:
-    """After a load: the table from the labels, which may be a stranger's and must not index out of bounds."""
+def _rebuild_slot_of_class(container: DynamicClassContainer, incompatible_keys: Any = None) -> None:
+    """The table from the labels: after a new numbering, or a load, whose labels may be a stranger's."""
     labels, classes = container.labels, container.num_classes
     require_rows(
         (labels >= -1) & (labels < classes),

@@ -1,14 +1,16 @@
 """Class centres split over the processes of a group: what goes between them, with its gradient.
 
-Every process holds a stretch of the classes and sees the rows of all processes. The B-sized mathematics of a loss is
-replicated: each process computes the same loss from the same numbers. Only three things cross between processes:
+Every process holds a stretch of the classes (or of a container's slots) and sees the rows of all processes. The B-sized
+mathematics of a loss is replicated: each process computes the same loss from the same numbers. Only three things cross
+between processes:
 
     rows        each process's rows reach all; their gradients, partial on each process, come back summed
     own cosine  the process that holds a row's class knows it; the others add 0
     sweep       each process's lse is a partial sum; they merge exactly, as the splits of one sweep do
 
 A gradient that each process holds whole passes a sum unchanged (`sum_of_shards`); one of which each holds a part is
-summed where it leaves the shards (`to_shards`).
+summed where it leaves the shards (`to_shards`). The collectives of a backward pass run in the order of autograd's
+nodes, which is the same on every process because the graph is.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from attfc_cuda._check import error
 
 
 class _Gather(torch.autograd.Function):
@@ -30,11 +34,8 @@ class _Gather(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         shards, sizes = ctx.shards, ctx.sizes
-        if ctx.partial:
-            grad = grad.clone(memory_format=torch.contiguous_format)
-            dist.all_reduce(grad, group=shards.group)
-        first = sum(sizes[: shards.rank])
-        return grad[first : first + sizes[shards.rank]] * shards.gradient_factor, None, None, None
+        grad = shards.scatter_sum(grad, sizes) if ctx.partial else grad.split(sizes)[shards.rank]
+        return grad * shards.gradient_factor, None, None, None
 
 
 class _Sum(torch.autograd.Function):
@@ -66,12 +67,11 @@ class _Copy(torch.autograd.Function):
 
 class _MergeLse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Tensor, shards: Shards) -> Tensor:
-        parts = shards.stack(part)
+    def forward(ctx: Any, part: Tensor, parts: Tensor) -> Tensor:  # parts: float64 [count, B]
         lse = torch.logsumexp(parts, dim=0)
         # exp(-inf - -inf) of rows without any negative is NaN: they have no gradient.
-        ctx.save_for_backward(torch.where(lse.isinf(), 0, torch.exp(part - lse)))
-        return lse
+        ctx.save_for_backward(torch.where(lse.isinf(), 0, torch.exp(part - lse)).to(part.dtype))
+        return lse.to(part.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -81,18 +81,34 @@ class _MergeLse(torch.autograd.Function):
 
 
 class Shards:
-    """One process's place among those that share the classes.
+    """One process's place among those that share the classes: ``FullyConnected(512, 10_000_000, shards=Shards())``.
 
-    group: the process group; None: the default one.
+    group: the process group; None: the default one. Every process of it calls the head, the same number of times.
     averaged_gradients: whether the backbone's gradients are averaged over the group afterwards, as
         DistributedDataParallel does. The loss is the mean over the rows of all processes; True makes the embeddings'
         gradients the number of processes times larger, so that the average is the gradient of that mean.
+    equal_batches: a promise that every process brings equally many rows to each call: saves the exchange of their
+        numbers, the one thing that makes the host wait.
+
+    Gradient: first order. Raises: ValueError where this process is not of the group.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, averaged_gradients: bool = True) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        *,
+        averaged_gradients: bool = True,
+        equal_batches: bool = False,
+    ) -> None:
         self.group = dist.group.WORLD if group is None else group
         self.rank, self.count = dist.get_rank(self.group), dist.get_world_size(self.group)
+        if self.rank < 0:
+            raise error("Shards", "group", "hold this process", "one without it")
         self.gradient_factor = float(self.count) if averaged_gradients else 1.0
+        self.equal_batches = equal_batches
+
+    def __deepcopy__(self, memo: dict) -> Shards:
+        return self  # a copied head stays in the group, which cannot be copied
 
     def bounds(self, total: int, rank: int | None = None) -> tuple[int, int]:
         """[first, last) of the `total` rows that a process holds: equal stretches, the last ones shorter or empty, as
@@ -101,18 +117,33 @@ class Shards:
         rank = self.rank if rank is None else rank
         return min(rank * stretch, total), min((rank + 1) * stretch, total)
 
-    def sizes(self, rows: Tensor) -> list[int]:
-        """How many rows each process has. The host waits for it."""
-        mine = torch.tensor([len(rows)], device=rows.device)
-        return [int(size) for size in self.stack(mine)[:, 0].tolist()]
+    def sizes(self, *rows: Tensor) -> list[list[int]]:
+        """How many rows each process has, [process] for each argument. The host waits for it, unless `equal_batches`
+        tells."""
+        mine = [len(value) for value in rows]
+        if self.equal_batches:
+            return [[size] * self.count for size in mine]
+        return self.stack(torch.tensor(mine, device=rows[0].device)).T.tolist()
 
     def gather(self, rows: Tensor, sizes: list[int]) -> Tensor:
         """The rows of all processes, in order of rank; without gradient."""
-        most = max(sizes)
-        padded = rows.new_zeros((most, *rows.shape[1:]))
-        padded[: len(rows)] = rows.detach()
-        everyone = self.stack(padded)
+        most, rows = max(sizes), rows.detach()
+        if len(rows) < most:
+            rows = torch.cat([rows, rows.new_zeros((most - len(rows), *rows.shape[1:]))])
+        everyone = self.stack(rows)
+        if min(sizes) == most:
+            return everyone.flatten(0, 1)
         return torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])
+
+    def scatter_sum(self, rows: Tensor, sizes: list[int]) -> Tensor:
+        """The counterpart of `gather`: this process's rows of the sum over all processes' `rows`."""
+        most = max(sizes)
+        parts = [part.contiguous() for part in rows.split(sizes)]
+        if min(sizes) < most:
+            parts = [torch.cat([part, part.new_zeros((most - len(part), *part.shape[1:]))]) for part in parts]
+        total = torch.empty_like(parts[self.rank])
+        dist.reduce_scatter(total, parts, group=self.group)
+        return total[: sizes[self.rank]]
 
     def gather_rows(self, rows: Tensor, sizes: list[int], partial: bool = True) -> Tensor:
         """The rows of all processes. Their gradients come back, summed where each process makes a part of them
@@ -121,9 +152,9 @@ class Shards:
 
     def stack(self, value: Tensor) -> Tensor:
         """[count, ...]: the same-shaped value of every process."""
-        everyone = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(self.count)]
-        dist.all_gather(everyone, value.contiguous(), group=self.group)
-        return torch.stack(everyone)
+        everyone = value.new_empty((self.count, *value.shape))
+        dist.all_gather(list(everyone.unbind()), value.contiguous(), group=self.group)
+        return everyone
 
     def sum_of_shards(self, part: Tensor) -> Tensor:
         """The sum of the parts. Each part's gradient is that of the sum, which every process holds whole."""
@@ -133,20 +164,42 @@ class Shards:
         """A value that every process has, on its way into this shard's own work: the gradients are summed."""
         return _Copy.apply(value, self.group)
 
-    def merge_lse(self, part: Tensor) -> Tensor:
-        """log of the summed masses [B] of the parts' logs; -inf where no part has any."""
-        return _MergeLse.apply(part, self)
+    def merge(
+        self, lse: Tensor, hard_count: Tensor, max_cosine: Tensor, omitted_mass: Tensor, reference: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same four [B] (see `functional.NegativeLogSumExp`) over the negatives of all shards, from those of this
+        one's sweep, in one exchange. lse is differentiable, -inf where no shard has any negative.
 
-    def merge_statistics(
-        self, part: Tensor, lse: Tensor, hard_count: Tensor, max_cosine: Tensor, omitted_mass: Tensor, reference: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(hard_count, max_cosine, omitted_mass) [B] of all shards from this one's; `part` its lse, `lse` the merged.
-
-        A shard's omitted mass is a share of its own negatives and the target: brought to those of all and the target.
+        reference [B]: the rows' target logits. A shard's omitted mass is a share of its own negatives and the target;
+        it is brought to a share of all negatives and the target.
         """
-        share = torch.exp(torch.logaddexp(part.detach(), reference) - torch.logaddexp(lse.detach(), reference))
-        sums = torch.stack([hard_count.double(), (omitted_mass * share).double()])
-        dist.all_reduce(sums, group=self.group)
-        largest = max_cosine.clone()
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
-        return sums[0].to(hard_count.dtype), largest, sums[1].to(omitted_mass.dtype)
+        # float64 holds float32 and every count exactly.
+        part = torch.stack([value.detach().double() for value in (lse, hard_count, max_cosine, omitted_mass)])
+        parts, hard_counts, largest, omitted = self.stack(part).unbind(dim=1)
+        reference = reference.detach().double()
+        total = torch.logaddexp(torch.logsumexp(parts, dim=0), reference)
+        omitted = (omitted * torch.exp(torch.logaddexp(parts, reference) - total)).sum(dim=0)
+        return (
+            _MergeLse.apply(lse, parts),
+            hard_counts.sum(dim=0).to(hard_count.dtype),
+            largest.amax(dim=0).to(max_cosine.dtype),
+            omitted.to(omitted_mass.dtype),
+        )
+
+
+def take_rows(part: Tensor, rows: Tensor, total: int, shards: Shards | None) -> Tensor:
+    """[len(rows), ...]: the numbered rows, each process its own choice, of a tensor of `total` rows of which `part` is
+    this process's stretch (None: all of it). A number below 0 gives zeros.
+
+    Each process's stretch goes to all in turn, so that no process ever holds more than one beside its own.
+    """
+    taken = part.new_zeros((len(rows), *part.shape[1:]))
+    for rank in range(1 if shards is None else shards.count):
+        first, last = (0, total) if shards is None else shards.bounds(total, rank)
+        stretch = part
+        if shards is not None and first < last:
+            stretch = part if rank == shards.rank else part.new_empty((last - first, *part.shape[1:]))
+            dist.broadcast(stretch, group=shards.group, group_src=rank)
+        here = ((rows >= first) & (rows < last)).nonzero().flatten()
+        taken[here] = stretch[rows[here] - first]
+    return taken

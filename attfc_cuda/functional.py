@@ -132,7 +132,7 @@ def negative_logsumexp(
     reference = None if reference is None else reference.detach()
     modulation["threshold"] = None if threshold is None else threshold.detach()
 
-    backend = _backend.resolve(backend, embeddings.device, embeddings.dtype)
+    backend = _backend.choose(backend, embeddings, centers, embeddings.dtype)
     if backend == "reference":
         swept = _reference.negative_logsumexp(
             embeddings,
@@ -215,16 +215,16 @@ def margin_softmax_loss(
         got = "neither" if target_slot is None else "both"
         raise error(name, "target_cosine", "be given, or else target_slot", got)
     dtype = torch.float64 if centers.dtype == torch.float64 else torch.float32
+    product_dtype = centers.dtype if dtype == torch.float64 else _autocast_dtype(centers.device.type) or centers.dtype
+    grad_tolerance = _tolerance(name, grad_tolerance, product_dtype)
+    if shards is not None:
+        grad_tolerance /= shards.count  # what all parts together leave out keeps the bound
     swept_centers, link = centers, None
     if target_slot is None:
         _check_rows(name, "target_cosine", target_cosine, embeddings)
     else:
         _check_labels(name, "target_slot", target_slot, embeddings)
-        product_dtype = (
-            centers.dtype if dtype == torch.float64 else _autocast_dtype(centers.device.type) or centers.dtype
-        )
-        backend = _backend.resolve(backend, embeddings.device, product_dtype)
-        grad_tolerance = _tolerance(name, grad_tolerance, product_dtype)
+        backend = _backend.choose(backend, embeddings, centers, product_dtype)
         if backend == "reference":
             if gradient_sink is not None:
                 centers = swept_centers = _trained_centers.leaf_into(gradient_sink, centers)
@@ -232,7 +232,7 @@ def margin_softmax_loss(
         else:
             scale = None if center_scale is None else center_scale.detach()
             sweep = _trained_centers.Sweep(
-                labels, center_labels, scale, product_dtype, margin.scale, grad_tolerance, margin.modulates
+                labels, center_labels, scale, product_dtype, margin.scale, grad_tolerance, margin.modulates, backend
             )
             target_cosine, link = _trained_centers.own_cosine(embeddings, centers, target_slot, sweep, gradient_sink)
             swept_centers = centers.detach()
@@ -267,10 +267,7 @@ def margin_softmax_loss(
     if link is not None:
         negatives = negatives._replace(lse=_trained_centers.after_sweep(negatives.lse, link, **rows_of_sweep))
     if shards is not None:
-        lse = shards.merge_lse(negatives.lse)
-        negatives = NegativeLogSumExp(
-            lse, *shards.merge_statistics(*negatives[:1], lse, *negatives[1:], rows_of_sweep["reference"])
-        )
+        negatives = NegativeLogSumExp(*shards.merge(*negatives, rows_of_sweep["reference"]))
     target_logit = margin.scale * margin.target(cosine, norm, negatives.hard_count)
     # softplus(-inf) is 0 with derivative 0, so rows without negatives need no care here.
     rows = F.softplus(negatives.lse - target_logit, threshold=_SOFTPLUS_LINEAR)

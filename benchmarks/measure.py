@@ -15,7 +15,7 @@ import torch
 
 
 def time_interleaved(functions: dict[str, Callable[[], Any]], rounds: int, tick: Callable[[str], None]) -> dict:
-    """Seconds of each function: median and 20/80 percentiles over `rounds`.
+    """Seconds of each function: best, median and 20/80 percentiles over `rounds`.
 
     All functions run once in every round, so that whatever else the machine does meets them alike; the first round
     warms up and is dropped.
@@ -32,9 +32,9 @@ def time_interleaved(functions: dict[str, Callable[[], Any]], rounds: int, tick:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and 20/80 percentiles of at least two values."""
+    """Best, median and 20/80 percentiles of at least two values."""
     fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return {"median_s": statistics.median(values), "p20_s": fifths[0], "p80_s": fifths[3]}
+    return {"best_s": min(values), "median_s": statistics.median(values), "p20_s": fifths[0], "p80_s": fifths[3]}
 
 
 def peak_above_start_mib(function: Callable[[], Any]) -> float | None:

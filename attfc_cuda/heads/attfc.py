@@ -65,7 +65,8 @@ class AttFC(nn.Module):
         positive and negative, before it is normalised again: g <- F.normalize(g + c class_codes(y, dim)). Centres that
         follow the embeddings alone leave them in the few directions of the untrained network, one of which can be
         whatever sets apart a part of the data; codes give each class a target of its own from the first step, as the
-        random start of a full FC layer does, and cost no memory. 0: as published.
+        random start of a full FC layer does, and cost no memory but, with num_classes, one number a class, by which
+        classes keep their codes when they are resized. 0: as published.
     center_memory: share b in [0, 1) of the container's own centre of a class in its new one, so that a centre averages
         over more images than a step shows: g <- F.normalize((1 - b) g + b stored). Needs policy="refresh", no shards.
 
@@ -122,6 +123,8 @@ class AttFC(nn.Module):
         self.margin, self.shards = margin, shards
         self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
         self.class_code, self.center_memory = class_code, center_memory
+        numbered = class_code > 0 and num_classes is not None
+        self.register_buffer("code_of_class", torch.arange(num_classes) if numbered else None)
         self.grad_tolerance, self.backend = grad_tolerance, backend
         self._stats: dict[str, Tensor] = {}
         self._last_rows: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
@@ -161,6 +164,15 @@ class AttFC(nn.Module):
         valid = counts[:, None] & (slot_labels[slots] != labels[:, None])
         age = torch.div(ages[slots], step_rows.clamp_min(1), rounding_mode="floor").expand_as(cosine)
         return CosineSample(positive[counts].float().cpu(), cosine[valid].float().cpu(), age[valid].cpu())
+
+    def resize_classes(self, mapping: Tensor) -> None:
+        """Change the data set's classes between runs, see `DynamicClassContainer.resize_classes`. Classes keep their
+        codes; new ones get codes that none had."""
+        self.container.resize_classes(mapping)
+        if self.code_of_class is not None:
+            mapping = mapping.to(self.code_of_class.device)
+            fresh = self.code_of_class.max() + (mapping < 0).cumsum(0)
+            self.code_of_class = torch.where(mapping < 0, fresh, self.code_of_class[mapping.clamp_min(0)])
 
     def forward(
         self,
@@ -248,6 +260,9 @@ class AttFC(nn.Module):
 
     def _coded(self, centers: Tensor, labels: Tensor) -> Tensor:
         """Unit centres [B, D] with their classes' codes added."""
+        if self.code_of_class is not None:
+            # Labels that are none come to nothing: their rows are not looked at.
+            labels = self.code_of_class[labels.clamp(0, len(self.code_of_class) - 1)]
         codes = class_codes(labels, self.container.dim).to(centers.dtype)
         return unit_rows(centers + self.class_code * codes)[0]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from attfc_cuda import functional
-from attfc_cuda._check import error, require_rows
+from attfc_cuda._check import error, require_labels, require_mapping
 from attfc_cuda._trained_centers import GradientSink
-from attfc_cuda.distributed import Shards
+from attfc_cuda.distributed import Shards, take_rows
 from attfc_cuda.heads.fused_optimizer import FusedOptimizer
 from attfc_cuda.heads.rows import observe, require_finite, unit_rows
 from attfc_cuda.margins import AdaSin, Margin
@@ -44,7 +44,8 @@ class FullyConnected(nn.Module):
         part [n, D], `embeddings` and `labels` its own batch, and the loss the mean over all batches, the same on every
         process. Do not wrap the head in DistributedDataParallel; the backbone, do.
     check_labels: report labels at or above num_classes: on the CPU by a ValueError naming the row, elsewhere by an
-        assertion on the device. check_finite, grad_tolerance, backend: as in `AttFC`.
+        assertion on the device, and not while a CUDA graph is captured (ATTFC_DEBUG=1: see `DynamicClassContainer`).
+        check_finite, grad_tolerance, backend: as in `AttFC`.
 
     Parameter: centers [N, D], drawn from N(0, 0.01), of any length: a cosine is to the centre's direction.
     Gradient: to embeddings and to centers, which is orthogonal to each centre.
@@ -158,6 +159,38 @@ class FullyConnected(nn.Module):
         self._fused = FusedOptimizer(self.centers, lr, momentum, weight_decay, kind, betas, eps, grad_scaler)
         return self._fused
 
+    @property
+    def split_rows(self) -> dict[str, int]:
+        """The parameters of which `shards` leave a stretch here, and their rows over all processes."""
+        return {"centers": self.num_classes}
+
+    @torch.no_grad()
+    def resize_classes(self, mapping: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Change the classes between runs: `mapping` [new N] int64 is each new class's old number, -1 for one that is
+        new, which starts as after construction. With shards every process gives the whole of it, the same.
+
+        optimizer: your own that holds the centres, if one does; a fused one is known. Its state follows (zeros for new
+            classes) and it holds the new parameter: `centers` is another tensor afterwards, without gradient.
+        Raises: ValueError for another shape, an entry that is no class, a class named twice; TypeError for a dtype.
+            Nothing has moved then.
+        """
+        require_mapping(f"{self._name}.resize_classes", mapping, self.num_classes)
+        old, old_total, device = self.centers, self.num_classes, self.centers.device
+        self.num_classes = len(mapping)
+        self.first, self.last = (0, self.num_classes) if self.shards is None else self.shards.bounds(self.num_classes)
+        rows = mapping[self.first : self.last].to(device)
+        fresh = _initial_centers(self.first, self.last, self.dim, old.dtype).to(device)
+        kept = take_rows(old.detach(), rows, old_total, self.shards)
+        self.centers = nn.Parameter(torch.where((rows >= 0)[:, None], kept, fresh), old.requires_grad)
+        self.classes = torch.arange(self.first, self.last, device=device)
+        for holder in filter(None, (self._fused, optimizer)):
+            for group in holder.param_groups:
+                group["params"] = [self.centers if p is old else p for p in group["params"]]
+            for name, value in holder.state.pop(old, {}).items():
+                per_row = isinstance(value, Tensor) and value.shape == old.shape
+                moved = take_rows(value, rows, old_total, self.shards) if per_row else value
+                holder.state[self.centers][name] = moved
+
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         name, device = self._name, self.centers.device
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
@@ -172,14 +205,7 @@ class FullyConnected(nn.Module):
             if value.device != device:
                 raise error(name, argument, f"be on the head's device {device}", value.device, "head.to(device)")
         if self.check_labels:
-            require_rows(
-                labels < self.num_classes,
-                name,
-                "labels",
-                f"be below num_classes = {self.num_classes}",
-                lambda row: f"{int(labels[row])} in row {row}",
-                "give the head the data set's number of classes",
-            )
+            require_labels(name, labels, self.num_classes)
         if self.check_finite:
             require_finite(name, "embeddings", embeddings, labels)
 

@@ -17,7 +17,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from attfc_cuda.kernels.configs import Config, choose, padded_dim
+from attfc_cuda.kernels.center_gradient import center_gradient_constants
+from attfc_cuda.kernels.center_gradient_kernel import center_gradient_kernel
+from attfc_cuda.kernels.configs import Config, choose, choose_center_gradient, padded_dim
 from attfc_cuda.kernels.merge_kernel import merge_kernel
 from attfc_cuda.kernels.sweep import launch_constants
 from attfc_cuda.kernels.sweep_kernel import sweep_kernel
@@ -60,9 +62,11 @@ def sweep_resources(
     need_moments: bool = False,
     may_omit: bool = True,
     modulated: bool = True,
+    scaled: bool = False,
     precision: str = "ieee",
 ) -> Resources:
-    """Compiles one variant of the sweep as `negative_logsumexp_forward` launches it for contiguous, aligned inputs."""
+    """Compiles one variant of the sweep as `negative_logsumexp_forward` launches it for contiguous, aligned inputs;
+    scaled: with center_scale."""
     config = config or choose(capability, dtype, dim, need_moments=need_moments, precision=precision)
     operand, row = "*" + _TYPE[dtype], "*fp32"
     arguments = {
@@ -70,6 +74,8 @@ def sweep_resources(
         "center_ptr": operand,
         "label_ptr": "*i64",
         "center_label_ptr": "*i64",
+        "center_scale_ptr": row if scaled else None,
+        "center_unit_ptr": row if scaled and dtype == torch.float16 else None,
         "reference_ptr": row,
         **dict.fromkeys(("threshold_ptr", "quad_ptr", "lin_ptr", "const_ptr"), row if modulated else None),
         "partial_ptr": row,
@@ -81,6 +87,38 @@ def sweep_resources(
     constants = launch_constants(config, dtype, dim, dim, need_moments, may_omit and need_grad, precision)
     aligned = ("embedding_stride",) if dim % 16 == 0 else ()
     return _resources(capability, sweep_kernel, arguments, constants, config.num_warps, config.num_stages, aligned)
+
+
+def center_gradient_resources(
+    capability: int,
+    dtype: torch.dtype,
+    dim: int,
+    *,
+    config: Config | None = None,
+    modulated: bool = True,
+    scaled: bool = True,
+    precision: str = "ieee",
+) -> Resources:
+    """Compiles one variant of the centre gradient as `center_gradient_forward` launches it; scaled: with
+    center_scale."""
+    config = config or choose_center_gradient(capability, dtype, dim, precision=precision)
+    operand, row = "*" + _TYPE[dtype], "*fp32"
+    arguments = {
+        "term_ptr": row,
+        "embedding_ptr": operand,
+        "center_ptr": operand,
+        "label_ptr": "*i64",
+        "center_label_ptr": "*i64",
+        "center_scale_ptr": row if scaled else None,
+        "gradient_ptr": operand,
+        **dict.fromkeys(("rows", "slots", "center_stride"), "i32"),
+        "scale_log2": "fp32",
+    }
+    constants = center_gradient_constants(config, dim, dim, modulated, precision)
+    aligned = ("center_stride",) if dim % 16 == 0 else ()
+    return _resources(
+        capability, center_gradient_kernel, arguments, constants, config.num_warps, config.num_stages, aligned
+    )
 
 
 def merge_resources(capability: int, dim: int, splits: int = 22) -> Resources:

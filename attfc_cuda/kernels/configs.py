@@ -18,8 +18,18 @@ from dataclasses import dataclass
 
 import torch
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DIM = 1024
 PRECISIONS = ("ieee", "tf32x3", "tf32")
+
+
+def why_not(dtype: torch.dtype, dim: int) -> str | None:
+    """Why the Triton backend has no kernel for the dtype and D, or None where it has one."""
+    if dtype not in DTYPES:
+        return f"it has no kernel for {dtype}"
+    if not 1 <= dim <= MAX_DIM:
+        return f"its kernels hold at most D = {MAX_DIM} columns, got {dim}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Config:
     block_k: int
     num_warps: int = 8
     num_stages: int = 2
+    project_by_product: bool = False
 
 
 def padded_dim(dim: int) -> int:
@@ -60,3 +71,12 @@ def choose(
         block_s = max(16, block_s // 2)  # the moments beside float16's scaled weights take the last registers
     block_k = min(block_d, _FLOAT32_COLUMNS) if dtype == torch.float32 else block_d
     return Config(block_b, block_s, block_d, block_k, num_stages=num_stages)
+
+
+def choose_center_gradient(capability: int, dtype: torch.dtype, dim: int, *, precision: str = "ieee") -> Config:
+    block_d = padded_dim(dim)
+    table = _FLOAT32 if dtype == torch.float32 else (_HOPPER_16_BIT if capability == 90 else _MMA_SYNC_16_BIT)
+    block_s, block_b, num_stages = table[max(block_d, min(table))]
+    block_k = min(block_d, _FLOAT32_COLUMNS) if dtype == torch.float32 else block_d
+    by_product = capability == 90 and dtype != torch.float32 and block_d == 512
+    return Config(block_b, block_s, block_d, block_k, num_stages=num_stages, project_by_product=by_product)

@@ -34,10 +34,22 @@ ARCHITECTURES = {
     100: Architecture(227, 228, 2048),
     120: Architecture(99, 100, 1536),
 }
-UNITS = ("sweep_d128", "sweep_d256", "sweep_d512", "merge", "adasin")
+UNITS = (
+    "sweep_d128",
+    "sweep_d256",
+    "sweep_d512",
+    "merge",
+    "adasin",
+    "center_gradient",
+    "center_gradient_d128",
+    "center_gradient_d256",
+    "center_gradient_d512",
+)
 
 # SweepConfig<D, rows, tile, stages, product rows, product columns>, as csrc/cuda/sweep_layout.h declares it.
-_CONFIG = re.compile(r"sweep_kernel<.*?SweepConfig<([\d, ]+)>, .*?(BFloat16|Float16), (true|false)>")
+_SWEEP = re.compile(r"sweep_kernel<.*?SweepConfig<([\d, ]+)>, .*?(BFloat16|Float16), (true|false)>")
+# CenterGradientConfig<D, centres, rows, stages, product rows, product columns>, as center_gradient_layout.h does.
+_CENTERS = re.compile(r"center_gradient_kernel<.*?CenterGradientConfig<([\d, ]+)>, .*?(BFloat16|Float16)>")
 _DTYPES = {"BFloat16": "bf16", "Float16": "fp16"}
 
 
@@ -47,11 +59,11 @@ class KernelResources:
 
     arch: int
     kernel: str
-    dim: int | None  # of a sweep
-    grad: bool
+    dim: int | None  # of a sweep or a centre gradient
+    role: str  # "sweep", "sweep with gradient", "center gradient"; "rows" of the small ones
     threads: int
     registers: int
-    spill_bytes: int  # stores, loads and, for a sweep, the stack frame
+    spill_bytes: int  # stores, loads and, with tensor cores, the stack frame
     shared_bytes: int
     tensor_instructions: int | None  # None where no disassembler was found
 
@@ -71,13 +83,22 @@ class KernelResources:
         return blocks * self.threads / arch.threads
 
 
-def _shared_bytes(config: tuple[int, ...], grad: bool) -> int:
+def _sweep_shared_bytes(config: tuple[int, ...], grad: bool) -> int:
     """SweepShared::kBytes; that the launch and the kernel agree on it is what a host run checks."""
     dim, rows, tile, stages, product_rows, product_columns = config
     warps = rows // 8
     parts = warps // ((rows // product_rows) * (tile // product_columns))
-    size = 2 * (rows * dim + stages * tile * dim) + 8 * parts * rows * tile + 8 * 4 * tile
+    size = 2 * (rows * dim + stages * tile * dim) + 8 * parts * rows * tile + 12 * 4 * tile
     return size + (4 * rows * tile + 8 * rows + 8 * warps if grad else 0)
+
+
+def _center_shared_bytes(config: tuple[int, ...]) -> int:
+    """CenterGradientShared::kBytes, likewise."""
+    dim, centers, rows, stages, product_rows, product_columns = config
+    warps = centers // 8
+    parts = warps // ((rows // product_rows) * (centers // product_columns))
+    tiles = 2 * (centers * dim + stages * rows * dim) + 8 * parts * rows * centers + 4 * rows * centers
+    return tiles + 48 * 4 * rows + 4 * centers + 8 * warps
 
 
 def find_disassembler() -> str | None:
@@ -122,21 +143,27 @@ def compile_unit(nvcc: str, csrc: Path, unit: str, arch: int) -> list[KernelReso
         spill = sum(int(each) for each in re.findall(r"(\d+) bytes spill", block))
         static = re.search(r"(\d+) bytes smem", block)
         shared = int(static.group(1)) if static else 0
-        found = _CONFIG.search(kernel)
+        found = _CENTERS.search(kernel) or _SWEEP.search(kernel)
         if found:
-            config, grad = tuple(int(each) for each in found.group(1).split(",")), found.group(3) == "true"
+            config = tuple(int(each) for each in found.group(1).split(","))
             spill += int(re.search(r"(\d+) bytes stack frame", block).group(1))
-            shared += _shared_bytes(config, grad)
-            dim, rows, tile, stages = config[:4]
-            kernel = f"sweep D {dim}, {rows} x {tile}, {stages} stages, {_DTYPES[found.group(2)]}"
-            kernel += ", gradient" if grad else ""
-            threads = 4 * rows
+            dim, held, tile, stages = config[:4]
+            threads = 4 * held
+            if found.re is _CENTERS:
+                role, title = "center gradient", "centre gradient"
+                shared += _center_shared_bytes(config)
+            else:
+                grad = found.group(3) == "true"
+                role, title = "sweep with gradient" if grad else "sweep", "sweep"
+                shared += _sweep_shared_bytes(config, grad)
+            kernel = f"{title} D {dim}, {held} x {tile}, {stages} stages, {_DTYPES[found.group(2)]}"
+            kernel += ", gradient" if role == "sweep with gradient" else ""
         else:
-            grad, dim = False, None
+            role, dim = "rows", None
             kernel = re.search(r"(\w+_kernel)", kernel).group(1)
             threads = 256 if kernel.startswith("adasin") else 128
         resources.append(
-            KernelResources(arch, kernel, dim, grad, threads, registers, spill, shared, instructions.get(mangled))
+            KernelResources(arch, kernel, dim, role, threads, registers, spill, shared, instructions.get(mangled))
         )
     return resources
 

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
 
 import torch
 import triton
 from torch import Tensor
 
-from attfc_cuda._check import error
-from attfc_cuda.kernels.configs import MAX_DIM, PRECISIONS, Config, choose, padded_dim
+from attfc_cuda.kernels import launch
+from attfc_cuda.kernels.configs import DTYPES, Config, choose, padded_dim, why_not
 from attfc_cuda.kernels.merge_kernel import merge_kernel
 from attfc_cuda.kernels.sweep_kernel import FIELDS, sweep_kernel
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_NAME = "negative_logsumexp"
+__all__ = ["DTYPES", "launch_constants", "negative_logsumexp_forward", "why_not"]
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def why_not(dtype: torch.dtype, dim: int) -> str | None:
-    """Why this backend has no kernel for the dtype and D, or None where it has one."""
-    if dtype not in DTYPES:
-        return f"it has no kernel for {dtype}"
-    if not 1 <= dim <= MAX_DIM:
-        return f"its kernels hold at most D = {MAX_DIM} columns, got {dim}"
-    return None
 
 
 def negative_logsumexp_forward(
@@ -35,6 +23,7 @@ def negative_logsumexp_forward(
     centers: Tensor,
     labels: Tensor,
     center_labels: Tensor,
+    center_scale: Tensor | None,
     reference: Tensor | None,
     threshold: Tensor | None,
     quad: Tensor | None,
@@ -45,7 +34,7 @@ def negative_logsumexp_forward(
     need_grad: bool,
     need_moments: bool = True,
     *,
-    precision: str = "ieee",
+    precision: str | None = None,
     config: Config | None = None,
     splits: int | None = None,
 ) -> Outputs:
@@ -55,22 +44,23 @@ def negative_logsumexp_forward(
     to leave out.
     embeddings [B, D], centers [S, D]: unit rows of one dtype, float32, bfloat16 or float16; D <= 1024, loaded fastest
     where it is a multiple of 16. labels [B], center_labels [S] int64; negative: an ignored row, an empty slot (never
-    read: may be NaN). reference, threshold, quad, lin, const: [B] float32 or None.
-    precision: of float32 products, "ieee", "tf32x3" or "tf32". config, splits: tile sizes and parts of the class axis;
-    None: those of the device.
+    read: may be NaN). center_scale [S] float32 or None: what makes unit rows of the centres, 1/|w|, applied to the
+    products; never read in empty slots. reference, threshold, quad, lin, const: [B] float32 or None.
+    precision: of float32 products, "ieee", "tf32x3" or "tf32"; None: launch.float32_precision(). config, splits: tile
+    sizes and parts of the class axis; None: those of the device.
     Returns: lse [B] float32, hard_count [B] int64, max_cosine [B] float32, omitted_mass [B] float32,
     unit_grad [B, D] float32 = d lse / d embeddings, moments [B, 3] float32 = d lse / d (quad, lin, const); the last two
     have no rows unless asked for. Sums are float32. Two runs on one device are bitwise equal.
     Raises: TypeError for another dtype, ValueError for D or a shape that does not fit.
     """
+    precision = precision or launch.float32_precision()
+    rows_given = {"reference": reference, "threshold": threshold, "quad": quad, "lin": lin, "const": const}
+    launch.check_arguments(
+        "negative_logsumexp", embeddings, centers, labels, center_labels, center_scale, rows_given, precision
+    )
     rows, dim = embeddings.shape
     slots = centers.shape[0]
-    _check(embeddings, centers, labels, center_labels, precision)
-    rows_given = {"reference": reference, "threshold": threshold, "quad": quad, "lin": lin, "const": const}
-    for name, value in rows_given.items():
-        if value is not None and (value.dtype != torch.float32 or value.shape != labels.shape):
-            raise error(_NAME, name, f"be float32 [{rows}]", f"{value.dtype} {list(value.shape)}")
-    reference, threshold, quad, lin, const = (v if v is None else v.contiguous() for v in rows_given.values())
+    reference, threshold, quad, lin, const = map(launch.contiguous, rows_given.values())
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=embeddings.device)
@@ -86,26 +76,31 @@ def negative_logsumexp_forward(
         return outputs
 
     if config is None:
-        capability = _capability(embeddings.device)
+        capability = launch.capability_of(embeddings.device)
         config = choose(capability, embeddings.dtype, dim, need_moments=need_moments, precision=precision)
-    row_blocks, tiles = _ceil_div(rows, config.block_b), _ceil_div(slots, config.block_s)
+    row_blocks, tiles = launch.ceil_div(rows, config.block_b), launch.ceil_div(slots, config.block_s)
     if splits is None:
-        splits = max(1, _multiprocessors(embeddings.device) // row_blocks)
-    tiles_per_split = _ceil_div(tiles, min(splits, tiles))
-    splits = _ceil_div(tiles, tiles_per_split)
+        splits = max(1, launch.multiprocessors_of(embeddings.device) // row_blocks)
+    tiles_per_split = launch.ceil_div(tiles, min(splits, tiles))
+    splits = launch.ceil_div(tiles, tiles_per_split)
 
-    embeddings, centers = _rows_contiguous(embeddings), _rows_contiguous(centers)
+    embeddings, centers = launch.rows_contiguous(embeddings), launch.rows_contiguous(centers)
     partial = new(FIELDS, splits, rows)
     hard_partial = new(splits, rows, dtype=torch.int32)
     gradient = new(splits, rows, dim) if need_grad else None
-    labels, center_labels = labels.contiguous(), center_labels.contiguous()
+    labels, center_labels, center_scale = map(launch.contiguous, (labels, center_labels, center_scale))
+    center_unit = None
+    if center_scale is not None and embeddings.dtype == torch.float16:
+        center_unit = launch.power_of_two_unit(torch.where(center_labels >= 0, center_scale, 0).amax())
     may_omit = need_grad and grad_tolerance > 0
-    with _device_guard(embeddings.device):
+    with launch.device_guard(embeddings.device):
         sweep_kernel[(row_blocks, splits)](
             embeddings,
             centers,
             labels,
             center_labels,
+            center_scale,
+            center_unit,
             reference,
             threshold,
             quad if threshold is not None else None,
@@ -163,7 +158,7 @@ def launch_constants(
     csrc/cuda/sweep_parameters.h. float32 and bfloat16 hold 2^40: R may start at the target logit and lag that far.
     float16 spans 2^-24 to 2^16: R starts at the first maximum (a target far above would push p under the range) and
     lags by 2^8 at most; weights are scaled by 2^7 over the largest |N'|, so that they reach up to 2^15 and down to
-    2^-31 of R.
+    2^-31 of R. With center_scale the launcher scales them by its largest value too, a power of two (center_unit).
     """
     half = dtype == torch.float16
     return {
@@ -180,50 +175,3 @@ def launch_constants(
         "SAFE_DISTANCE": 8.0 if half else 40.0,
         "WEIGHT_SCALE": 128.0 if half else 0.0,
     }
-
-
-def _check(embeddings: Tensor, centers: Tensor, labels: Tensor, center_labels: Tensor, precision: str) -> None:
-    rows, dim = embeddings.shape
-    reason = why_not(embeddings.dtype, dim)
-    if reason is not None:
-        kind = TypeError if embeddings.dtype not in DTYPES else ValueError
-        got = f"{embeddings.dtype} [{rows}, {dim}]"
-        raise error(_NAME, "embeddings", "suit the Triton backend", got, reason, kind=kind)
-    if centers.dtype != embeddings.dtype:
-        raise error(_NAME, "centers", f"be {embeddings.dtype} as embeddings", centers.dtype, kind=TypeError)
-    if centers.ndim != 2 or centers.shape[1] != dim:
-        raise error(_NAME, "centers", f"be [S, {dim}]", list(centers.shape))
-    for name, value, count in (("labels", labels, rows), ("center_labels", center_labels, centers.shape[0])):
-        if value.dtype != torch.int64:
-            raise error(_NAME, name, "be int64", value.dtype, kind=TypeError)
-        if value.shape != (count,):
-            raise error(_NAME, name, f"be [{count}]", list(value.shape))
-    if precision not in PRECISIONS:
-        raise error(_NAME, "precision", f"be one of {', '.join(PRECISIONS)}", repr(precision))
-
-
-def _ceil_div(count: int, size: int) -> int:
-    return -(-count // size)
-
-
-def _rows_contiguous(matrix: Tensor) -> Tensor:
-    """The matrix with unit column stride: itself wherever possible, since centres are large."""
-    return matrix if matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1] else matrix.contiguous()
-
-
-def _device_guard(device: torch.device) -> contextlib.AbstractContextManager:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-@functools.cache
-def _capability(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    """Programs that run at once, one on a multiprocessor; in the interpreter enough for a few splits."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -2,10 +2,10 @@
 
 Computes, for each row b of the block and the negatives j of its split (csrc/partial_lse.h has the accounting):
 
-    c_bj = x_b . w_j                 first product, float32 sums
+    c_bj = s_j (x_b . w_j)           first product, float32 sums; s_j: center_scale, 1 without
     z_bj = scale log2(e) N(c_bj)     logits are kept in base 2: exp() is one instruction then
     p_bj = 2^(z_bj - R_b)            float32; 0 for all but valid negatives
-    O_b += sum_j p_bj N'(c_bj) w_j   second product; p N' rounded to the operands' dtype, float32 sums
+    O_b += sum_j p_bj N'(c_bj) s_j w_j   second product; p N' s rounded to the operands' dtype, float32 sums
 
 and leaves R, the sum of p, its moments over hard negatives, the omitted mass, the largest cosine, the number of hard
 negatives and O of this split to the merge (merge_kernel.py). N is that of csrc/modulation.h.
@@ -32,22 +32,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from attfc_cuda.kernels.modulation import (
+    is_negative,
+    largest_slope,
+    load_block,
+    load_rows,
+    modulated,
+    product_of_rows,
+    times_slope,
+)
+
 FIELDS = 7  # of partial_ptr, in this order: R in base 2, sum, moments of quad, lin, const, omitted, largest cosine
-
-
-@triton.jit
-def load_rows(pointer, row, live, other):
-    """One float32 a row; `other` in rows that are not live, and in all of them where the argument was left out."""
-    values = tl.full(row.shape, other, tl.float32)
-    if pointer is not None:
-        values = tl.load(pointer + row, mask=live, other=other)
-    return values
-
-
-@triton.jit
-def largest_slope(quad, lin):
-    """The largest |N'| of a row: cosines lie in [-1, 1], and N' is 1 where not hard."""
-    return tl.maximum(1.0, 2 * tl.abs(quad) + tl.abs(lin))
 
 
 # Not specialised on sizes: the last batch of an epoch must not compile another kernel.
@@ -57,6 +52,8 @@ def sweep_kernel(
     center_ptr,  # [slots, DIM], row stride CENTER_STRIDE
     label_ptr,  # [rows] int64, < 0: ignored
     center_label_ptr,  # [slots] int64, < 0: empty
+    center_scale_ptr,  # [slots], or None: 1
+    center_unit_ptr,  # [1] power of two, scale of center_scale among stored weights, or None: 1
     reference_ptr,  # [rows] target logits in base e, or None
     threshold_ptr,  # [rows], or None: nothing is hard
     quad_ptr,  # [rows], or None: 0; so are lin and const
@@ -82,11 +79,12 @@ def sweep_kernel(
     MAY_OMIT: tl.constexpr,  # tolerance > 0
     STARTS_AT_TARGET: tl.constexpr,  # R does; else at the first maximum
     SAFE_DISTANCE: tl.constexpr,  # log2 of how far a logit may lie above R
-    WEIGHT_SCALE: tl.constexpr,  # p N' is stored times WEIGHT_SCALE / max(1, largest |N'|); 0: as it is
+    WEIGHT_SCALE: tl.constexpr,  # p N' s is stored times WEIGHT_SCALE / max(1, largest |N'|); 0: as it is
     PRECISION: tl.constexpr,  # of float32 products: ieee, tf32x3, tf32
 ):
     LOWEST: tl.constexpr = float("-inf")
     MODULATED: tl.constexpr = threshold_ptr is not None
+    SCALED: tl.constexpr = center_scale_ptr is not None
     NEED_GRAD: tl.constexpr = gradient_ptr is not None
 
     row = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -98,17 +96,15 @@ def sweep_kernel(
     quad = load_rows(quad_ptr, row, row_live, 0.0)
     lin = load_rows(lin_ptr, row, row_live, 0.0)
     const = load_rows(const_ptr, row, row_live, 0.0)
+    center_unit = 1.0
+    if center_unit_ptr is not None:
+        center_unit = tl.load(center_unit_ptr)
 
     column = tl.arange(0, BLOCK_D)
     column_live = column < DIM
-    k_column = tl.arange(0, BLOCK_K)
     embedding_rows = embedding_ptr + row.to(tl.int64)[:, None] * embedding_stride
     if BLOCK_K == BLOCK_D:
-        embeddings = tl.load(
-            embedding_rows + column[None, :],
-            mask=row_live[:, None] if DIM == BLOCK_D else row_live[:, None] & column_live[None, :],
-            other=0.0,
-        )
+        embeddings = load_block(embedding_rows, row_live, DIM, BLOCK_D)
 
     # An ignored row's R is +inf: every p is 0 then.
     reference = tl.where(row_live, target if STARTS_AT_TARGET else LOWEST, float("inf"))
@@ -131,22 +127,16 @@ def sweep_kernel(
         # An empty slot's content may be NaN: it is never loaded.
         center_rows = center_ptr + (start + slot)[:, None] * CENTER_STRIDE
         if NEED_GRAD or BLOCK_K == BLOCK_D:
-            centers = tl.load(
-                center_rows + column[None, :],
-                mask=slot_live[:, None] if DIM == BLOCK_D else slot_live[:, None] & column_live[None, :],
-                other=0.0,
-            )
+            centers = load_block(center_rows, slot_live, DIM, BLOCK_D)
         if BLOCK_K == BLOCK_D:
             cosine = tl.dot(embeddings, tl.trans(centers), input_precision=PRECISION)
         else:
-            cosine = tl.zeros([BLOCK_B, BLOCK_S], tl.float32)
-            for k in tl.range(0, DIM, BLOCK_K):
-                k_live = k + k_column < DIM
-                x = tl.load(embedding_rows + (k + k_column)[None, :], row_live[:, None] & k_live[None, :], other=0.0)
-                w = tl.load(center_rows + (k + k_column)[None, :], slot_live[:, None] & k_live[None, :], other=0.0)
-                cosine = tl.dot(x, tl.trans(w), cosine, input_precision=PRECISION)
+            cosine = product_of_rows(embedding_rows, row_live, center_rows, slot_live, DIM, BLOCK_K, PRECISION)
+        if SCALED:
+            center_scale = load_rows(center_scale_ptr, start + slot, slot_live, 0.0)
+            cosine *= center_scale[None, :]
         # -inf is a cosine that is never hard, never the largest, and whose p is 0.
-        cosine = tl.where(slot_live[None, :] & (slot_label[None, :] != label[:, None]), cosine, LOWEST)
+        cosine = tl.where(is_negative(slot_live[None, :], slot_label[None, :], label[:, None]), cosine, LOWEST)
 
         # A tile without a filled slot has nothing to weigh. The branch also keeps Triton from taking the two products
         # for a chain, whose first product it would repeat in every group of warps.
@@ -155,11 +145,10 @@ def sweep_kernel(
         if tl.max(slot_live.to(tl.int32), 0) > 0:
             max_cosine = tl.maximum(max_cosine, tl.max(cosine, 1))
             hard = cosine > threshold[:, None]
-            modulated = cosine
+            logit = scale_log2 * cosine
             if MODULATED:
-                modulated = tl.where(hard, (quad[:, None] * cosine + lin[:, None]) * cosine + const[:, None], cosine)
+                logit = scale_log2 * modulated(cosine, hard, quad[:, None], lin[:, None], const[:, None])
                 hard_count += tl.sum(hard.to(tl.int32), 1)
-            logit = scale_log2 * modulated
 
             # must_move(): R follows the largest logit lazily, so that O is hardly ever scaled.
             largest = tl.max(logit, 1)
@@ -189,8 +178,9 @@ def sweep_kernel(
             if NEED_GRAD:
                 weight = probability
                 if MODULATED:
-                    slope = 2 * quad[:, None] * cosine + lin[:, None]
-                    weight = tl.where(hard, slope * probability, probability)
+                    weight = times_slope(probability, cosine, hard, quad[:, None], lin[:, None])
+                if SCALED:
+                    weight *= (center_scale * center_unit)[None, :]
                 if WEIGHT_SCALE > 0:
                     weight *= (WEIGHT_SCALE / largest_slope(quad, lin))[:, None]
                 # A tile without mass is never needed; beyond that may_omit() decides.
@@ -218,7 +208,7 @@ def sweep_kernel(
     tl.store(hard_count_ptr + at, hard_count, mask=inside)
     if NEED_GRAD:
         if WEIGHT_SCALE > 0:
-            gradient *= (largest_slope(quad, lin) / WEIGHT_SCALE)[:, None]
+            gradient *= (largest_slope(quad, lin) / (WEIGHT_SCALE * center_unit))[:, None]
         tl.store(
             gradient_ptr + at[:, None] * DIM + column[None, :],
             gradient,

@@ -2,7 +2,17 @@
 
 from attfc_cuda.train.checkpoint import CheckpointError
 from attfc_cuda.train.config import TrainConfig
+from attfc_cuda.train.distributed import LostProcess
 from attfc_cuda.train.loop import NonFiniteLoss, Outcome, train
 from attfc_cuda.train.objective import AttFCObjective, Objective
 
-__all__ = ["AttFCObjective", "CheckpointError", "NonFiniteLoss", "Objective", "Outcome", "TrainConfig", "train"]
+__all__ = [
+    "AttFCObjective",
+    "CheckpointError",
+    "LostProcess",
+    "NonFiniteLoss",
+    "Objective",
+    "Outcome",
+    "TrainConfig",
+    "train",
+]

@@ -2,7 +2,8 @@
 
 A checkpoint is one dict of tensors, numbers and strings (`torch.load(weights_only=True)` suffices), at
 `<run>/checkpoints/step_00001234.pt`. A file of that name is complete: the name appears only once its bytes are on the
-disk.
+disk. Where a run has several processes, the folder `step_00001234.shards` beside it holds what is split over them
+(`split_state`), and is complete before the file appears.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import os
 import pickle
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ class CheckpointError(ValueError):
 def save(state: dict[str, Any], folder: Path, step: int, keep: int) -> Path:
     """Write `state` as the checkpoint of `step`, then delete all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:08d}.pt"
+    path = path_of(folder, step)
     part = folder / f"{path.name}.tmp"
     with open(part, "wb") as file:
         torch.save({"format": FORMAT, "step": step, **state}, file)
@@ -36,11 +38,28 @@ def save(state: dict[str, Any], folder: Path, step: int, keep: int) -> Path:
         os.fsync(file.fileno())
     os.replace(part, path)
     _sync_folder(folder)
-    for old in find(folder)[keep:]:
-        old.unlink(missing_ok=True)
-    for stale in folder.glob("*.tmp"):
-        stale.unlink(missing_ok=True)
+    delete(find(folder)[keep:])
+    orphans = [path for path in folder.glob("step_*.shards") if not path.with_suffix(".pt").exists()]
+    for stale in [*folder.glob("*.tmp"), *orphans]:
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
     return path
+
+
+def delete(paths: list[Path]) -> None:
+    """Remove checkpoints, each with what is beside it."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+        shutil.rmtree(shards_of(path), ignore_errors=True)
+
+
+def shards_of(path: Path) -> Path:
+    """The folder beside a checkpoint for what is split over processes."""
+    return path.with_suffix(".shards")
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The file of the checkpoint of `step`."""
+    return folder / f"step_{step:08d}.pt"
 
 
 def find(folder: Path) -> list[Path]:
@@ -61,6 +80,8 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         got = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"checkpoint: {path} must hold format {FORMAT!r}, got {got!r}")
+    if state.get("processes", 1) > 1 and not (shards_of(path) / ".metadata").is_file():
+        raise CheckpointError(f"checkpoint: {path} must have its shards beside it, got no {shards_of(path).name}")
     return state
 
 

@@ -31,7 +31,7 @@ class DatasetConfig:
     image_size: int = 112
     """Side in pixels of the square images given to the backbone."""
     batch_size: int = 128
-    """Probe images a step (images that get gradients)."""
+    """Probe images a step (images that get gradients); of all processes together, where there are several."""
     gallery_size: int = 2
     """Gallery images a probe (other images of the same identity, through the momentum encoder, no gradient)."""
     min_images: int = 2
@@ -58,6 +58,8 @@ class ModelConfig:
     """Further arguments of the backbone, e.g. `norm=group` for small."""
     embedding_dim: int = 512
     """Length of an embedding."""
+    sync_batch_norm: bool = False
+    """With several GPUs: normalise by the batch of all of them instead of each by its own part."""
 
 
 @dataclass
@@ -183,6 +185,8 @@ class RunConfig:
     """auto (a GPU when there is one), cpu, cuda, cuda:1, ..."""
     threads: int | None = None
     """CPU threads; None: PyTorch's own choice."""
+    group_timeout: float = 1800.0
+    """With several processes: seconds that one waits for the others (they verify, or write) before it gives up."""
     log_every: int = 10
     """Steps between log records."""
     checkpoint_every: int | None = None
@@ -230,6 +234,7 @@ class TrainConfig:
         _require(self.verify.verify_num_pairs >= 20, "verify_num_pairs", "be at least 20", self.verify.verify_num_pairs)
         _require(r.log_every >= 1, "log_every", "be at least 1", r.log_every)
         _require(r.keep >= 1, "keep", "be at least 1", r.keep)
+        _require(r.group_timeout > 0, "group_timeout", "be above 0", r.group_timeout)
         _require(r.threads is None or r.threads >= 1, "threads", "be at least 1", r.threads)
 
     def to_dict(self) -> dict[str, Any]:

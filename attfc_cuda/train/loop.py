@@ -9,6 +9,7 @@ The middle three lines are an `Objective` (here AttFC's); everything around them
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from attfc_cuda.evaluation import VerificationResult
-from attfc_cuda.train import checkpoint, setup
+from attfc_cuda.train import distributed, setup
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.interrupt import Interrupt
 from attfc_cuda.train.log import RunLog
@@ -44,27 +45,37 @@ def train(config: TrainConfig, objective_type: type[Objective] | None = None) ->
     """Run (or resume) the training that `config` describes; everything it leaves is in `config.run.run`.
 
     objective_type: an objective of your own instead of the one that `config.head.head` names.
-    Raises ValueError (or OSError) naming a setting or a file that cannot be used, before any step; NonFiniteLoss.
+    Under torchrun each process calls it, and they make one run (see `distributed`): the first one logs and verifies.
+    Raises ValueError (or OSError) naming a setting or a file that cannot be used, before any step; NonFiniteLoss;
+    LostProcess.
     """
     config.check()
-    run = config.run
     setup.check_folder(config)
-    training = setup.Training(config, objective_type or OBJECTIVES[config.head.head])
+    group = distributed.join(config)
+    with contextlib.nullcontext() if group is None else group.watching(config.run.run):
+        outcome = _train(config, objective_type or OBJECTIVES[config.head.head], group)
+        distributed.leave(group)
+    return outcome
+
+
+def _train(config: TrainConfig, objective_type: type[Objective], group: distributed.Group | None) -> Outcome:
+    run = config.run
+    training = setup.Training(config, objective_type, group)
     if run.resume:
-        training.load_state_dict(checkpoint.load_newest(run.run / "checkpoints"))
-    setup.claim_folder(config)
-    backbone, objective, optimizer, scaler = training.backbone, training.objective, training.optimizer, training.scaler
-    total, a_pass, parameters = training.total_steps, training.steps_a_pass, training.parameters
+        training.resume()
+    if training.first:
+        setup.claim_folder(config)
+    objective, optimizer, scaler, save = training.objective, training.optimizer, training.scaler, training.save
+    total, a_pass = training.total_steps, training.steps_a_pass
     clip = math.inf if config.optim.clip_norm is None else config.optim.clip_norm
     verify_every, checkpoint_every = config.verify.verify_every, run.checkpoint_every
     verify_every = max(a_pass, math.ceil(total / 10)) if verify_every is None else verify_every
     checkpoint_every = a_pass if checkpoint_every is None else checkpoint_every
 
-    def save() -> Path:
-        return checkpoint.save(training.state_dict(), run.run / "checkpoints", training.step, run.keep)
-
     events = run.run / "tensorboard" if run.tensorboard else None
-    log = RunLog(run.run / "log.jsonl", total, training.step, events, "bar" if run.progress else "none")
+    log = distributed.Silence()
+    if training.first:
+        log = RunLog(run.run / "log.jsonl", total, training.step, events, "bar" if run.progress else "none")
     results: dict[str, VerificationResult] = {}
     watch, positives = SaturationWatch(), []
     with log, Interrupt() as interrupt:
@@ -79,23 +90,25 @@ def train(config: TrainConfig, objective_type: type[Objective] | None = None) ->
 
             training.remember_statistics()
             with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
-                loss = objective(backbone, batch)
+                loss = objective(training.network, batch)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-            loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()  # the step's one wait for the device
+            norm = training.clip_gradients(clip)
+            signals = [] if group is None else [group.latest_signal(interrupt.signal_number)]
+            # The step's one wait for the device.
+            loss_value, norm_value, *signals = torch.stack([loss.detach(), norm, *signals]).tolist()
 
             # With loss scaling an infinite gradient is routine: the scaler leaves that step out and lowers its scale.
             if math.isfinite(loss_value) and (math.isfinite(norm_value) or scaler.is_enabled()):
                 scaler.step(optimizer)
-                objective.after_step(backbone, momentum)
+                training.after_step(momentum)
             else:
                 training.forget_statistics()
                 _non_finite(config, log, training.step, loss_value, norm_value, lr, save)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             training.step += 1
-            images += len(batch.labels)
+            images += training.loader.sampler.batch_size
 
             step = training.step
             if step % run.log_every == 0 or step == total:
@@ -111,9 +124,10 @@ def train(config: TrainConfig, objective_type: type[Objective] | None = None) ->
             else:
                 log.advance(step)
 
-            pause, stopping = time.perf_counter(), interrupt.signal_number
+            pause = time.perf_counter()
+            stopping = interrupt.signal_number if group is None else int(signals[0]) or None
             if training.sets and ((verify_every and step % verify_every == 0) or step == total):
-                results = verify_all(backbone, training.sets, step, log, training.device)
+                results = verify_all(training.backbone, training.sets, step, log, training.device)
                 if (sample := objective.cosines()) is not None:
                     record_cosines(sample, step, log, run.run / "cosines")
                 if positives and (warning := watch.look(sum(positives) / len(positives), results)):
@@ -122,13 +136,15 @@ def train(config: TrainConfig, objective_type: type[Objective] | None = None) ->
             if (checkpoint_every and step % checkpoint_every == 0) or step == total or stopping:
                 path = save()
             if stopping:
+                interrupt.signal_number = stopping
                 break
             since += time.perf_counter() - pause  # neither counts as training time
 
         if training.step < total:
+            command = f"{objective.command} --run {run.run} --resume" if group is None else group.command(run.run)
             log.note(
                 f"stopped by {interrupt.signal_name} after step {training.step} of {total}, checkpoint {path}; "
-                f"go on with: {objective.command} --run {run.run} --resume",
+                f"go on with: {command}",
                 step=training.step,
             )
         else:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attfc_cuda import _backend, margins
 from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch
+from attfc_cuda.distributed import Shards
 from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
 from attfc_cuda.heads.attfc import CosineSample
 from attfc_cuda.momentum import MomentumEncoder
@@ -27,6 +28,8 @@ class Objective(nn.Module):
 
     gallery_size and negatives_per_batch: what `AttentionLoader` has to deliver for it.
     command: how a user starts a run with it, for the message after an interruption.
+    Where a run has several processes, the constructor gets the head's `shards` as a keyword, and each process passes
+    its own part of the batch; the loss is that of the whole, and all trained parameters are stretches of split centres.
     """
 
     command = "attfc train"
@@ -72,7 +75,9 @@ class AttFCObjective(Objective):
     separates them): one forward is faster, and both get the same BatchNorm statistics.
     """
 
-    def __init__(self, backbone: nn.Module, loader: AttentionLoader, config: TrainConfig) -> None:
+    def __init__(
+        self, backbone: nn.Module, loader: AttentionLoader, config: TrainConfig, shards: Shards | None = None
+    ) -> None:
         super().__init__()
         options = config.head
         self.split = options.split_gallery
@@ -91,6 +96,7 @@ class AttFCObjective(Objective):
             dtype=_container_dtype(config),
             grad_tolerance=options.grad_tolerance,
             backend=options.backend,
+            shards=shards,
         )
 
     def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
@@ -124,7 +130,7 @@ class AttFCObjective(Objective):
 
     def describe(self, momentum: EncoderMomentum) -> str:
         container, margin = self.head.container, type(self.head.margin).__name__
-        backend = _backend.resolve(self.head.backend, container.centers.device, container.centers.dtype)
+        backend = _backend.choose(self.head.backend, container.centers, container.centers)
         dtype = str(container.centers.dtype).removeprefix("torch.")
         return (
             f"head          AttFC with {margin}, container of {container.capacity} centres "
@@ -148,7 +154,9 @@ class TrainedCentersObjective(Objective):
     def negatives_per_batch(config: TrainConfig) -> int:
         return 0
 
-    def __init__(self, backbone: nn.Module, loader: AttentionLoader, config: TrainConfig) -> None:
+    def __init__(
+        self, backbone: nn.Module, loader: AttentionLoader, config: TrainConfig, shards: Shards | None = None
+    ) -> None:
         super().__init__()
         self.options = config.head
         counts = np.bincount(loader.dataset.labels, minlength=loader.num_classes)
@@ -167,6 +175,7 @@ class TrainedCentersObjective(Objective):
             margin=build_margin(config),
             grad_tolerance=config.head.grad_tolerance,
             backend=config.head.backend,
+            shards=shards,
             **rate,
         )
 
@@ -192,7 +201,7 @@ class TrainedCentersObjective(Objective):
 
     def describe(self, momentum: EncoderMomentum) -> str:
         head, margin = type(self.head).__name__, type(self.head.margin).__name__
-        backend = _backend.resolve(self.head.backend, self.head.centers.device, self.head.centers.dtype)
+        backend = _backend.choose(self.head.backend, self.head.centers, self.head.centers)
         sampled = f", {self.options.sample_rate:.3g} of them a step" if head == "PartialFC" else ""
         return f"head          {head} with {margin}, {self.head.num_classes} centres{sampled}, backend {backend}"
 

@@ -7,6 +7,7 @@ import ctypes
 import random
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from attfc_cuda import backbones
+from attfc_cuda import backbones, head_checkpoint
 from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch, FaceDataset, build_dataset
-from attfc_cuda.train import checkpoint
+from attfc_cuda.train import checkpoint, split_state
 from attfc_cuda.train.config import TrainConfig, parse_options
+from attfc_cuda.train.distributed import Group
 from attfc_cuda.train.objective import DTYPES, Objective
 from attfc_cuda.train.optimizer import build_optimizer, peak_rate
 from attfc_cuda.train.schedule import EncoderMomentum, LearningRate, auto_momentum
@@ -44,32 +46,41 @@ class Training:
     """The parts of one run and its position: `step` steps are done, of `total_steps`.
 
     objective_type: builds the loss from (backbone, loader, config). A checkpoint's `state_dict` holds all of it.
+    group: this process among several, see `distributed.join`.
+    network: what the objective calls: the backbone, or with a group the backbone whose gradients are averaged.
     """
 
-    def __init__(self, config: TrainConfig, objective_type: type[Objective]) -> None:
+    def __init__(self, config: TrainConfig, objective_type: type[Objective], group: Group | None = None) -> None:
         config.check()
-        self.config = config
+        self.config, self.group = config, group
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        self.device = pick_device(config.run.device)
+        self.device = pick_device(config.run.device) if group is None else group.device
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dtype = DTYPES[config.optim.precision]
 
         self.dataset = load_dataset(config)
         self.loader = build_loader(config, self.dataset, objective_type)
-        self.sets: list[VerificationSet] = verification_sets(config, self.dataset)
+        shards = {} if group is None else {"shards": group.split(self.loader)}
+        self.sets: list[VerificationSet] = verification_sets(config, self.dataset) if self.first else []
         self.steps_a_pass = len(self.loader)
         self.total_steps = config.optim.steps or max(1, round(config.optim.passes * self.steps_a_pass))
 
         seed_everything(config.run.seed)
         self.backbone = build_backbone(config)
+        if group is not None and config.model.sync_batch_norm:
+            if self.device.type != "cuda":
+                raise error("train", "sync_batch_norm", "be used on GPUs", self.device)
+            self.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(self.backbone)
         # channels_last is the layout convolution libraries compute in; weights in it save a conversion a layer.
         self.backbone.to(self.device, memory_format=torch.channels_last).train()
-        self.objective = objective_type(self.backbone, self.loader, config).to(self.device)
+        self.objective = objective_type(self.backbone, self.loader, config, **shards).to(self.device)
+        self.network = self.backbone if group is None else group.wrap(self.backbone)
 
         lr = peak_rate(config.optim, config.dataset.batch_size)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.optim.precision == "fp16")
+        fp16 = config.optim.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16) if group is None else group.grad_scaler(fp16)
         self.fused = self.objective.fuse_optimizer(config.optim, lr, self.scaler)
         self.optimizer = build_optimizer(config.optim, [self.backbone, self.objective], lr, self.fused)
         self.learning_rate = LearningRate(
@@ -83,6 +94,16 @@ class Training:
         self.step, self.seconds = 0, 0.0
         self._guarded = [b for m in (self.backbone, self.objective) for b in _batch_norm_buffers(m)]
         self._guard = [b.clone() for b in self._guarded]
+        if group is not None:
+            self._split = {id(stretch.tensor) for stretch in head_checkpoint.stretches(self.objective).values()}
+            refuse_loose_parameters(self.objective, self._split)
+            # Every process has begun alike; from here on each draws its own random numbers.
+            seed_everything(config.run.seed + group.rank * 1_000_003)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that logs, verifies and writes what all have alike."""
+        return self.group is None or self.group.rank == 0
 
     def batches(self) -> Iterator[Batch]:
         """Batches on the device, pass after pass, from the loader's present position."""
@@ -100,6 +121,27 @@ class Training:
     def parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def clip_gradients(self, largest: float) -> Tensor:
+        """The norm of all gradients together, those of other processes' class centres included; scales them down where
+        it is larger than `largest`."""
+        parameters = self.parameters
+        split = [p for p in parameters if self.group is not None and id(p) in self._split]
+        if not split:
+            return nn.utils.clip_grad_norm_(parameters, largest)
+        alike = [p for p in parameters if id(p) not in self._split]
+        one, parts = (nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in (alike, split))
+        norm = (one.square() + self.group.sum(parts.square())).sqrt()
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        return norm
+
+    def after_step(self, momentum: float) -> None:
+        """The objective's own part of a step, once the optimizer has moved the backbone."""
+        self.objective.after_step(self.backbone, momentum)
+        if self.group is not None:
+            # Running averages that are used, not only collected, must be the same on all processes.
+            used = [b for m in self.objective.modules() if not m.training for b in _batch_norm_buffers(m, False)]
+            self.group.broadcast([b for b in used if b.is_floating_point()])
+
     def remember_statistics(self) -> None:
         """Keep BatchNorm's running statistics as they are before a step, see `forget_statistics`."""
         if self._guarded:
@@ -112,35 +154,80 @@ class Training:
             torch._foreach_copy_(self._guarded, self._guard)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the following steps depend on."""
+        """Everything that the following steps depend on; with a group, but for what is split over it."""
+        objective, rng = self.objective.state_dict(), checkpoint.rng_state()
+        optimizers = [None if optimizer is None else optimizer.state_dict() for optimizer in self._optimizers]
+        if self.group is not None:
+            objective = split_state.without_stretches(objective, self.objective)
+            optimizers = [
+                s and split_state.optimizer_without_stretches(s, optimizer, self.objective)
+                for s, optimizer in zip(optimizers, self._optimizers, strict=True)
+            ]
         return {
             "config": self.config.to_dict(),
             "seconds": self.seconds,
             "backbone": self.backbone.state_dict(),
             "objective_type": type(self.objective).__name__,
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "fused_optimizer": None if self.fused is None else self.fused.state_dict(),
+            "objective": objective,
+            "optimizer": optimizers[0],
+            "fused_optimizer": optimizers[1],
             "scaler": self.scaler.state_dict(),
             "loader": self.loader.state_dict(),
-            "rng": checkpoint.rng_state(),
+            "rng": rng,
+            "rng_of_rank": [] if self.group is None else self.group.from_all(rng),
+            "processes": 1 if self.group is None else self.group.count,
         }
 
+    @property
+    def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+        return self.optimizer, self.fused
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present step, together with the other processes; the file's path."""
+        folder, state = self.config.run.run / "checkpoints", self.state_dict()
+        path = checkpoint.path_of(folder, self.step)
+        if self.group is not None:
+            # Before the file, whose being there says that all is.
+            optimizer = split_state.holder(self._optimizers, self.objective)
+            head_checkpoint.save(self.objective, checkpoint.shards_of(path), optimizer, stretches_only=True)
+        if self.first:
+            checkpoint.save(state, folder, self.step, self.config.run.keep)
+        return path
+
+    def resume(self) -> None:
+        """Continue from the run's newest checkpoint that loads, whatever the number of processes that wrote it."""
+        folder = self.config.run.run / "checkpoints"
+        say = print if self.first else lambda text: None
+        state = checkpoint.load_newest(folder, say)
+        if self.group is not None and len(set(steps := self.group.from_all(state["step"]))) > 1:
+            rule = "be a folder that every process sees alike"
+            raise error("resume", "run", rule, f"{self.config.run.run} with newest steps {steps}")
+        self.load_state_dict(state)
+        if state.get("processes", 1) > 1:
+            optimizer = split_state.holder(self._optimizers, self.objective)
+            path = checkpoint.shards_of(checkpoint.path_of(folder, self.step))
+            head_checkpoint.load(self.objective, path, optimizer, stretches_only=True)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. Raises ValueError naming a setting that does not fit it."""
+        """Continue where `state` was taken; what it has not, because it was split, keeps its value. Raises ValueError
+        naming a setting that does not fit it."""
         if state["objective_type"] != type(self.objective).__name__:
             rule = f"be trained as the checkpoint was, by {state['objective_type']}"
             raise error("resume", "the run", rule, type(self.objective).__name__)
         refuse_other_settings(self.config.to_dict(), state["config"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.backbone.load_state_dict(state["backbone"])
-        self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.fused is not None:
-            self.fused.load_state_dict(state["fused_optimizer"])
+        objective = self.objective
+        objective.load_state_dict(split_state.with_stretches(state["objective"], objective))
+        for optimizer, name in zip(self._optimizers, ("optimizer", "fused_optimizer"), strict=True):
+            if optimizer is not None:
+                loaded = split_state.optimizer_with_stretches(state[name], optimizer, objective)
+                optimizer.load_state_dict(loaded)
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load_state_dict(state["loader"])
-        checkpoint.set_rng_state(state["rng"])
+        rank, states = (0 if self.group is None else self.group.rank), state.get("rng_of_rank", [])
+        if rank == 0 or rank < len(states):
+            checkpoint.set_rng_state(states[rank] if rank else state["rng"])
 
     def report(self) -> str:
         """What is about to run, in a few lines."""
@@ -158,6 +245,8 @@ class Training:
             f"length        {steps} steps = {steps / self.steps_a_pass:.1f} passes of {self.steps_a_pass} steps",
             f"verification  {sets}",
         ]
+        if self.group is not None:
+            lines.insert(1, f"processes     {self.group.count}, each with a part of a batch and of the head's centres")
         return "\n".join(lines)
 
 
@@ -246,8 +335,7 @@ def claim_folder(config: TrainConfig) -> None:
     """Make the run folder this run's: its config.json, and nothing left of a run that is overwritten."""
     run = config.run
     if run.overwrite and not run.resume:
-        for path in checkpoint.find(run.run / "checkpoints"):
-            path.unlink()
+        checkpoint.delete(checkpoint.find(run.run / "checkpoints"))
         shutil.rmtree(run.run / "tensorboard", ignore_errors=True)
     run.run.mkdir(parents=True, exist_ok=True)
     config.save(run.run / "config.json")
@@ -263,5 +351,14 @@ def refuse_other_settings(now: dict[str, Any], then: dict[str, Any]) -> None:
                 raise error("resume", name, rule, repr(now[group][name]), remedy)
 
 
-def _batch_norm_buffers(module: nn.Module) -> list[Tensor]:
-    return [b for m in module.modules() if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)]
+def refuse_loose_parameters(objective: Objective, split: set[int]) -> None:
+    """Raise ValueError for a trained parameter that every process would move by itself."""
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad and id(parameter) not in split:
+            rule = "have no trained parameters but split class centres, with several processes"
+            raise error("train", "the objective", rule, name)
+
+
+def _batch_norm_buffers(module: nn.Module, recurse: bool = True) -> list[Tensor]:
+    modules = module.modules() if recurse else [module]
+    return [b for m in modules if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)]

@@ -1,5 +1,5 @@
-// The operand types of the sweep's two products: how inputs are read, how the vector and the scalar side of a
-// multiply-accumulate look, and how tiles are packed. Included inside a sweep_<isa>.cpp, after simd.h.
+// The operand types of a sweep's two products: how inputs are read and results written, how the vector and the scalar
+// side of a multiply-accumulate look. Included inside a kernels_<isa>.cpp, after simd.h.
 //
 // Both products have the form  out[a][v] += sum_k vector[k][v] * scalar[a][k]. One step along k may hold one number
 // (FloatOperand, DoubleOperand) or a pair of bfloat16 (PairOperand).
@@ -37,6 +37,11 @@ struct PairOperand {
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return (VectorF)_mm512_permutexvar_epi16(order, halves);
   }
+  // The lanes as bfloat16 in their order, rounded to nearest even: pairs of neighbouring lanes.
+  ATTFC_HOST_DEVICE static void store_narrow(uint16_t* to, VectorF value) {
+    const __m256bh narrow = _mm512_cvtneps_pbh((__m512)value);
+    std::memcpy(to, &narrow, sizeof(narrow));
+  }
 };
 #endif
 
@@ -47,6 +52,18 @@ struct BFloat16 {
 struct Half {
   uint16_t bits;
 };
+
+// Calls `use` with a number of the type that the dtype names.
+template <class Use>
+auto with_input(Dtype dtype, const Use& use) {
+  switch (dtype) {
+    case Dtype::kFloat64: return use(double{});
+    case Dtype::kBFloat16: return use(BFloat16{});
+    case Dtype::kFloat16: return use(Half{});
+    case Dtype::kFloat32: break;
+  }
+  return use(float{});
+}
 
 inline float to_real(float value) { return value; }
 inline double to_real(double value) { return value; }
@@ -72,6 +89,35 @@ inline float to_real(Half value) {
   float result;
   std::memcpy(&result, &bits, sizeof(result));
   return result;
+}
+
+// The nearest number of the given type, ties to even.
+template <class Input, class Real>
+ATTFC_HOST_DEVICE Input from_real(Real value) {
+  if constexpr (std::is_same_v<Input, BFloat16>) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    return {static_cast<uint16_t>(value == value ? rounded : 0x7FC0u)};
+  } else if constexpr (std::is_same_v<Input, Half>) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    const uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7FFFFFFF;
+    // Below 2^-14 the last place is 2^-24, whatever the exponent: adding 1/2 rounds to it, in float's own arithmetic.
+    float absolute, shifted;
+    std::memcpy(&absolute, &magnitude, sizeof(absolute));
+    shifted = absolute + 0.5f;
+    uint32_t subnormal;
+    std::memcpy(&subnormal, &shifted, sizeof(subnormal));
+    subnormal -= 0x3F000000u;
+    const uint32_t normal = (magnitude - (112u << 23) + 0xFFF + ((magnitude >> 13) & 1)) >> 13;
+    uint32_t half = magnitude < (113u << 23) ? subnormal : normal;
+    half = magnitude >= (143u << 23) ? 0x7C00u : half;  // 2^16 and beyond; rounding up to 2^16 carries into it
+    half = magnitude > (255u << 23) ? 0x7E00u : half;
+    return {static_cast<uint16_t>(half | sign)};
+  } else {
+    return value;
+  }
 }
 
 // Which operand an input dtype is multiplied in.

@@ -1,11 +1,11 @@
-// The multiply-accumulate that does nearly all the work of the sweep. Included inside a sweep_<isa>.cpp, after
+// The multiply-accumulate that does nearly all the work of the sweeps. Included inside a kernels_<isa>.cpp, after
 // operands.h.
 //
 //     out[a][v] (+)= sum_{k < steps} vectors[k][v] * scalars[a][k]        a < kOut, v < kVectors SIMD vectors
 //
 // kOut x kVectors sums stay in registers; a step loads kVectors vectors and broadcasts kOut scalars. The first product
-// of the sweep (cosines) has 16..64 embeddings in the vector and a few centres as scalars, the second (gradient) has a
-// stretch of the embedding dimension in the vector and a few rows' probabilities as scalars. So neither needs the
+// of a sweep (cosines) has 16..64 embeddings in the vector and a few centres as scalars, the second (gradient) has a
+// stretch of the embedding dimension in the vector and a few rows' or centres' weights as scalars. So neither needs the
 // centres transposed: float32 centres are read where they lie.
 
 template <class Operand, int kOut, int kVectors>

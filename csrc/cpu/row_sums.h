@@ -1,16 +1,5 @@
 // From cosines to probabilities and row sums: the B x S work that is not a product. Rows lie in SIMD lanes, so nothing
-// is reduced across a vector. Included inside a sweep_<isa>.cpp, after tile.h.
-//
-// Logits are kept in base 2 here (z log2(e)), which saves the exponential two operations: p = 2^(scale2 N(c) - R2).
-
-constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
-
-// Row parameters, all [padded rows]; reference in base 2.
-template <class Real>
-struct RowInputs {
-  Real *threshold, *quad, *lin, *constant, *reference;
-  typename Simd<Real>::Int* id;
-};
+// is reduced across a vector. Included inside a kernels_<isa>.cpp, after row_panels.h.
 
 // The running sums of a task's rows: PartialLse (../partial_lse.h), a field an array.
 template <class Real, int kRows>
@@ -82,8 +71,9 @@ typename Simd<Real>::Mask add_tile(RowSums<Real, kRows>& rows, int row, const Ti
   return ~omit;
 }
 
-// From the cosines of kCenters centres with one vector of rows (`cosine`, a column every `stride`) to p N'(c), the
-// second product's scalars, in `weight`; `row` indexes `inputs`, `reference` are the rows' references.
+// From the cosines of kCenters centres with one vector of rows (`cosine`, a column every `stride`) to p N'(c)
+// center_scale, the second product's scalars, in `weight`; `row` indexes `inputs`, `reference` are the rows'
+// references.
 template <bool kModulated, bool kMoments, class Input, int kCenters>
 TileSums<typename OperandOf<Input>::Type::Real> weigh_tile(
     const Tile<Input, kCenters>& tile, const RowInputs<typename OperandOf<Input>::Type::Real>& inputs, int64_t row,
@@ -97,14 +87,13 @@ TileSums<typename OperandOf<Input>::Type::Real> weigh_tile(
   const Vector shift = load<Vector>(reference), scale = Vector{} + scale2;
   const Vector lowest = Vector{} - std::numeric_limits<Real>::infinity();
   RowModulation<Vector> modulation{};
-  if constexpr (kModulated)
-    modulation = {load<Vector>(inputs.threshold + row), load<Vector>(inputs.quad + row), load<Vector>(inputs.lin + row),
-                  load<Vector>(inputs.constant + row)};
+  if constexpr (kModulated) modulation = inputs.template modulation<Vector>(row);
   TileSums<Real> sums{{}, {}, {}, {}, lowest, lowest, {}};
   const auto column = [&](int j) {
     const auto id = tile.id[j];
     if (id == kEmptySlot) return Vector{};
-    const Vector c = load<Vector>(cosine + j * stride);
+    Vector c = load<Vector>(cosine + j * stride), slope = Vector{} + Real(1);
+    if (tile.scale) c *= slope = Vector{} + tile.scale[j];
     Vector modulated = c, derivative{};
     if constexpr (kModulated) modulate(modulation, c, modulated, derivative);
     Vector probability = exp2_below_127(modulated * scale - shift);
@@ -117,7 +106,7 @@ TileSums<typename OperandOf<Input>::Type::Real> weigh_tile(
     }
     sums.sum += probability;
     sums.max_cosine = maximum(seen, sums.max_cosine);
-    if constexpr (!kModulated) return probability;
+    if constexpr (!kModulated) return tile.scale ? probability * slope : probability;
     sums.max_modulated = maximum(modulated, sums.max_modulated);
     sums.hard += seen > modulation.threshold;
     if constexpr (kMoments) {
@@ -126,7 +115,7 @@ TileSums<typename OperandOf<Input>::Type::Real> weigh_tile(
       sums.moment_lin += linear;
       sums.moment_quad += linear * c;
     }
-    return probability * derivative;
+    return tile.scale ? probability * derivative * slope : probability * derivative;
   };
   for (int j = 0; j < kCenters; j += Operand::kNumbersPerStep) {
     if constexpr (Operand::kNumbersPerStep == 2)

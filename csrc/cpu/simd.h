@@ -1,6 +1,6 @@
 // SIMD vectors for one instruction set, on the compiler's vector extensions: portable C++ that becomes AVX-512, AVX2,
-// SSE or NEON by the vector width alone. Included inside a sweep_<isa>.cpp, which sets ATTFC_SIMD_BYTES, the target
-// and the namespace.
+// SSE or NEON by the vector width alone. Included inside a kernels_<isa>.cpp, which sets ATTFC_SIMD_BYTES, the
+// target and the namespace.
 
 template <class Real>
 struct Simd;

@@ -1,5 +1,5 @@
-// Inputs of the sweep as the products want them: class ids, packed embeddings, tiles of centres. Included inside a
-// sweep_<isa>.cpp, after operands.h.
+// Inputs of a sweep as its products want them: class ids, packed vectors, tiles of centres. Included inside a
+// kernels_<isa>.cpp, after operands.h.
 
 // Class ids inside one call: the batch's distinct labels are 0, 1, ...; anything else is one of these.
 constexpr int kNotInBatch = -1, kEmptySlot = -2, kIgnoredRow = -3;
@@ -71,12 +71,15 @@ template <class Input, int kCenters>
 class Tile {
   using Operand = typename OperandOf<Input>::Type;
   using Scalar = typename Operand::Scalar;
-  using Int = typename Simd<typename Operand::Real>::Int;
+  using Real = typename Operand::Real;
+  using Int = typename Simd<Real>::Int;
   static constexpr bool kPairs = Operand::kNumbersPerStep == 2;
 
  public:
-  static int64_t scratch_scalars(int64_t padded_dim) {
-    return kCenters * (padded_dim / Operand::kNumbersPerStep) + (kPairs ? kCenters / 2 * padded_dim : 0);
+  // with_vectors: vectors() will be called.
+  static int64_t scratch_scalars(int64_t padded_dim, bool with_vectors) {
+    const bool interleaved = kPairs && with_vectors;
+    return kCenters * (padded_dim / Operand::kNumbersPerStep) + (interleaved ? kCenters / 2 * padded_dim : 0);
   }
 
   Tile(Scalar* scratch, int64_t padded_dim)
@@ -86,7 +89,7 @@ class Tile {
         interleaved_(scratch + kCenters * steps_) {}
 
   // Makes centres first ... first + kCenters - 1 the tile; false when all their slots are empty or past the end.
-  bool open(const SweepArguments& arguments, const ClassIds<Int>& ids, int64_t first) {
+  bool open(const SweepInputs& arguments, const ClassIds<Int>& ids, int64_t first) {
     const int64_t count = std::min<int64_t>(kCenters, arguments.centers - first);
     int64_t filled = 0;
     for (int64_t j = 0; j < kCenters; ++j) {
@@ -94,6 +97,7 @@ class Tile {
       filled += id[j] != kEmptySlot;
     }
     if (filled == 0) return false;
+    scale = arguments.center_scale ? static_cast<const Real*>(arguments.center_scale) + first : nullptr;
     constexpr bool kSameForm = sizeof(Input) * Operand::kNumbersPerStep == sizeof(Scalar);
     const bool in_place = kSameForm && filled == kCenters && padded_dim_ == arguments.dim;
     for (int64_t j = 0; j < kCenters; ++j) {
@@ -127,6 +131,7 @@ class Tile {
 
   const Scalar* center[kCenters];  // the scalar side of the first product: step k of each centre
   Int id[kCenters];
+  const Real* scale;  // what the cosines of each centre are multiplied by, or null: 1
 
  private:
   void interleave() {

@@ -1,6 +1,7 @@
 // The sweep's launcher: which kernel, how many splits, where the partial results lie.
 #include "sweep.h"
 
+#include "launcher.h"
 #include "merge.h"
 #include "sweep_instance.h"
 
@@ -21,7 +22,6 @@ const char* launch_sweep_config<SweepD512Compact>(Dtype, bool, const SweepParame
 
 namespace {
 
-constexpr int64_t kMaxGridX = 2147483647;
 constexpr int kMaxSplits = 1024;
 
 // What plan_sweep() needs to know of an instantiation.
@@ -45,17 +45,6 @@ constexpr Shape kShapes[] = {
     shape<SweepD512>(SweepKernel::kD512),
     shape<SweepD512Compact>(SweepKernel::kD512Compact),
 };
-
-const Shape* find_shape(const DeviceLimits& device, int dim) {
-  for (const Shape& each : kShapes) {
-    if (each.dim == dim && each.shared_bytes <= static_cast<size_t>(device.shared_bytes)) return &each;
-  }
-  return nullptr;
-}
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 // Blocks of a shape that a multiprocessor holds: by shared memory (1 KiB of it goes to each block), and by registers
 // not more than two.
@@ -104,27 +93,14 @@ struct Workspace {
 }  // namespace
 
 const char* why_not(const DeviceLimits& device, const SweepArguments& arguments) {
-  if (arguments.dtype == Dtype::kFloat32) return "it takes bfloat16 and float16, not float32";
-  if (device.compute_capability < 80)
-    return "it needs compute capability 8.0 or later (mma.sync for bfloat16, cp.async)";
-  if (arguments.dim != 128 && arguments.dim != 256 && arguments.dim != 512) {
-    return "it is compiled for D = 128, 256 and 512";
-  }
-  if (find_shape(device, arguments.dim) == nullptr)
-    return "a block has too little shared memory on this device for this D";
-  if (!aligned(arguments.embeddings, 16) || arguments.embedding_stride % 8 != 0) {
-    return "rows of embeddings must start at multiples of 16 bytes";
-  }
-  if (!aligned(arguments.center_data, 16) || arguments.center_stride % 8 != 0) {
-    return "rows of centers must start at multiples of 16 bytes";
-  }
+  const char* reason = why_not_operands(kShapes, device, arguments);
+  if (reason != nullptr) return reason;
   if (arguments.need_grad && !aligned(arguments.unit_grad, 16)) return "unit_grad must be aligned to 16 bytes";
-  if (arguments.rows > kMaxGridX) return "it takes at most 2^31 - 1 rows";
   return nullptr;
 }
 
 SweepPlan plan_sweep(const DeviceLimits& device, const SweepArguments& arguments) {
-  const Shape& shape = *find_shape(device, arguments.dim);
+  const Shape& shape = *find_shape(kShapes, device, arguments.dim);
   SweepPlan plan;
   plan.kernel = shape.kernel;
   plan.rows_per_block = shape.rows;
@@ -148,6 +124,7 @@ const char* launch_sweep(const SweepPlan& plan, const SweepArguments& arguments,
   sweep.center_stride = arguments.center_stride;
   sweep.labels = arguments.labels;
   sweep.center_labels = arguments.center_labels;
+  sweep.center_scale = arguments.center_scale;
   sweep.reference = arguments.reference;
   sweep.threshold = arguments.threshold;
   sweep.quad = arguments.quad;

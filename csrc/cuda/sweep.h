@@ -1,9 +1,11 @@
 // The CUDA sweep over class centres: interface. Knows no torch; csrc/ops calls it. The same operation as
 // csrc/cpu/sweep.h:
 //
-//     lse_b       = log sum_{j valid} exp(scale N(c_bj)),  c_bj = x_b . w_j,  valid: l_j >= 0 and l_j != y_b
-//     unit_grad_b = d lse_b / d x_b = scale sum_j q_bj N'(c_bj) w_j
+//     lse_b       = log sum_{j valid} exp(scale N(c_bj)),  c_bj = s_j x_b . w_j,  valid: l_j >= 0 and l_j != y_b
+//     unit_grad_b = d lse_b / d x_b = scale sum_j q_bj N'(c_bj) s_j w_j
 //     moments_b   = d lse_b / d (quad_b, lin_b, const_b)
+//
+// s = center_scale: 1 for unit centres, 1 / |w_j| for raw ones.
 //
 // Use: why_not() -> plan_sweep() -> allocate plan.workspace_bytes -> launch_sweep(). Two launches on the stream, no
 // synchronisation, no allocation: capturable in a CUDA graph. Two runs give the same bits.
@@ -34,6 +36,7 @@ struct SweepArguments {
   int64_t center_stride;
   const int64_t* labels;         // [rows]; below 0: the row is ignored (lse -inf, gradient 0)
   const int64_t* center_labels;  // [centers]; below 0: an empty slot
+  const float* center_scale;     // [centers], or null: 1; not negative; an empty slot's is never used
   const float* reference;        // [rows], the target logit, or null
   const float* threshold;        // [rows], or null: no modulation, and the next three are not read
   const float* quad;             // [rows], or null: 0

@@ -1,9 +1,9 @@
 // The sweep kernel: one pass over a part of the class centres for a block of embeddings.
 //
 // Computes, for each row b of the block and the negatives j of its split (csrc/partial_lse.h for the sums):
-//     c_bj = x_b . w_j                 first product, mma m16n8k16, float32 sums
-//     p_bj = exp(scale N(c_bj) - R_b)  float32; valid negatives only, 0 otherwise
-//     O_b += sum_j p_bj N'(c_bj) w_j   second product; p N' rounded to the operands' 16 bits, float32 sums
+//     c_bj = s_j x_b . w_j               first product, mma m16n8k16, float32 sums; s_j = center_scale_j, or 1
+//     p_bj = exp(scale N(c_bj) - R_b)    float32; valid negatives only, 0 otherwise
+//     O_b += sum_j p_bj N'(c_bj) s_j w_j second product; p N' s rounded to the operands' 16 bits, float32 sums
 // and leaves R, sum, moments, omitted, max cosine, hard count and O of this split to the merge (merge.cu).
 //
 // Grid: x = block of kRows rows, y = split. Blocks of a split start together and share its centres through L2.
@@ -75,11 +75,13 @@ class SweepBlock {
   int64_t first_row, first_center;
   int tiles;
 
-  // The row this thread owns with its three neighbours; moments, max_cosine and hard_count are this thread's share.
+  // The row this thread owns with its three neighbours; moments, max_cosine and hard_count are this thread's share. The
+  // count is kept in 32 bits beside `part`: no GPU holds 2^31 centres of one thread.
   PartialLse<float> part;
   RowModulation<float> modulation;
   int64_t row_label;  // below 0: ignored, or past the end
-  float target, target_mass, row_scale, pending_mass = 0;
+  float target_mass, row_scale, pending_mass = 0;
+  int hard_count = 0;
 
   // This warp's columns of O: 16 rows x 8 columns an mma fragment.
   float gradient[grad ? kGradRowGroups : 1][grad ? 2 * kGradPairs : 1][4] = {};
@@ -88,20 +90,25 @@ class SweepBlock {
     const int64_t row = first_row + thread / 4;
     row_label = row < p.rows ? p.labels[row] : -1;
     const bool live = row_label >= 0;  // an ignored row's numbers may be anything
-    target = live && p.reference != nullptr ? p.reference[row] : -INFINITY;
     const bool modulated = live && p.threshold != nullptr;
     modulation.threshold = modulated ? p.threshold[row] : INFINITY;
     modulation.quad = modulated && p.quad != nullptr ? p.quad[row] : 0;
     modulation.lin = modulated && p.lin != nullptr ? p.lin[row] : 0;
     modulation.constant = modulated && p.constant != nullptr ? p.constant[row] : 0;
-    part = empty_partial(WeightRange<Element>::kStartsAtTarget ? target : -INFINITY);
+    part = empty_partial(WeightRange<Element>::kStartsAtTarget ? target() : -INFINITY);
     row_scale = WeightRange<Element>::row_scale(modulation.quad, modulation.lin);
     update_target_mass();
   }
 
+  // The row's target logit, or -inf. Read again when the reference moves: a register for it would spill.
+  ATTFC_DEVICE float target() const {
+    return row_label >= 0 && p.reference != nullptr ? p.reference[first_row + thread / 4] : -INFINITY;
+  }
+
   // This split's share of exp(target - R): what all splits omit stays under the tolerance.
   ATTFC_DEVICE void update_target_mass() {
-    target_mass = target == -INFINITY ? 0 : expf(target - part.reference) / static_cast<float>(p.splits);
+    const float logit = target();
+    target_mass = logit == -INFINITY ? 0 : expf(logit - part.reference) / static_cast<float>(p.splits);
   }
 
   ATTFC_DEVICE void wait_for_copies() {
@@ -134,6 +141,7 @@ class SweepBlock {
     int64_t* slot = shared.label_tile(tile) + thread;
     if (tile < tiles && center < p.centers) {
       gpu::cp_async_8(slot, p.center_labels + center, true);
+      if (p.center_scale != nullptr) gpu::cp_async_4(shared.scale_tile(tile) + thread, p.center_scale + center, true);
     } else {
       gpu::store_shared(slot, int64_t{-1});
     }
@@ -157,53 +165,10 @@ class SweepBlock {
     }
   }
 
-  // First product: this warp's part of the tile's cosines, to shared memory.
+  // First product: this warp's part of the tile's x_b . w_j, to shared memory.
   ATTFC_DEVICE void logits(int tile) {
-    using Tile = OperandTile<kDim>;
-    constexpr int kRowBlocks = Config::kProductRows / 16, kColumnPairs = Config::kProductColumns / 16;
-    constexpr int kSteps = kDim / 16 / Config::kParts;
-    const int part_index = warp % Config::kParts, group = warp / Config::kParts;
-    const int row = group % Config::kRowGroups * Config::kProductRows;
-    const int column = group / Config::kRowGroups * Config::kProductColumns;
-    const Element* centers = shared.center_tile(tile % Config::kStages);
-
-    float sum[kRowBlocks][2 * kColumnPairs][4] = {};
-    // a: rows lane % 16, low or high 8 of k by lane / 16. b: columns lane % 8 and, from lane 16, + 8; k half by lane /
-    // 8 % 2.
-    const int a_row = row + lane % 16, a_half = lane / 16;
-    const int b_row = column + lane % 8 + lane / 16 * 8, b_half = lane / 8 % 2;
-    ATTFC_UNROLL_BY_4
-    for (int step = 0; step < kSteps; ++step) {
-      const int chunk = 2 * (part_index * kSteps + step);
-      uint32_t a[kRowBlocks][4];
-      ATTFC_UNROLL
-      for (int m = 0; m < kRowBlocks; ++m) {
-        gpu::ldmatrix_x4(shared.embeddings + Tile::offset(a_row + 16 * m, chunk + a_half), a[m]);
-      }
-      ATTFC_UNROLL
-      for (int n = 0; n < kColumnPairs; ++n) {
-        uint32_t b[4];
-        gpu::ldmatrix_x4(centers + Tile::offset(b_row + 16 * n, chunk + b_half), b);
-        ATTFC_UNROLL
-        for (int m = 0; m < kRowBlocks; ++m) {
-          gpu::mma_16x8x16<Element>(sum[m][2 * n], a[m], b[0], b[1]);
-          gpu::mma_16x8x16<Element>(sum[m][2 * n + 1], a[m], b[2], b[3]);
-        }
-      }
-    }
-    float* out = shared.logit_tile(tile, part_index);
-    ATTFC_UNROLL
-    for (int m = 0; m < kRowBlocks; ++m) {
-      ATTFC_UNROLL
-      for (int n = 0; n < 2 * kColumnPairs; ++n) {
-        ATTFC_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          const int at = LogitTile<kTile>::offset(row + 16 * m + 8 * half + lane / 4, column + 8 * n + lane % 4 * 2);
-          gpu::store_shared(reinterpret_cast<gpu::Float2*>(out + at),
-                            gpu::Float2{sum[m][n][2 * half], sum[m][n][2 * half + 1]});
-        }
-      }
-    }
+    Config::Product::run(shared.embeddings, shared.center_tile(tile % Config::kStages), shared.logit_tile(tile), warp,
+                         lane);
   }
 
   // Sums over the four lanes of a row: the same bits in each.
@@ -216,22 +181,30 @@ class SweepBlock {
     return fmaxf(value, gpu::shuffle_xor(value, 2));
   }
 
-  // From cosines to p and p N'. This thread's columns: 4 (lane % 4) + 16 k .. + 3.
+  ATTFC_DEVICE static float component(const gpu::Float4& four, int i) {
+    return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
+  }
+
+  // center_scale of this thread's columns k .. k + 3; of an empty slot it may be anything.
+  ATTFC_DEVICE gpu::Float4 own_scales(int tile, int k) const {
+    return gpu::load_shared(
+        reinterpret_cast<const gpu::Float4*>(shared.scale_tile(tile) + thread % 4 * 4 + k / 4 * 16));
+  }
+
+  // From cosines to p and p N' s. This thread's columns: 4 (lane % 4) + 16 k .. + 3.
   ATTFC_DEVICE void weigh(int tile) {
     constexpr int kOwn = kTile / 4;
     const int row = thread / 4, column = thread % 4 * 4;
+    const bool scaled = p.center_scale != nullptr;
     float cosine[kOwn], slope[kOwn], logit[kOwn];
     ATTFC_UNROLL
     for (int k = 0; k < kOwn; k += 4) {
-      const int at = LogitTile<kTile>::offset(row, column + 4 * k);
-      gpu::Float4 sum = gpu::load_shared(reinterpret_cast<const gpu::Float4*>(shared.logit_tile(tile, 0) + at));
-      ATTFC_UNROLL
-      for (int other = 1; other < Config::kParts; ++other) {
-        const gpu::Float4 more =
-            gpu::load_shared(reinterpret_cast<const gpu::Float4*>(shared.logit_tile(tile, other) + at));
-        sum = {sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
+      gpu::Float4 dot = Config::Product::read(shared.logit_tile(tile), row, column + 4 * k);
+      if (scaled) {
+        const gpu::Float4 by = own_scales(tile, k);
+        dot = {dot.x * by.x, dot.y * by.y, dot.z * by.z, dot.w * by.w};
       }
-      cosine[k] = sum.x, cosine[k + 1] = sum.y, cosine[k + 2] = sum.z, cosine[k + 3] = sum.w;
+      cosine[k] = dot.x, cosine[k + 1] = dot.y, cosine[k + 2] = dot.z, cosine[k + 3] = dot.w;
     }
 
     uint32_t valid = 0, hard = 0;
@@ -252,10 +225,21 @@ class SweepBlock {
         largest = fmaxf(largest, logit[k]);
         part.max_cosine = fmaxf(part.max_cosine, cosine[k]);
       }
-      part.hard_count += is_hard ? 1 : 0;
+      hard_count += is_hard ? 1 : 0;
     }
 
     float factor = 1;
+    if (WeightRange<Element>::kCarriesScale && grad && scaled) {
+      // The largest weight this tile may have, not only the largest p, must stay in reach of R.
+      float widest = 1;
+      ATTFC_UNROLL
+      for (int k = 0; k < kOwn; k += 4) {
+        const gpu::Float4 by = own_scales(tile, k);
+        ATTFC_UNROLL
+        for (int i = 0; i < 4; ++i) widest = (valid >> (k + i) & 1) != 0 ? fmaxf(widest, component(by, i)) : widest;
+      }
+      largest += logf(widest);
+    }
     largest = row_max(largest);
     // must_move() at the distance of this format.
     if (must_move(largest + (kSafeDistance - WeightRange<Element>::kDistance), part.reference)) {
@@ -283,6 +267,11 @@ class SweepBlock {
       Element* weights = shared.weight_tile(tile);
       ATTFC_UNROLL
       for (int k = 0; k < kOwn; k += 4) {
+        if (scaled) {
+          const gpu::Float4 by = own_scales(tile, k);
+          ATTFC_UNROLL
+          for (int i = k; i < k + 4; ++i) slope[i] = (valid >> i & 1) != 0 ? slope[i] * component(by, i - k) : 0.0f;
+        }
         const gpu::Word2 four = {gpu::pack<Element>(slope[k], slope[k + 1]),
                                  gpu::pack<Element>(slope[k + 2], slope[k + 3])};
         gpu::store_shared(reinterpret_cast<gpu::Word2*>(weights + WeightTile<kTile>::offset(row, column + 4 * k)),
@@ -306,29 +295,16 @@ class SweepBlock {
 
   // Second product: O = O * factor + weights * centres, in this warp's columns of D.
   ATTFC_DEVICE void add_gradient(int tile, uint32_t flags) {
-    using Tile = OperandTile<kDim>;
     if ((flags & kMoved) != 0) scale_gradient(shared.factor_tile(tile));
     if ((flags & kNeeded) == 0) return;
     const Element* weights = shared.weight_tile(tile);
     const Element* centers = shared.center_tile(tile % Config::kStages);
     ATTFC_UNROLL
     for (int step = 0; step < kTile / 16; ++step) {
-      uint32_t a[kGradRowGroups][4];
-      ATTFC_UNROLL
-      for (int m = 0; m < kGradRowGroups; ++m) {
-        gpu::ldmatrix_x4(weights + WeightTile<kTile>::offset(16 * m + lane % 16, 16 * step + lane / 16 * 8), a[m]);
-      }
-      ATTFC_UNROLL
-      for (int n = 0; n < kGradPairs; ++n) {
-        uint32_t b[4];
-        const int chunk = (warp * Config::kGradColumns + 16 * n) / 8 + lane / 16;
-        gpu::ldmatrix_x4_trans(centers + Tile::offset(16 * step + lane % 16, chunk), b);
-        ATTFC_UNROLL
-        for (int m = 0; m < kGradRowGroups; ++m) {
-          gpu::mma_16x8x16<Element>(gradient[m][2 * n], a[m], b[0], b[1]);
-          gpu::mma_16x8x16<Element>(gradient[m][2 * n + 1], a[m], b[2], b[3]);
-        }
-      }
+      const auto load_weights = [&](int m, uint32_t (&a)[4]) {
+        gpu::ldmatrix_x4(weights + WeightTile<kTile>::offset(16 * m + lane % 16, 16 * step + lane / 16 * 8), a);
+      };
+      add_weighted_rows<kDim>(gradient, load_weights, centers, 16 * step, warp * Config::kGradColumns / 8, lane);
     }
   }
 
@@ -353,8 +329,9 @@ class SweepBlock {
     const float max_cosine = row_max(part.max_cosine);
     const float moment_quad = row_sum(part.moment_quad), moment_lin = row_sum(part.moment_lin);
     const float moment_const = row_sum(part.moment_const);
-    long long hard_count = part.hard_count + gpu::shuffle_xor(part.hard_count, 1);
-    hard_count += gpu::shuffle_xor(hard_count, 2);
+    long long row_hard_count = hard_count;
+    row_hard_count += gpu::shuffle_xor(row_hard_count, 1);
+    row_hard_count += gpu::shuffle_xor(row_hard_count, 2);
     if (thread % 4 == 0 && row < p.rows) {
       const int64_t at = split_start + row;
       p.partial.reference[at] = part.reference;
@@ -364,7 +341,7 @@ class SweepBlock {
       p.partial.moment_const[at] = moment_const;
       p.partial.omitted[at] = part.omitted;
       p.partial.max_cosine[at] = max_cosine;
-      p.partial.hard_count[at] = hard_count;
+      p.partial.hard_count[at] = row_hard_count;
     }
     if constexpr (grad) {
       if constexpr (!WeightRange<Element>::kStartsAtTarget) {

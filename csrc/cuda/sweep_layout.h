@@ -1,7 +1,7 @@
 // The sweep kernel's shapes: tiles, warps, and where everything lies in shared memory.
 #pragma once
 
-#include "gpu/gpu.h"
+#include "tile_product.h"
 
 namespace attfc::cuda {
 
@@ -17,47 +17,12 @@ struct SweepConfig {
   static constexpr int kGradColumns = dim / kWarps;
   static constexpr int kResidentBlocks = dim == 128 ? 2 : 1;  // what registers must allow on a multiprocessor
 
-  // First product: a warp computes product_rows x product_columns of the logits over 1 / kParts of D. A wider warp tile
-  // reads shared memory less often; the parts are added when the logits are read.
-  static constexpr int kProductRows = product_rows, kProductColumns = product_columns;
-  static constexpr int kRowGroups = rows / product_rows, kColumnGroups = tile / product_columns;
-  static constexpr int kParts = kWarps / (kRowGroups * kColumnGroups);
+  using Product = CosineProduct<dim, rows, tile, product_rows, product_columns, kWarps>;
+  static constexpr int kParts = Product::kParts;
 
   static_assert(stages == 3 || stages == 4);
-  static_assert(tile == 16 || tile == 32, "the swizzles of LogitTile and WeightTile are written for these");
-  static_assert(rows % 16 == 0 && kWarps % (kRowGroups * kColumnGroups) == 0);
-  static_assert(product_rows % 16 == 0 && product_columns % 16 == 0 && kGradColumns % 16 == 0);
-  static_assert(dim % (16 * kParts) == 0);
-};
-
-// Bytes of a tile in shared memory are swizzled: 16-byte chunks of a 128-byte line trade places, so that the accesses
-// below meet no bank twice. offset() is in elements.
-
-// kDim 16-bit elements a row (embeddings, centres). Read by ldmatrix: 8 rows, the same chunk.
-template <int dim>
-struct OperandTile {
-  static constexpr int kChunks = dim / 8;
-  ATTFC_DEVICE static int offset(int row, int chunk) { return row * dim + ((chunk ^ (row & 7)) << 3); }
-};
-
-// columns float32 a row. Written by mma fragments (4 rows x 32 bytes at a time), read by rows (2 rows x 64 bytes).
-template <int columns>
-struct LogitTile {
-  ATTFC_DEVICE static int offset(int row, int column) {
-    const int chunk = column >> 2;
-    const int swizzle = columns == 32 ? ((row & 1) << 2 | (row & 2)) : (row & 2);
-    return row * columns + ((chunk ^ swizzle) << 2) + (column & 3);
-  }
-};
-
-// columns 16-bit weights a row. Written by rows (4 rows x 32 bytes), read by ldmatrix: 8 rows, the same chunk.
-template <int columns>
-struct WeightTile {
-  ATTFC_DEVICE static int offset(int row, int column) {
-    const int chunk = column >> 3;
-    const int swizzle = columns == 32 ? ((row >> 1 & 1) << 1 | (row >> 2 & 1)) : (row >> 2 & 1);
-    return row * columns + ((chunk ^ swizzle) << 3) + (column & 7);
-  }
+  static_assert(tile == 16 || tile == 32, "four lanes of a row read and write these without bank conflicts");
+  static_assert(rows % 16 == 0 && kGradColumns % 16 == 0);
 };
 
 // The map of a block's shared memory. `grad`: the kernel also accumulates the gradient.
@@ -68,6 +33,7 @@ struct WeightTile {
 //   logits         2 x kParts x kRows x kTile float32       16384   this tile's and the next one's
 //   weights        2 x kRows x kTile                         4096   p N', last tile's and this one's (grad)
 //   center_labels  4 x kTile int64                            512   this tile's to the third next one's
+//   center_scales  4 x kTile float32                          256   likewise
 //   row_factors    2 x kRows float32                          512   by what a moved reference scales the row (grad)
 //   warp_flags     2 x kWarps                                  64   (grad)
 template <class Config, class Element, bool grad>
@@ -78,13 +44,14 @@ struct SweepShared {
   static constexpr int kLabelTiles = 4;
   static constexpr size_t kBytes =
       2 * (kEmbeddings + size_t{Config::kStages} * kCenters) + 4 * size_t{2} * Config::kParts * kLogits +
-      8 * size_t{kLabelTiles} * Config::kTile +
+      (8 + 4) * size_t{kLabelTiles} * Config::kTile +
       (grad ? 2 * size_t{2} * kLogits + 4 * size_t{2} * Config::kRows + 4 * size_t{2} * Config::kWarps : 0);
 
   Element* embeddings;
   Element* centers;
   float* logits;
   int64_t* center_labels;
+  float* center_scales;
   Element* weights;
   float* row_factors;
   uint32_t* warp_flags;
@@ -94,6 +61,7 @@ struct SweepShared {
     centers = arena.take<Element>(Config::kStages * kCenters);
     logits = arena.take<float>(2 * Config::kParts * kLogits);
     center_labels = arena.take<int64_t>(kLabelTiles * Config::kTile);
+    center_scales = arena.take<float>(kLabelTiles * Config::kTile);
     if constexpr (grad) {
       weights = arena.take<Element>(2 * kLogits);
       row_factors = arena.take<float>(2 * Config::kRows);
@@ -102,11 +70,14 @@ struct SweepShared {
   }
 
   ATTFC_DEVICE Element* center_tile(int stage) const { return centers + stage * kCenters; }
-  ATTFC_DEVICE float* logit_tile(int64_t tile, int part) const {
-    return logits + ((static_cast<int>(tile) & 1) * Config::kParts + part) * kLogits;
+  ATTFC_DEVICE float* logit_tile(int64_t tile) const {
+    return logits + (static_cast<int>(tile) & 1) * Config::kParts * kLogits;
   }
   ATTFC_DEVICE int64_t* label_tile(int64_t tile) const {
     return center_labels + (static_cast<int>(tile) & (kLabelTiles - 1)) * Config::kTile;
+  }
+  ATTFC_DEVICE float* scale_tile(int64_t tile) const {
+    return center_scales + (static_cast<int>(tile) & (kLabelTiles - 1)) * Config::kTile;
   }
   ATTFC_DEVICE Element* weight_tile(int64_t tile) const { return weights + (static_cast<int>(tile) & 1) * kLogits; }
   ATTFC_DEVICE float* factor_tile(int64_t tile) const {

@@ -20,31 +20,31 @@ struct SweepParameters {
   const void* center_data;
   int64_t center_stride;
   const int64_t *labels, *center_labels;
-  const float *reference, *threshold, *quad, *lin, *constant;
+  const float *center_scale, *reference, *threshold, *quad, *lin, *constant;
   float scale, grad_tolerance;
   int splits;
   int64_t tiles_per_split;
   PartialSums partial;
 };
 
-// What the 16-bit format of p N' asks for.
+// What the 16-bit format of p N' center_scale asks for.
 template <class Element>
 struct WeightRange;
 
 // bfloat16 has float32's range: R may start at the target logit and lag the maximum by 2^40 (kSafeDistance).
 template <>
 struct WeightRange<gpu::BFloat16> {
-  static constexpr bool kStartsAtTarget = true;
+  static constexpr bool kStartsAtTarget = true, kCarriesScale = false;
   static constexpr float kDistance = kSafeDistance;
   ATTFC_DEVICE static float row_scale(float, float) { return 1; }
 };
 
 // float16 spans 2^-24 .. 2^16. R starts at the first maximum (a target far above would push p under the range) and lags
 // by 2^8 at most; weights are scaled by 2^7 over the largest |N'|, so that they reach up to 2^15 and down to 2^-31 of
-// R.
+// R. A center_scale above 1 widens them, and R keeps that much further above.
 template <>
 struct WeightRange<gpu::Float16> {
-  static constexpr bool kStartsAtTarget = false;
+  static constexpr bool kStartsAtTarget = false, kCarriesScale = true;
   static constexpr float kDistance = 5.545f;
   ATTFC_DEVICE static float row_scale(float quad, float lin) {
     const float slope = 2 * fabsf(quad) + fabsf(lin);

@@ -4,7 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
 
-#include "../cpu/sweep.h"
+#include "../cpu/isa.h"
 #include "schemas.h"
 
 namespace attfc {
@@ -36,7 +36,10 @@ TORCH_LIBRARY(attfc, library) {
   library.def(kCenterGradientSchema, {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(attfc, CPU, library) { library.impl("negative_logsumexp", negative_logsumexp_cpu); }
+TORCH_LIBRARY_IMPL(attfc, CPU, library) {
+  library.impl("negative_logsumexp", negative_logsumexp_cpu);
+  library.impl("center_gradient", center_gradient_cpu);
+}
 
 TORCH_LIBRARY_IMPL(attfc, AutocastCPU, library) {
   library.impl("negative_logsumexp", negative_logsumexp_autocast<c10::DispatchKey::AutocastCPU, c10::DeviceType::CPU>);

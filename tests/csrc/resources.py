@@ -1,7 +1,7 @@
 """Compiles the CUDA kernels for every architecture and reads the compiler's own report.
 
 Every kernel that an architecture's launcher can choose must spill nothing, hold tensor-core instructions if it is a
-sweep, and each D must have a sweep on each architecture.
+sweep or a centre gradient, and each D must have both on each architecture.
 
     resources.py NVCC SOURCE_DIR [ARCH ..]        prints a table and "N passed, M failed"
 """
@@ -24,7 +24,8 @@ def main() -> int:
     archs = [int(arch) for arch in sys.argv[3:]] or list(report.ARCHITECTURES)
     resources = report.compile_all(nvcc, source / "csrc", archs)
     print(report.format_table(resources))
-    lacking = {(arch, dim) for arch in archs for dim in (128, 256, 512)}
+    roles = ("sweep with gradient", "center gradient")
+    lacking = {(arch, dim, role) for arch in archs for dim in (128, 256, 512) for role in roles}
     passed = failed = 0
     for each in resources:
         if not each.fits:
@@ -34,10 +35,10 @@ def main() -> int:
         failed += not good
         if not good:
             print(f"FAILED sm_{each.arch} {each.kernel}: spills, or has no tensor-core instruction")
-        if good and each.grad:
-            lacking.discard((each.arch, each.dim))
-    for arch, dim in sorted(lacking):
-        print(f"FAILED sm_{arch}: no sweep with the gradient at D = {dim} fits")
+        if good:
+            lacking.discard((each.arch, each.dim, each.role))
+    for arch, dim, role in sorted(lacking):
+        print(f"FAILED sm_{arch}: no {role} at D = {dim} fits")
     failed += len(lacking)
     print(f"{passed} passed, {failed} failed")
     return 1 if failed or not passed else 0

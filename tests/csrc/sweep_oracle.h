@@ -1,5 +1,5 @@
-// The sweep in plain float64 loops, with the error that each result may have: derived from the 16-bit rounding of p N',
-// float32 rounding of cosines and logits, and the probability that the kernel says it left out.
+// The sweep in plain float64 loops, with the error that each result may have: derived from the 16-bit rounding of
+// p N' s, float32 rounding of cosines and logits, and the probability that the kernel says it left out.
 #pragma once
 
 #include <cmath>
@@ -21,6 +21,8 @@ struct SweepCase {
   cuda::Dtype dtype = cuda::Dtype::kBFloat16;
   float scale = 64, tolerance = 0;
   bool modulated = true, need_grad = true;
+  bool scaled = false;    // raw centres and center_scale
+  float length_log2 = 0;  // of a raw centre, within 3 of this
   enum { kNoReference, kTarget, kFarAbove, kFarBelow } reference = kTarget;
   double spread = 0.35;  // cosines are about this far from 0; above 1: +-1
   int num_classes = 23;
@@ -35,7 +37,7 @@ struct SweepCase {
 struct SweepData {
   std::vector<uint16_t> embeddings, centers;
   std::vector<int64_t> labels, center_labels;
-  std::vector<float> reference, threshold, quad, lin, constant;
+  std::vector<float> center_scale, reference, threshold, quad, lin, constant;
   int64_t stride;
 };
 
@@ -59,12 +61,30 @@ inline double cosine_of(const SweepCase& c, const SweepData& data, int64_t row, 
     sum += widen(c, data.embeddings[static_cast<size_t>(row * data.stride + d)]) *
            widen(c, data.centers[static_cast<size_t>(center * data.stride + d)]);
   }
-  return sum;
+  return c.scaled ? sum * data.center_scale[static_cast<size_t>(center)] : sum;
 }
 
 inline bool is_valid(const SweepData& data, int64_t row, int64_t center) {
   const int64_t label = data.labels[static_cast<size_t>(row)], other = data.center_labels[static_cast<size_t>(center)];
   return label >= 0 && other >= 0 && label != other;
+}
+
+// Gives each centre a length of its own, and center_scale its inverse; an empty slot's is NaN.
+inline void lengthen_centers(const SweepCase& c, SweepData& data) {
+  std::mt19937_64 random(c.data_seed + 1000);
+  std::uniform_real_distribution<float> exponent(-3, 3);
+  for (int64_t j = 0; j < c.centers; ++j) {
+    const float length = std::exp2(c.length_log2 + exponent(random));
+    double square = 0;
+    for (int d = 0; d < c.dim; ++d) {
+      uint16_t& element = data.centers[static_cast<size_t>(j * data.stride + d)];
+      element = narrow(c, static_cast<float>(widen(c, element)) * length);
+      square += widen(c, element) * widen(c, element);
+    }
+    const bool empty = data.center_labels[static_cast<size_t>(j)] < 0;
+    data.center_scale.push_back(empty ? NAN : static_cast<float>(1 / std::sqrt(square)));
+  }
+  data.center_scale.shrink_to_fit();
 }
 
 inline SweepData make_data(const SweepCase& c) {
@@ -103,6 +123,7 @@ inline SweepData make_data(const SweepCase& c) {
     for (int d = 0; empty && c.poison_empty && d < c.dim; ++d)
       data.centers[static_cast<size_t>(j * data.stride + d)] = 0x7fff;
   }
+  if (c.scaled) lengthen_centers(c, data);
   for (int64_t row = 0; row < c.rows; ++row) {
     // A threshold in a gap between two cosines: no rounding decides who is hard.
     double low = -1.5, high = 1.5;
@@ -158,6 +179,7 @@ inline SweepResult run_sweep(const SweepCase& c, const SweepData& data) {
                                        data.stride,
                                        data.labels.data(),
                                        data.center_labels.data(),
+                                       data_or_null(data.center_scale, c.scaled),
                                        data_or_null(data.reference, with_reference),
                                        data_or_null(data.threshold, c.modulated),
                                        data_or_null(data.quad, c.modulated),
@@ -186,12 +208,12 @@ inline SweepResult run_sweep(const SweepCase& c, const SweepData& data) {
 // Checks every number of `result`.
 inline void check_against_oracle(const SweepCase& c, const SweepData& data, const SweepResult& result) {
   const double u = c.dtype == cuda::Dtype::kBFloat16 ? 0x1p-8 : 0x1p-11;  // half a unit in the last place
-  const double cosine_error = c.dim / 16 * 0x1p-24 * 2;
+  const double cosine_error = c.dim / 16 * 0x1p-24 * 2 + (c.scaled ? 0x1p-24 : 0);
   for (int64_t row = 0; row < c.rows; ++row) {
     const auto b = static_cast<size_t>(row);
     std::vector<double> logits, cosines, slopes;
     std::vector<int64_t> who;
-    double largest = -INFINITY, max_cosine = -INFINITY, steepest = 1;
+    double largest = -INFINITY, max_cosine = -INFINITY, steepest = 1, widest = 1;
     int64_t hard_count = 0;
     for (int64_t j = 0; j < c.centers; ++j) {
       if (!is_valid(data, row, j)) continue;
@@ -206,6 +228,7 @@ inline void check_against_oracle(const SweepCase& c, const SweepData& data, cons
       hard_count += hard ? 1 : 0;
       largest = std::max(largest, logits.back());
       max_cosine = std::max(max_cosine, cosine);
+      if (c.scaled) widest = std::max(widest, static_cast<double>(data.center_scale[static_cast<size_t>(j)]));
     }
     CHECK(result.hard_count[b] == hard_count, "row %d: %lld, expected %lld", int(row),
           static_cast<long long>(result.hard_count[b]), static_cast<long long>(hard_count));
@@ -241,10 +264,11 @@ inline void check_against_oracle(const SweepCase& c, const SweepData& data, cons
       const int64_t j = hard ? who[k] : ~who[k];
       if (hard) moments[0] += q * cosines[k] * cosines[k], moments[1] += q * cosines[k], moments[2] += q;
       for (size_t d = 0; c.need_grad && d < grad.size(); ++d) {
-        const double entry = widen(c, data.centers[static_cast<size_t>(j * data.stride) + d]);
+        const double raw = widen(c, data.centers[static_cast<size_t>(j * data.stride) + d]);
+        const double entry = c.scaled ? raw * data.center_scale[static_cast<size_t>(j)] : raw;
         grad[d] += q * slopes[k] * entry;
         size[d] += q * std::fabs(slopes[k] * entry);
-        all[d] += std::fabs(entry);
+        all[d] += std::fabs(raw);
         largest_entry[d] = std::max(largest_entry[d], std::fabs(slopes[k] * entry));
       }
     }
@@ -254,7 +278,7 @@ inline void check_against_oracle(const SweepCase& c, const SweepData& data, cons
             "row %d moment %d: %.9g, expected %.9g", int(row), int(m), result.moments[3 * b + m], c.scale * moments[m]);
     }
     const double tiny = c.dtype == cuda::Dtype::kFloat16 && !who.empty()
-                            ? 0x1p-25 / 128 * (2 * std::fabs(data.quad[b]) + std::fabs(data.lin[b]) + 1)
+                            ? widest * 0x1p-25 / 128 * (2 * std::fabs(data.quad[b]) + std::fabs(data.lin[b]) + 1)
                             : 0;
     for (size_t d = 0; c.need_grad && d < grad.size(); ++d) {
       const double got = result.grad[b * grad.size() + d];

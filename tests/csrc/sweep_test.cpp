@@ -3,45 +3,25 @@
 // shapes out (for the sanitizers, which are slow).
 #include <cstring>
 
+#include "schedules.h"
 #include "sweep_oracle.h"
 
 using namespace attfc;
+using testing::same_bits, testing::small_only;
 using testing::SweepCase;
 
 namespace {
 
-int seeds() {
-  const char* wanted = std::getenv("ATTFC_SEEDS");
-  return wanted != nullptr ? std::atoi(wanted) : 2;
-}
-
-bool small_only() { return std::getenv("ATTFC_SMALL") != nullptr; }
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
-
 // Runs one case under every schedule; returns the first result.
 testing::SweepResult check_case(const SweepCase& c, const testing::SweepData& data) {
-  testing::SweepResult first;
-  for (int seed = 0; seed < seeds(); ++seed) {
-    gpu::host::options.seed = static_cast<uint64_t>(seed);
-    gpu::host::options.shared_limit = static_cast<size_t>(c.shared_bytes);
-    gpu::host::counters = {};
-    const testing::SweepResult result = testing::run_sweep(c, data);
-    CHECK(gpu::host::counters.bank_conflicts == 0, "%lld bank conflicts", gpu::host::counters.bank_conflicts);
-    if (seed == 0) {
-      testing::check_against_oracle(c, data, result);
-      first = result;
-    } else {
-      CHECK(same_bits(first.lse, result.lse) && same_bits(first.grad, result.grad) &&
-                same_bits(first.moments, result.moments) && same_bits(first.omitted, result.omitted) &&
-                same_bits(first.max_cosine, result.max_cosine) && same_bits(first.hard_count, result.hard_count),
-            "schedule %d gives other bits than schedule 0", seed);
-    }
-  }
-  return first;
+  return testing::under_schedules(
+      c.shared_bytes, [&] { return testing::run_sweep(c, data); },
+      [&](const testing::SweepResult& result) { testing::check_against_oracle(c, data, result); },
+      [](const testing::SweepResult& a, const testing::SweepResult& b) {
+        return same_bits(a.lse, b.lse) && same_bits(a.grad, b.grad) && same_bits(a.moments, b.moments) &&
+               same_bits(a.omitted, b.omitted) && same_bits(a.max_cosine, b.max_cosine) &&
+               same_bits(a.hard_count, b.hard_count);
+      });
 }
 
 void add(const std::string& name, const SweepCase& c) {
@@ -95,6 +75,13 @@ void add_dims() {
     c.rows = small_only() ? 7 : 67;
     c.centers = small_only() ? 50 : 150;
     add_dtypes(shape.name, c);
+    if (shape.dim != 128) {
+      SweepCase raw = c;
+      raw.scaled = true;
+      raw.rows = 7;
+      raw.centers = 50;
+      add(std::string(shape.name) + ".scaled", raw);
+    }
     c.need_grad = false;
     add(std::string(shape.name) + ".nograd", c);
   }
@@ -104,6 +91,12 @@ void add_values() {
   add_dtypes("no_reference", with([](SweepCase& c) { c.reference = SweepCase::kNoReference; }));
   add_dtypes("reference_far_above", with([](SweepCase& c) { c.reference = SweepCase::kFarAbove; }));
   add_dtypes("reference_far_below", with([](SweepCase& c) { c.reference = SweepCase::kFarBelow; }));
+  add_dtypes("scaled", with([](SweepCase& c) { c.scaled = true; }));
+  add_dtypes("scaled.no_reference", with([](SweepCase& c) { c.scaled = true, c.reference = SweepCase::kNoReference; }));
+  add_dtypes("scaled.short_centers", with([](SweepCase& c) { c.scaled = true, c.length_log2 = -9; }));
+  add_dtypes("scaled.cosines_at_one", with([](SweepCase& c) { c.scaled = true, c.spread = 2, c.centers = 100; }));
+  add("scaled.nograd", with([](SweepCase& c) { c.scaled = true, c.need_grad = false; }));
+  add("scaled.splits", with([](SweepCase& c) { c.scaled = true, c.centers = 32 * 40 - 5, c.multiprocessors = 3; }));
   add_dtypes("no_modulation", with([](SweepCase& c) { c.modulated = false; }));
   add_dtypes("cosines_at_one", with([](SweepCase& c) { c.spread = 2, c.centers = 100; }));
   add_dtypes("scale_1", with([](SweepCase& c) { c.scale = 1; }));
@@ -227,6 +220,7 @@ void add_offsets() {
                                          kStride,
                                          data.labels.data(),
                                          data.center_labels.data(),
+                                         nullptr,
                                          data.reference.data(),
                                          data.threshold.data(),
                                          data.quad.data(),

@@ -181,14 +181,18 @@ void add_numbers() {
 void add_copies() {
   testing::add_case("cp_async", [] {
     alignas(16) static uint64_t source[4] = {1, 2, 3, 4};
-    run(32, 32 * 48, [] {
-      uint64_t* mine = gpu::SharedArena{}.take<uint64_t>(32 * 6) + gpu::thread_index() * 6;
+    run(32, 32 * 64, [] {
+      uint64_t* mine = gpu::SharedArena{}.take<uint64_t>(32 * 8) + gpu::thread_index() * 8;
       gpu::cp_async_16(mine, source, true);
       gpu::cp_async_commit();
       gpu::cp_async_16(mine + 2, source + 2, true);
       gpu::cp_async_8(mine + 4, source + 1, true);
       gpu::cp_async_8(mine + 5, nullptr, false);
+      gpu::cp_async_4(mine + 6, reinterpret_cast<const uint32_t*>(source) + 4, true);
+      gpu::cp_async_4(reinterpret_cast<uint32_t*>(mine + 7) + 1, nullptr, false);
       gpu::cp_async_commit();
+      const uint64_t poison = gpu::host::kPoisonWord;
+      CHECK(mine[6] == poison && mine[7] == poison, "late by seed 0, poisoned until then");
       CHECK(mine[0] == gpu::host::kPoisonWord && mine[5] == gpu::host::kPoisonWord,
             "late by seed 0, poisoned until then");
       gpu::cp_async_wait<1>();
@@ -196,6 +200,7 @@ void add_copies() {
             "the first group has landed, not the second");
       gpu::cp_async_wait<0>();
       CHECK(mine[2] == 3 && mine[3] == 4 && mine[4] == 2 && mine[5] == 0, "all have landed, zeros without a source");
+      CHECK(mine[6] == (poison >> 32 << 32 | 3) && mine[7] == poison << 32 >> 32, "4 bytes land, no more");
     });
   });
   testing::add_case("cp_async.lands_at_once_or_late", [] {

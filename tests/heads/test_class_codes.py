@@ -62,3 +62,17 @@ def test_every_centre_of_a_step_carries_its_code(backend: str) -> None:
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         AttFC(DIM, CAPACITY, num_classes=CLASSES, **settings)
+
+
+def test_classes_keep_their_codes_when_they_are_resized() -> None:
+    head = AttFC(DIM, CAPACITY, NormFace(), num_classes=4, class_code=1.0)
+    gallery = torch.randn(4, 1, DIM)
+    step(head, torch.randn(4, DIM), torch.arange(4), gallery)
+    before = head.container.centers[:4].clone()
+    head.resize_classes(torch.tensor([2, -1, 0, -1, 3]))  # new 0, 2, 4 are old 2, 0, 3; old 1 is gone
+    step(head, torch.randn(3, DIM), torch.tensor([2, 0, 4]), gallery[[0, 2, 3]])
+    torch.testing.assert_close(head.container.centers[4:7], before[[0, 2, 3]])
+    assert head.code_of_class.tolist() == [2, 4, 0, 5, 3]
+    head.resize_classes(torch.tensor([1, -1]))
+    assert head.code_of_class.tolist() == [4, 6]
+    assert "code_of_class" in head.state_dict()

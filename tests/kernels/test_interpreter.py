@@ -1,4 +1,4 @@
-"""Runs interpreter_cases.py in a process with TRITON_INTERPRET=1 and reports each of its tests here."""
+"""Runs the *_cases.py files of this folder in a process with TRITON_INTERPRET=1 and reports each of their tests here."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-CASES = Path(__file__).with_name("interpreter_cases.py")
-NAMES = [node.name for node in ast.parse(CASES.read_text()).body if getattr(node, "name", "").startswith("test_")]
+FOLDER = Path(__file__).parent
+FILES = sorted(FOLDER.glob("*_cases.py"))
+NAMES = [
+    f"{file.stem}::{node.name}"
+    for file in FILES
+    for node in ast.parse(file.read_text()).body
+    if getattr(node, "name", "").startswith("test_")
+]
 
 # Loop bounds are arrays of one element to the interpreter, which Triton 3.6 converts as numpy 2.4 forbids.
 SOURCE = (Path(triton.__file__).parent / "runtime" / "interpreter.py").read_text()
@@ -27,12 +33,12 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[str, list[str | None]]:
-    """For each test of the file, one entry a case: None where it passed, else what it said."""
+    """For each test of the files, one entry a case: None where it passed, else what it said."""
     report = tmp_path_factory.mktemp("interpreter") / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     run = subprocess.run(
-        command,
-        cwd=CASES.parents[2],
+        [*command, *map(str, FILES)],
+        cwd=FOLDER.parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -44,7 +50,8 @@ def outcomes(tmp_path_factory) -> dict[str, list[str | None]]:
             (case.find(kind) for kind in ("failure", "error", "skipped") if case.find(kind) is not None), None
         )
         said = None if problem is None else f"{case.get('name')}: {problem.get('message')}\n{problem.text}"
-        found.setdefault(case.get("name", "").split("[")[0], []).append(said)
+        name = f"{case.get('classname', '').split('.')[-1]}::{case.get('name', '').split('[')[0]}"
+        found.setdefault(name, []).append(said)
     return found
 
 
@@ -56,6 +63,7 @@ def test_in_the_interpreter(name, outcomes):
     assert not problems, f"{len(problems)} of {len(cases)} cases:\n" + "\n".join(problems)
 
 
-def test_the_whole_file_ran(outcomes):
+def test_all_files_ran(outcomes):
+    assert len(FILES) == 2
     assert set(outcomes) == set(NAMES)
     print(f"\nTriton interpreter: {sum(map(len, outcomes.values()))} cases passed or reported above")

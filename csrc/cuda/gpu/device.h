@@ -83,7 +83,7 @@ ATTFC_DEVICE void mma_16x8x16<Float16>(float (&d)[4], const uint32_t (&a)[4], ui
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// 16 (8) bytes from global to shared memory, both aligned to that; zeros, without reading, where !real.
+// 16 (8, 4) bytes from global to shared memory, both aligned to that; zeros, without reading, where !real.
 ATTFC_DEVICE void cp_async_16(void* shared, const void* global, bool real) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(real ? 16 : 0)
@@ -92,6 +92,11 @@ ATTFC_DEVICE void cp_async_16(void* shared, const void* global, bool real) {
 ATTFC_DEVICE void cp_async_8(void* shared, const void* global, bool real) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(real ? 8 : 0)
+               : "memory");
+}
+ATTFC_DEVICE void cp_async_4(void* shared, const void* global, bool real) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(real ? 4 : 0)
                : "memory");
 }
 ATTFC_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -5,10 +5,10 @@
 //
 //   thread_index() block_index_x() block_index_y()                 where am I
 //   SharedArena{}.take<T>(n)                                       the block's dynamic shared memory, piece by piece
-//   load_shared(p) store_shared(p, v)                              4, 8 or 16 bytes; bank conflicts are counted on the
-//   host sync_block() shuffle_xor(v, lanes) warp_any(b)                 full blocks, full warps
+//   load_shared(p) store_shared(p, v)                              4, 8, 16 bytes; the host counts bank conflicts
+//   sync_block() shuffle_xor(v, lanes) warp_any(b)                 full blocks, full warps
 //   ldmatrix_x4[_trans](row, r) mma_16x8x16<Element>(d, a, b0, b1) tensor cores
-//   cp_async_16 / cp_async_8 / cp_async_commit / cp_async_wait<N>  global to shared without registers
+//   cp_async_16 / _8 / _4 / _commit / _wait<N>                     global to shared without registers
 //   pack<Element>(lo, hi) to_float(e) exp2_approx(x)               numbers
 //   launch(kernel, grid, threads, shared_bytes, stream, params)    nullptr, or what went wrong
 #pragma once

@@ -226,7 +226,9 @@ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1
 namespace host {
 
 inline void land(const PendingCopy& copy) {
-  if (copy.global != nullptr) {
+  if (copy.bytes == 4) {
+    store_half_word(copy.shared, copy.global != nullptr ? *reinterpret_cast<const volatile uint32_t*>(copy.global) : 0);
+  } else if (copy.global != nullptr) {
     for (int at = 0; at < copy.bytes; at += 8) {
       store_word(copy.shared + at, *reinterpret_cast<const volatile uint64_t*>(copy.global + at));
     }
@@ -261,7 +263,8 @@ inline void cp_async(const char* operation, void* shared, const void* global, in
   if (at_once) {
     land(copy);
   } else {
-    for (int at = 0; at < bytes; at += 8) store_word(copy.shared + at, kPoisonWord);
+    if (bytes == 4) store_half_word(copy.shared, static_cast<uint32_t>(kPoisonWord));
+    for (int at = 0; at + 8 <= bytes; at += 8) store_word(copy.shared + at, kPoisonWord);
     const Quiet quiet;
     me.copies.push_back(copy);
   }
@@ -274,6 +277,9 @@ inline void cp_async_16(void* shared, const void* global, bool real, unsigned li
 }
 inline void cp_async_8(void* shared, const void* global, bool real, unsigned line = __builtin_LINE()) {
   host::cp_async("cp_async_8", shared, global, 8, real, line);
+}
+inline void cp_async_4(void* shared, const void* global, bool real, unsigned line = __builtin_LINE()) {
+  host::cp_async("cp_async_4", shared, global, 4, real, line);
 }
 ATTFC_UNSEEN inline void cp_async_commit() { ++host::self().open_group; }
 template <int kPending>

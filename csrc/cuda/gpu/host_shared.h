@@ -18,6 +18,7 @@ constexpr uint64_t kPoisonWord = 0x7fff7fff7fff7fffu;
 
 // A typed store, so that a sanitizer sees it as the calling thread's.
 inline void store_word(char* target, uint64_t word) { *reinterpret_cast<volatile uint64_t*>(target) = word; }
+inline void store_half_word(char* target, uint32_t word) { *reinterpret_cast<volatile uint32_t*>(target) = word; }
 
 class Arena {
  public:

@@ -1,39 +1,16 @@
-"""The compiled CPU sweep: right against float64, on inputs that bite, and a well-behaved torch operator."""
+"""The compiled CPU sweep: right against float64, on inputs that bite."""
 
+import dataclasses
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from cpu_cases import DTYPES, check_sweep, needs_extension, raw_centers
 
-from attfc_cuda import _backend, _ops, functional, reference, testing
+from attfc_cuda import reference, testing
 from attfc_cuda.functional import negative_logsumexp
 
-pytestmark = pytest.mark.skipif(
-    not _backend.available("cpu"), reason=f"the CPU extension could not be built: {_backend.why_not('cpu')}"
-)
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-CAPABILITIES = ["avx512_bf16", "avx512", "avx2", "generic"]
-
-
-def check(case, **options):
-    """The CPU sweep of the case is no worse than twice plain PyTorch; returns its results and the truth."""
-    truth = testing.run(reference.negative_logsumexp, case.double())
-    plain = testing.run(testing.plain_negative_logsumexp, case)
-    actual = testing.run(negative_logsumexp, case, backend="cpu", **{"grad_tolerance": 0.0, **options})
-    testing.assert_no_worse(actual, truth, plain, case=case)
-    return actual, truth
-
-
-def arguments(case):
-    return case.embeddings, case.centers, case.labels, case.center_labels
-
-
-def modulation(case):
-    return {"threshold": case.threshold, "quad": case.quad, "lin": case.lin, "const": case.const}
+pytestmark = needs_extension
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -41,61 +18,51 @@ def modulation(case):
 @pytest.mark.parametrize("kind", testing.KINDS)
 @pytest.mark.parametrize("modulation", ["none", "adasin", "quadratic"])
 def test_agrees_with_float64(dtype, shape, kind, modulation):
-    check(testing.make_case(testing.SHAPES[shape], dtype, kind=kind, modulation=modulation, seed=1))
+    check_sweep(testing.make_case(testing.SHAPES[shape], dtype, kind=kind, modulation=modulation, seed=1))
 
 
 @pytest.mark.parametrize("modulation", ["filter", "mv", "curricular"])
 def test_every_modulation_agrees_with_float64(modulation):
-    check(testing.make_case(testing.SHAPES["odd"], torch.float32, kind="trained", modulation=modulation))
+    check_sweep(testing.make_case(testing.SHAPES["odd"], torch.float32, kind="trained", modulation=modulation))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", testing.SHAPES)
+@pytest.mark.parametrize("modulation", ["none", "quadratic"])
+def test_center_scale_makes_raw_centres_unit(dtype, shape, modulation):
+    case = testing.make_case(testing.SHAPES[shape], dtype, kind="trained", modulation=modulation)
+    case, center_scale = raw_centers(case)
+    exact = case.double()
+    exact.centers = exact.centers * center_scale.double()[:, None]
+    truth = testing.run(reference.negative_logsumexp, exact)
+    unit = dataclasses.replace(case, centers=exact.centers.to(dtype))
+    plain = testing.run(testing.plain_negative_logsumexp, unit)
+    actual = testing.run(negative_logsumexp, case, backend="cpu", grad_tolerance=0.0, center_scale=center_scale)
+    testing.assert_no_worse(actual, truth, plain, case=case)
+
+
+def test_a_center_scale_of_ones_changes_no_bit():
+    case = testing.make_case(testing.SHAPES["odd"], torch.bfloat16, kind="trained", modulation="adasin")
+    plain = testing.run(negative_logsumexp, case, backend="cpu")
+    ones = torch.where(case.center_labels < 0, math.nan, torch.ones(len(case.centers)))
+    scaled = testing.run(negative_logsumexp, case, backend="cpu", center_scale=ones)
+    assert all(torch.equal(scaled[key], value) for key, value in plain.items())
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_real_size_agrees_with_float64(dtype):
     case = testing.make_case(testing.REAL_SHAPE, dtype, kind="trained", modulation="adasin")
-    actual, truth = check(case)
+    actual, truth = check_sweep(case)
     if dtype == torch.float32:
         testing.assert_gradient_close(actual["grad_embeddings"], truth["grad_embeddings"], 1e-5)
         assert (testing.relative_error(actual["lse"], truth["lse"]) <= 1e-5).all()
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_every_instruction_set_agrees_with_float64(capability):
-    """The grid again in a process of its own, since the instruction set is chosen once."""
-    active = _backend.build_config()["cpu_capability"]
-    if CAPABILITIES.index(capability) < CAPABILITIES.index(active):
-        pytest.skip(f"this processor has {active}, not {capability}")
-    code = """if True:
-        import torch
-        from attfc_cuda import _backend
-        from tests import test_cpu_backend as this
-        from attfc_cuda import testing
-        for dtype in this.DTYPES:
-            for shape in ("narrow", "tail", "odd"):
-                for modulation in ("none", "quadratic"):
-                    this.check(testing.make_case(testing.SHAPES[shape], dtype, kind="trained", modulation=modulation))
-        print(_backend.build_config()["cpu_capability"])
-    """
-    done = run_with_capability(capability, code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == capability
-
-
-def test_an_unknown_capability_is_named():
-    done = run_with_capability("avx", "from attfc_cuda import _backend; _backend.build_config()")
-    assert "ATTFC_CPU_CAPABILITY must be generic, avx2, avx512 or avx512_bf16, got avx" in done.stderr
-
-
-def run_with_capability(capability, code):
-    environment = {**os.environ, "ATTFC_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(sys.path)}
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 64.0, 1000.0])
 @pytest.mark.parametrize("target_cosine", [-1.0, 1.0])
 def test_any_scale_and_target(dtype, scale, target_cosine):
-    check(
+    check_sweep(
         testing.make_case(
             testing.SHAPES["tail"], dtype, kind="trained", modulation="adasin", scale=scale, target_cosine=target_cosine
         )
@@ -110,7 +77,7 @@ def test_cosines_at_the_ends(sign, dtype):
     case.centers[::7] = sign * case.embeddings[0]
     case.center_labels[::7] = 10_000
     case.reference = torch.full_like(case.reference, 900.0 * sign)
-    check(case)
+    check_sweep(case)
 
 
 @pytest.mark.parametrize("offset", [-1e4, -200.0, -20.0, 20.0, 60.0, None], ids=str)
@@ -269,143 +236,3 @@ def test_huge_labels_are_told_apart():
     truth = reference.negative_logsumexp(y.double(), y[:400].double(), many, many[:400])
     testing.assert_no_worse(swept.lse, truth[0])
     assert (swept.max_cosine[:400] < 0.99999).all()
-
-
-def test_gradcheck():
-    case = testing.make_case((4, 30, 6), torch.float64, kind="trained", modulation="quadratic", scale=8.0)
-    inputs = [t.clone().requires_grad_() for t in (case.embeddings, case.quad, case.lin, case.const)]
-
-    def lse(x, quad, lin, const):
-        out = negative_logsumexp(
-            x, *arguments(case)[1:], threshold=case.threshold, quad=quad, lin=lin, const=const, scale=8.0, backend="cpu"
-        ).lse
-        return torch.where(out.isfinite(), out, 0)
-
-    assert torch.autograd.gradcheck(lse, inputs)
-
-
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)], ids=str)
-def test_opcheck(wanted):
-    case = testing.make_case((5, 60, 8), torch.float32, modulation="quadratic")
-    need_grad, need_moments = wanted
-    inputs = [case.embeddings.clone().requires_grad_(need_grad), *arguments(case)[1:], case.reference, case.threshold]
-    inputs += [t.clone().requires_grad_(need_moments) for t in (case.quad, case.lin, case.const)]
-    inputs += [case.scale, 0.0, need_grad, need_moments]
-    torch.library.opcheck(torch.ops.attfc.negative_logsumexp.default, tuple(inputs))
-
-
-def test_only_the_wanted_gradients_are_made():
-    case = testing.make_case((5, 60, 8), torch.float32, modulation="quadratic")
-    whole = testing.run(negative_logsumexp, case, backend="cpu")
-    with torch.no_grad():
-        x = case.embeddings.clone().requires_grad_()
-        assert not negative_logsumexp(x, *arguments(case)[1:], **modulation(case), backend="cpu").lse.requires_grad
-    for name in ("embeddings", "quad", "lin", "const"):
-        leaf = getattr(case, name).clone().requires_grad_()
-        values = {**modulation(case), **({name: leaf} if name != "embeddings" else {})}
-        x = leaf if name == "embeddings" else case.embeddings
-        swept = negative_logsumexp(x, *arguments(case)[1:], reference=case.reference, **values, backend="cpu")
-        (gradient,) = torch.autograd.grad(swept.lse, leaf, case.upstream)
-        assert torch.equal(gradient, whole[f"grad_{name}"]), name
-
-
-def test_compiles_without_a_graph_break():
-    case = testing.make_case((5, 60, 16), torch.float32, modulation="adasin")
-
-    def loss(x):
-        swept = negative_logsumexp(x, *arguments(case)[1:], reference=case.reference, **modulation(case))
-        return torch.where(swept.lse.isfinite(), swept.lse, 0).sum()
-
-    x, y = (case.embeddings.clone().requires_grad_() for _ in range(2))
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    compiled(x).backward(), loss(y).backward()
-    assert torch.equal(x.grad, y.grad) and x.grad.any()
-
-
-def test_function_transforms():
-    case = testing.make_case((5, 60, 16), torch.float32, modulation="adasin", ignored=0.0)
-
-    def loss(x):
-        swept = negative_logsumexp(x, *arguments(case)[1:], **modulation(case), backend="cpu")
-        return (swept.lse * case.upstream).sum()
-
-    case.reference = None
-    expected = testing.run(negative_logsumexp, case, backend="cpu")["grad_embeddings"]
-    assert torch.equal(torch.func.grad(loss)(case.embeddings), expected)
-
-
-def test_a_second_derivative_is_refused():
-    case = testing.make_case((5, 60, 16), torch.float32, modulation="adasin", ignored=0.0)
-    x = case.embeddings.clone().requires_grad_()
-    lse = negative_logsumexp(x, *arguments(case)[1:], backend="cpu").lse
-    (gradient,) = torch.autograd.grad(lse.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="negative_logsumexp: the gradient must be used once, got a second"):
-        gradient.square().sum().backward()
-
-
-def test_autocast_of_the_bare_operator():
-    case = testing.make_case((5, 131, 64), torch.float32, kind="trained", modulation="adasin")
-    rest = (*arguments(case)[2:], case.reference, *modulation(case).values(), case.scale, 0.0, False, False)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = torch.ops.attfc.negative_logsumexp(case.embeddings, case.centers, *rest)
-    outside = torch.ops.attfc.negative_logsumexp(case.embeddings.bfloat16(), case.centers.bfloat16(), *rest)
-    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(inside, outside, strict=True))
-    assert inside[0].dtype == torch.float32
-
-
-def test_no_allocation_grows_with_the_number_of_centres():
-    """Above its inputs the sweep allocates the same at 4 times the slots, and under 64 MiB at B 384, D 512."""
-
-    def allocated(slots):
-        x = torch.ones(384, 512).requires_grad_()
-        w, labels, center_labels = torch.ones(slots, 512), torch.arange(384), torch.arange(slots)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            negative_logsumexp(x, w, labels, center_labels, backend="cpu").lse.sum().backward()
-        return sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
-
-    small, large = allocated(12_500), allocated(50_000)
-    assert 0 < small < 2**26 and large < 2**26
-    assert large == small
-
-
-def test_operator_checks_what_it_would_misread():
-    x, w = torch.zeros(2, 4), torch.zeros(3, 4)
-    labels, slots = torch.zeros(2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
-    empty = (None,) * 5
-    _backend.available("cpu")
-
-    def call(x=x, w=w, labels=labels, slots=slots, rows=empty):
-        return torch.ops.attfc.negative_logsumexp(x, w, labels, slots, *rows, 64.0, 0.0, False, False)
-
-    for error, message, inputs in (
-        (ValueError, r"negative_logsumexp: embeddings must have 2 dimensions, got \[4\]", {"x": x[0]}),
-        (ValueError, r"negative_logsumexp: centers must have D = 4 columns, got 5", {"w": torch.zeros(3, 5)}),
-        (TypeError, r"negative_logsumexp: centers must be Float as embeddings, got Double", {"w": w.double()}),
-        (TypeError, r"negative_logsumexp: labels must be Long, got Int", {"labels": labels.int()}),
-        (ValueError, r"negative_logsumexp: center_labels must have shape \[3\], got \[2\]", {"slots": slots[:2]}),
-        (
-            TypeError,
-            r"negative_logsumexp: threshold must be Float, got Double",
-            {"rows": (None, labels.double(), None, None, None)},
-        ),
-        (
-            TypeError,
-            "negative_logsumexp: embeddings must be float32, float64, bfloat16 or float16, got Int",
-            {"x": x.int(), "w": w.int()},
-        ),
-    ):
-        with pytest.raises(error, match=message):
-            call(**inputs)
-
-
-def test_fake_kernel_promises_what_the_kernel_gives():
-    case = testing.make_case((3, 5, 7), torch.bfloat16, modulation="none")
-    for need_grad in (False, True):
-        rest = (*arguments(case)[2:], None, None, None, None, None, 64.0, 0.0, need_grad, need_grad)
-        real = torch.ops.attfc.negative_logsumexp(case.embeddings, case.centers, *rest)
-        fake = _ops._fake(case.embeddings, case.centers, *rest)
-        assert [(t.shape, t.dtype) for t in real] == [(t.shape, t.dtype) for t in fake]
-
-
-def test_functional_prefers_the_compiled_sweep():
-    assert functional._backend.resolve("auto", torch.device("cpu"), torch.float32) == "cpu"

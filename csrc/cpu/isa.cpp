@@ -1,5 +1,5 @@
-// Chooses the instruction set of the CPU sweep at run time.
-#include "sweep.h"
+// Chooses the instruction set of the CPU kernels at run time.
+#include "isa.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -7,19 +7,6 @@
 #include <string>
 
 namespace attfc::cpu {
-
-#define ATTFC_DECLARE_SWEEP(isa)                                          \
-  namespace isa {                                                         \
-  size_t sweep_workspace_bytes(const SweepArguments& arguments);          \
-  void sweep(const SweepArguments&, const ParallelFor&, void* workspace); \
-  }
-ATTFC_DECLARE_SWEEP(generic)
-#if defined(__x86_64__)
-ATTFC_DECLARE_SWEEP(avx2)
-ATTFC_DECLARE_SWEEP(avx512)
-ATTFC_DECLARE_SWEEP(avx512_bf16)
-#endif
-
 namespace {
 
 constexpr Isa kAll[] = {Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kGeneric};
@@ -69,28 +56,6 @@ const char* isa_name(Isa isa) {
 Isa active_isa() {
   static const Isa isa = choose_isa();
   return isa;
-}
-
-size_t sweep_workspace_bytes(const SweepArguments& arguments) {
-  switch (active_isa()) {
-#if defined(__x86_64__)
-    case Isa::kAvx512Bf16: return avx512_bf16::sweep_workspace_bytes(arguments);
-    case Isa::kAvx512: return avx512::sweep_workspace_bytes(arguments);
-    case Isa::kAvx2: return avx2::sweep_workspace_bytes(arguments);
-#endif
-    default: return generic::sweep_workspace_bytes(arguments);
-  }
-}
-
-void sweep(const SweepArguments& arguments, const ParallelFor& parallel_for, void* workspace) {
-  switch (active_isa()) {
-#if defined(__x86_64__)
-    case Isa::kAvx512Bf16: return avx512_bf16::sweep(arguments, parallel_for, workspace);
-    case Isa::kAvx512: return avx512::sweep(arguments, parallel_for, workspace);
-    case Isa::kAvx2: return avx2::sweep(arguments, parallel_for, workspace);
-#endif
-    default: return generic::sweep(arguments, parallel_for, workspace);
-  }
 }
 
 }  // namespace attfc::cpu

@@ -10,4 +10,6 @@
 
 #include "../modulation.h"
 #include "../partial_lse.h"
+#include "center_gradient.h"
 #include "sweep.h"
+#include "workspace.h"

@@ -11,48 +11,23 @@ import math
 
 import pytest
 import torch
-import triton.runtime.interpreter as interpreter
+from interpreter_setup import BFLOAT16, DTYPES, FLOAT16, FLOAT32, config_for
 from torch import Tensor
 
 from attfc_cuda import reference as oracle
 from attfc_cuda import testing
-from attfc_cuda.kernels.configs import Config, padded_dim
+from attfc_cuda.kernels import launch
 from attfc_cuda.kernels.sweep import negative_logsumexp_forward
-
-FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
-DTYPES = [FLOAT32, BFLOAT16, FLOAT16]
-
-_create_dot = interpreter.InterpreterBuilder.create_dot
-
-
-def _float32(handle: interpreter.TensorHandle) -> interpreter.TensorHandle:
-    return interpreter.TensorHandle((handle.data.astype("uint32") << 16).view("float32"), interpreter.tl.float32)
-
-
-def _dot_of_bfloat16(self, a, b, *rest):
-    """The interpreter keeps bfloat16 as uint16 and would multiply those integers."""
-    if a.dtype.scalar == interpreter.tl.bfloat16:
-        a, b = _float32(a), _float32(b)
-    return _create_dot(self, a, b, *rest)
-
-
-interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16
-
-
-def config_for(dtype: torch.dtype, dim: int, block_b: int = 16, block_s: int = 16) -> Config:
-    """Tiles of 16 x 16, so that small shapes have several of them; float32 with two steps or more of D where D > 16."""
-    block_d = padded_dim(dim)
-    return Config(block_b, block_s, block_d, 16 if dtype == FLOAT32 else block_d)
 
 
 class _Sweep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, embeddings, quad, lin, const, rest):
         arguments, options = rest
-        centers, labels, center_labels, reference, threshold, scale, tolerance = arguments
+        centers, labels, center_labels, center_scale, reference, threshold, scale, tolerance = arguments
         outputs = negative_logsumexp_forward(
-            embeddings, centers, labels, center_labels, reference, threshold, quad, lin, const, scale, tolerance, True,
-            **options,
+            embeddings, centers, labels, center_labels, center_scale, reference, threshold, quad, lin, const, scale,
+            tolerance, True, **options,
         )  # fmt: skip
         ctx.save_for_backward(*outputs[4:])
         ctx.embeddings_dtype = embeddings.dtype
@@ -68,12 +43,12 @@ class _Sweep(torch.autograd.Function):
 
 
 def sweep(
-    embeddings: Tensor, centers: Tensor, labels: Tensor, center_labels: Tensor, *, reference=None, threshold=None,
-    quad=None, lin=None, const=None, scale=64.0, grad_tolerance=0.0, **options,
+    embeddings: Tensor, centers: Tensor, labels: Tensor, center_labels: Tensor, *, center_scale=None,
+    reference=None, threshold=None, quad=None, lin=None, const=None, scale=64.0, grad_tolerance=0.0, **options,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     options.setdefault("config", config_for(embeddings.dtype, embeddings.shape[1]))
     options.setdefault("splits", 2)
-    arguments = (centers, labels, center_labels, reference, threshold, scale, grad_tolerance)
+    arguments = (centers, labels, center_labels, center_scale, reference, threshold, scale, grad_tolerance)
     return _Sweep.apply(embeddings, quad, lin, const, (arguments, options))
 
 
@@ -177,7 +152,7 @@ def test_empty(rows, slots):
     row = torch.zeros(rows)
     outputs = negative_logsumexp_forward(
         torch.zeros(rows, 16), torch.zeros(slots, 16), torch.zeros(rows).long(), torch.ones(slots).long(),
-        row, row, row, row, row, 64.0, 0.0, True,
+        torch.ones(slots), row, row, row, row, row, 64.0, 0.0, True,
     )  # fmt: skip
     lse, hard_count, max_cosine, omitted_mass, unit_grad, moments = outputs
     assert lse.shape == max_cosine.shape == omitted_mass.shape == hard_count.shape == (rows,)
@@ -197,6 +172,50 @@ def test_ignored_rows_may_hold_anything():
     actual = testing.run(sweep, case)
     for name, values in expected.items():
         assert torch.equal(actual[name], values), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("power", [0, 12, -12])
+def test_center_scale(power, dtype):
+    """Centres of length 2^k, k in -3 .. 3 around `power`, and 2^-k: powers of two are exact, so the results are those of
+    unit centres. In empty slots the scale is NaN. 2^9 would overflow float16 where a weight meets its scale."""
+    case = testing.make_case((5, 70, 32), dtype, kind="random", modulation="quadratic")
+    expected = testing.run(sweep, case)
+    exponent = torch.arange(70) % 7 - 3 + power
+    if dtype == FLOAT16:
+        exponent = exponent.clamp(min=-9)
+    unit, case.centers = case.centers, (case.centers.double() * 2.0 ** exponent[:, None]).to(dtype)
+    scale = torch.where(case.center_labels < 0, math.nan, 2.0**-exponent)
+    assert scale.isnan().any()
+    actual = testing.run(sweep, case, center_scale=scale)
+    if (case.centers.double() * 2.0 ** -exponent[:, None])[case.center_labels >= 0].equal(
+        unit.double()[case.center_labels >= 0]
+    ):
+        assert all(torch.equal(actual[name], expected[name]) for name in ("lse", "hard_count", "max_cosine"))
+    else:
+        assert dtype == FLOAT16 and power <= 0  # some columns are subnormal there
+    truth = testing.run(oracle.negative_logsumexp, case.double(), center_scale=scale.double())
+    case.centers = unit
+    plain = testing.run(testing.plain_negative_logsumexp, case)
+    testing.assert_no_worse(actual, truth, plain, case=case)
+
+
+def test_precision_follows_torch():
+    before = torch.get_float32_matmul_precision()
+    try:
+        for setting, expected in (("highest", "ieee"), ("high", "tf32x3"), ("medium", "tf32")):
+            torch.set_float32_matmul_precision(setting)
+            assert launch.float32_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_power_of_two_unit():
+    for largest in (1.0, 0.75, 0.5, 3e-20, 65504.0, 1e30):
+        unit = float(launch.power_of_two_unit(torch.tensor(largest)))
+        assert 0.5 <= unit * largest < 1 and math.frexp(unit)[0] == 0.5
+    for largest in (0.0, math.inf, math.nan):
+        assert launch.power_of_two_unit(torch.tensor(largest)).tolist() == [1.0]
 
 
 def _cold_tiles_last(dtype: torch.dtype, rows: int = 5) -> testing.Case:
@@ -245,7 +264,7 @@ def test_skipping_omits_what_it_reports(dtype):
     left_out, share, gradient = _by_hand(case, 16, tolerance)
     assert left_out.any() and not left_out.all() and share.max() > 0
     outputs = negative_logsumexp_forward(
-        case.embeddings, case.centers, case.labels, case.center_labels, case.reference, case.threshold, case.quad,
+        case.embeddings, case.centers, case.labels, case.center_labels, None, case.reference, case.threshold, case.quad,
         case.lin, case.const, case.scale, tolerance, True, config=config_for(dtype, 192), splits=1,
     )  # fmt: skip
     live = case.labels >= 0
@@ -306,7 +325,7 @@ def test_what_was_omitted_moves_with_the_reference():
 def test_without_gradient_the_statistics_are_the_same():
     case = testing.make_case((5, 70, 32), BFLOAT16, kind="trained", modulation="quadratic")
     arguments = (
-        case.embeddings, case.centers, case.labels, case.center_labels, case.reference, case.threshold, case.quad,
+        case.embeddings, case.centers, case.labels, case.center_labels, None, case.reference, case.threshold, case.quad,
         case.lin, case.const, case.scale, 0.0,
     )  # fmt: skip
     options = {"config": config_for(BFLOAT16, 32), "splits": 2}
@@ -366,14 +385,15 @@ def test_coefficients_left_out_are_zero():
         ({"labels": torch.zeros(2)}, TypeError, "labels must be int64, got torch.float32"),
         ({"center_labels": torch.zeros(4).long()}, ValueError, r"center_labels must be \[3\], got \[4\]"),
         ({"threshold": torch.zeros(3)}, ValueError, r"threshold must be float32 \[2\], got torch.float32 \[3\]"),
+        ({"center_scale": torch.zeros(2)}, ValueError, r"center_scale must be float32 \[3\], got torch.float32 \[2\]"),
         ({"precision": "bf16"}, ValueError, "precision must be one of ieee, tf32x3, tf32, got 'bf16'"),
     ],
 )
 def test_bad_arguments(change, kind, message):
     arguments = {
         "embeddings": torch.zeros(2, 16), "centers": torch.zeros(3, 16), "labels": torch.zeros(2).long(),
-        "center_labels": torch.zeros(3).long(), "reference": None, "threshold": None, "quad": None, "lin": None,
-        "const": None, "scale": 64.0, "grad_tolerance": 0.0, "need_grad": True,
+        "center_labels": torch.zeros(3).long(), "center_scale": None, "reference": None, "threshold": None,
+        "quad": None, "lin": None, "const": None, "scale": 64.0, "grad_tolerance": 0.0, "need_grad": True,
     }  # fmt: skip
     with pytest.raises(kind, match=message):
         negative_logsumexp_forward(**{**arguments, **change})

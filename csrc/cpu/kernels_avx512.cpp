@@ -1,6 +1,6 @@
-// The sweep compiled for x86-64 with AVX-512.
+// The CPU kernels compiled for x86-64 with AVX-512.
 #if defined(__x86_64__)
-#include "sweep_includes.h"
+#include "isa_includes.h"
 #include <immintrin.h>
 
 // After the standard headers, so that no function that other files share is compiled for this target.
@@ -15,12 +15,7 @@
 #define ATTFC_SIMD_VECTORS 4
 
 namespace attfc::cpu::avx512 {
-#include "simd.h"
-#include "operands.h"
-#include "product.h"
-#include "tile.h"
-#include "row_sums.h"
-#include "sweep_isa.h"
+#include "kernels_isa.h"
 }  // namespace attfc::cpu::avx512
 
 #ifdef __clang__

@@ -1,0 +1,198 @@
+"""A head saved by some processes goes on with others, bit for bit where one process can; damage and strangers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from checkpoint_cases import MAPPING, RESIZED, SAVED, Trainee, begin_sharded, go_on, go_on_sharded, resized
+from group import run
+
+from attfc_cuda import FullyConnected, head_checkpoint
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict, list[dict]]:
+    """(folder of the checkpoints of two processes, the losses that followed, [rank] what they hold when resized)."""
+    folder = str(tmp_path_factory.mktemp("by_two"))
+    (losses, first), (other, second) = run(2, begin_sharded, folder)
+    assert all(torch.equal(a, b) for name in SAVED for a, b in zip(losses[name], other[name], strict=True))
+    return folder, losses, [first, second]
+
+
+@pytest.fixture(scope="module")
+def by_three(by_two: tuple, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """[rank]: the same steps by three processes, from what one has read and written again."""
+    folder = str(tmp_path_factory.mktemp("by_one"))
+    go_on(by_two[0], folder, None)
+    return run(3, go_on_sharded, folder, None)
+
+
+def test_two_one_three(by_two: tuple, by_three: list) -> None:
+    folder, expected, _ = by_two
+    one = go_on(folder, None, None)
+    for name in SAVED:
+        for losses in (one, *by_three):
+            torch.testing.assert_close(losses[name], expected[name], rtol=1e-13, atol=1e-13, msg=name)
+        assert expected[name][0] != expected[name][1]
+
+
+def test_the_state_of_the_optimizer_matters(by_two: tuple) -> None:
+    folder, expected, _ = by_two
+    for name in ("fc, fused sgd", "fc, own sgd", "fc, fused adamw"):
+        trainee = Trainee(name, None)
+        head_checkpoint.load(trainee.head, Path(folder) / name)
+        first, second = trainee.step(2), trainee.step(3)
+        torch.testing.assert_close(first, expected[name][0], rtol=1e-13, atol=0)
+        assert abs(second - expected[name][1]) > 1e-6
+
+
+@pytest.mark.parametrize("name", RESIZED)
+def test_resize_classes(name: str, by_two: tuple) -> None:
+    folder, _, resized_by_two = by_two
+    before = Trainee(name, None)
+    head_checkpoint.load(before.head, Path(folder) / name, before.optimizer)
+    after = resized(folder, name, None)
+    kept = MAPPING >= 0
+    if isinstance(before.head, FullyConnected):
+        old = head_checkpoint.stretches(before.head, before.optimizer)
+        assert old.keys() == after["split"].keys() and (len(old) > 1 or name == "partial fc")
+        for key, value in after["split"].items():
+            assert torch.equal(value[kept], old[key].tensor[MAPPING[kept]]), key
+            if key == "centers":
+                assert 0.005 < value[~kept].std() < 0.02
+            else:
+                assert (value[~kept] == 0).all(), key
+    else:
+        container = before.head.container
+        new = after["state"]["container.labels"]
+        for slot, label in enumerate(container.labels.tolist()):
+            wanted = MAPPING.tolist().index(label) if label in MAPPING[kept].tolist() else -1
+            assert new[slot] == wanted
+        assert (container.labels >= 0).sum() > (new >= 0).sum() > 0
+    for found in (rank[name] for rank in resized_by_two):
+        torch.testing.assert_close(found["loss"], after["loss"], rtol=1e-13, atol=1e-13)
+    for key, value in after["split"].items():
+        parts = [rank[name]["split"][key] for rank in resized_by_two]
+        assert torch.equal(torch.cat(parts), value), key
+    if "centers" not in after["split"]:
+        for key in ("container.labels", "container.clock"):
+            assert torch.equal(resized_by_two[0][name]["state"][key], after["state"][key])
+
+
+def test_refresh_goes_on_after_resizing() -> None:
+    """Emptied slots are filled first, whatever the age of the others, and no two slots share a stamp."""
+    head = SAVED["attfc refresh"].head(dtype=torch.float32, backend="reference")
+    container = head.container
+    container.enqueue(torch.eye(10, 16), torch.arange(10))
+    head.resize_classes(torch.tensor([0, 9, -1]))
+    assert container.labels.tolist() == [0] + [-1] * 8 + [1]
+    assert len(set(container.stamps.tolist())) == 10
+    container.enqueue(torch.eye(2, 16), torch.tensor([2, 1]))
+    assert container.labels.tolist() == [0, 2] + [-1] * 7 + [1]
+    assert container.slot_of_class[:3].tolist() == [0, 9, 1]
+
+
+MAPPINGS = [
+    (torch.tensor([[1]]), ValueError, "mapping must have shape [N], one old class for each new one, got [1, 1]"),
+    (torch.tensor([]), ValueError, "mapping must have shape [N], one old class for each new one, got [0]"),
+    (torch.tensor([1.0]), TypeError, "mapping must have dtype torch.int64, got torch.float32; mapping.long()"),
+    (torch.tensor([0, 13]), ValueError, "and below 13, or be -1, got 13 for new class 1"),
+    (torch.tensor([0, -2]), ValueError, "and below 13, or be -1, got -2 for new class 1"),
+    (torch.tensor([3, 0, 3]), ValueError, "mapping must name each old class at most once, got 3 more than once"),
+]
+
+
+@pytest.mark.parametrize(("mapping", "kind", "message"), MAPPINGS)
+@pytest.mark.parametrize("name", ["fc, own sgd", "attfc refresh"])
+def test_a_wrong_mapping_is_refused(name: str, mapping: torch.Tensor, kind: type, message: str) -> None:
+    head = SAVED[name].head(dtype=torch.float32, backend="reference")
+    before = {key: value.clone() for key, value in head.state_dict().items()}
+    with pytest.raises(kind, match=re.escape(f"resize_classes: {message}"[-len(message) :])):
+        head.resize_classes(mapping)
+    assert all(torch.equal(before[key], value) for key, value in head.state_dict().items())
+
+
+def head_in(folder: Path) -> FullyConnected:
+    head = FullyConnected(4, 6)
+    head_checkpoint.save(head, folder)
+    return head
+
+
+def test_an_interrupted_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "head"
+    first, second, read = head_in(path), FullyConnected(4, 6), FullyConnected(4, 6)
+
+    def crash(*_: object, **__: object) -> None:
+        raise RuntimeError("power cut")
+
+    # In the middle of writing, and between the two renames.
+    replace, calls = os.replace, []
+    with monkeypatch.context() as patch:
+        patch.setattr(dcp.FileSystemWriter, "finish", crash)
+        with pytest.raises(OSError, match=r"save: path must be writable, got .*\(power cut\)"):
+            head_checkpoint.save(second, path)
+    head_checkpoint.load(read, path)
+    assert torch.equal(read.centers, first.centers)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda a, b: crash() if calls else (calls.append(1), replace(a, b)))
+        with pytest.raises(RuntimeError, match="power cut"):
+            head_checkpoint.save(second, path)
+    assert not path.exists()
+    head_checkpoint.load(read, path)
+    assert torch.equal(read.centers, first.centers)
+    head_checkpoint.save(second, path)
+    head_checkpoint.load(read, path)
+    assert torch.equal(read.centers, second.centers)
+    assert [p.name for p in tmp_path.iterdir()] == ["head"]
+
+
+def test_damage_and_other_sizes_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "head"
+    head = head_in(path)
+    with pytest.raises(ValueError, match=re.escape("hold centers of shape [7, 4], got [6, 4] in ")):
+        head_checkpoint.load(FullyConnected(4, 7), path)
+    with pytest.raises(ValueError, match="must hold other.centers of the head, got .* without it"):
+        head_checkpoint.load(torch.nn.ModuleDict({"other": FullyConnected(4, 6)}), path)
+    with pytest.raises(ValueError, match="must be a complete checkpoint, got .* without a .metadata file"):
+        head_checkpoint.load(head, tmp_path / "nothing")
+    data = next(path.glob("*.distcp"))
+    data.write_bytes(data.read_bytes()[:-700])
+    with pytest.raises(ValueError, match="must be a complete checkpoint, got "):
+        head_checkpoint.load(head, path)
+    shutil.copy(data, path / ".metadata")
+    with pytest.raises(ValueError, match=r"must be a complete checkpoint, got .*\.metadata: "):
+        head_checkpoint.load(head, path)
+
+
+class Malice:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self.target,)
+
+
+def test_a_stranger_s_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    path, target = tmp_path / "head", tmp_path / "broken in"
+    head = head_in(path)
+    malice = Malice()
+    malice.target = str(target)
+    (path / ".metadata").write_bytes(pickle.dumps(malice))
+    with pytest.raises(ValueError, match=r"\.metadata: (posix|nt)\.mkdir has no place in it"):
+        head_checkpoint.load(head, path)
+    # An entry that is no tensor would be unpickled by torch.
+    state, path = {"centers": malice, "margin.t": head.margin.t}, tmp_path / "other"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(state, checkpoint_id=path, no_dist=True)
+    with pytest.raises(ValueError, match=r"\.metadata: .*BytesStorageMetadata has no place in it"):
+        head_checkpoint.load(head, path)
+    (path / ".metadata").write_bytes(pickle.dumps(dcp.metadata.Metadata({"centers": torch.Size()})))
+    with pytest.raises(ValueError, match=r"\.metadata: it holds other things than tensors"):
+        head_checkpoint.load(head, path)
+    assert not target.exists()

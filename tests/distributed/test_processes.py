@@ -1,0 +1,120 @@
+"""The trainer on several processes is the trainer on one: the same losses; stopped, killed, resumed by others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attfc_cuda.cli import main
+from attfc_cuda.train import checkpoint
+from attfc_cuda.train.log import read_log
+
+HERE = Path(__file__).resolve().parent
+STEPS = 9
+# GroupNorm: a row's embedding does not depend on who else is in its process's part of the batch.
+COMMON = (
+    "--data procedural:16x4 --image-size 16 --batch-size 8 --embedding-dim 16 --backbone-options norm=group --lr 0.05 "
+    f"--steps {STEPS} --warmup 0 --log-every 1 --checkpoint-every 3 --keep 9 --device cpu --threads 1 --no-tensorboard "
+    "--verify-every 0 --verify-num-pairs 20 --backend reference"
+).split()
+HEADS = {
+    "fc": "--head fc --margin curricularface",
+    "partial_fc": "--head partial_fc --sample-rate 1 --no-fuse-optimizer --optimizer adamw --lr 0.001",
+    "attfc": "--head attfc --capacity 33",
+}
+
+
+def torchrun(count: int, head: str, run: Path, *more: str, act: str = "") -> tuple[int, str]:
+    """(exit code, output) of the command on `count` processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "ATTFC_ACT": act}
+    if not act:
+        del environment["ATTFC_ACT"]
+    # After "--" torchrun does not take the script's options for abbreviations of its own.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--"]
+    arguments = ["train", *COMMON, *HEADS[head].split(), "--run", str(run), *more]
+    done = subprocess.run(
+        [*command, str(HERE / "acting_train.py"), *arguments],
+        env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
+    )  # fmt: skip
+    return done.returncode, " ".join(done.stdout.split())
+
+
+def losses(run: Path) -> dict[int, tuple[float, float]]:
+    records = [record for record in read_log(run / "log.jsonl") if record["kind"] == "step"]
+    return {record["step"]: (record["loss"], record["grad_norm"]) for record in records}
+
+
+def on_one_process(head: str, run: Path, *more: str) -> dict[int, tuple[float, float]]:
+    assert main(["train", *COMMON, *HEADS[head].split(), "--no-progress", "--run", str(run), *more]) == 0
+    return losses(run)
+
+
+def agree(found: dict, expected: dict) -> bool:
+    """All steps, each to what rounding becomes in some steps of training."""
+    return found.keys() == expected.keys() == set(range(1, STEPS + 1)) and all(
+        found[step] == pytest.approx(expected[step], rel=1e-3) for step in expected
+    )
+
+
+def steps_saved(run: Path) -> list[int]:
+    return [int(path.stem.removeprefix("step_")) for path in checkpoint.find(run / "checkpoints")]
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    """And a run of two goes on with one."""
+    run = tmp_path / "run"
+    code, output = torchrun(2, "fc", run, act=f"1 5 {int(signal.SIGTERM)}")
+    assert code != 0
+    assert f"stopped by SIGTERM after step 5 of {STEPS}, checkpoint {run}/checkpoints/step_00000005.pt; go on" in output
+    assert f"go on with: torchrun --nproc-per-node 2 -m -- attfc_cuda.cli train --run {run} --resume" in output
+    assert "processes 2, each with a part" in output
+    assert steps_saved(run) == [5, 3]
+    assert agree(on_one_process("fc", run, "--resume"), on_one_process("fc", tmp_path / "whole"))
+
+
+def test_a_killed_process_ends_the_run_and_three_go_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, output = torchrun(2, "attfc", run, act=f"1 5 {int(signal.SIGKILL)}")
+    assert code != 0
+    assert "attfc: train: all 2 processes must go on, got no answer from another one at rank 0 (" in output
+    assert "goes on from its last checkpoint, with as many processes as there are: torchrun --nproc-per-node" in output
+    assert "Traceback" not in output.split("attfc: train:")[0]
+    assert steps_saved(run) == [3]
+    code, output = torchrun(3, "attfc", run, "--resume")
+    assert code == 0, output
+    assert f"done: {STEPS} steps" in output
+    assert agree(losses(run), on_one_process("attfc", tmp_path / "whole"))
+
+
+def test_one_process_s_checkpoint_goes_on_with_two(tmp_path: Path) -> None:
+    """With the centres in the optimizer and in the norm of all gradients, which is clipped."""
+    run, clip = tmp_path / "run", ("--clip-norm", "0.5")
+    on_one_process("partial_fc", run, *clip)
+    for step in (6, 9):
+        checkpoint.delete([checkpoint.path_of(run / "checkpoints", step)])
+    code, output = torchrun(2, "partial_fc", run, "--resume", *clip)
+    assert code == 0, output
+    assert steps_saved(run) == [9, 6, 3]
+    assert agree(losses(run), on_one_process("partial_fc", tmp_path / "whole", *clip))
+    assert all(norm > 0.5 for _, norm in losses(run).values())
+
+
+def test_a_checkpoint_without_its_shards_is_passed_over(tmp_path: Path) -> None:
+    state = {"processes": 2}
+    for step in (1, 2):
+        checkpoint.save(state, tmp_path, step, keep=3)
+    shards = checkpoint.shards_of(checkpoint.path_of(tmp_path, 1))
+    shards.mkdir()
+    (shards / ".metadata").touch()
+    said: list[str] = []
+    assert checkpoint.load_newest(tmp_path, said.append)["step"] == 1
+    assert "must have its shards beside it, got no step_00000002.shards" in said[0]
+    for left in ("step_00000003.shards.tmp", "step_00000003.shards"):  # by a run that was killed while it saved
+        (tmp_path / left).mkdir()
+    checkpoint.save(state, tmp_path, 4, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002.pt", "step_00000004.pt"]

@@ -1,0 +1,144 @@
+"""How the trainer joins a group, cuts batches and state, without starting processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attfc_cuda import FullyConnected
+from attfc_cuda.data import AttentionLoader, build_dataset
+from attfc_cuda.train import TrainConfig, split_state
+from attfc_cuda.train.distributed import Group, LostProcess, Silence, SplitSampler, join
+from attfc_cuda.train.setup import refuse_loose_parameters
+
+
+def test_parts_of_a_plan_are_the_plan() -> None:
+    loader = AttentionLoader(build_dataset("procedural:9x5", 16), 7, 2, seed=3)
+    whole = loader.sampler
+    for count in (1, 2, 3, 7):
+        parts = [SplitSampler(whole, rank, count) for rank in range(count)]
+        for batch in range(len(loader)):
+            plans = [part.plan(1, batch, True) for part in parts]
+            for values, expected in zip(zip(*plans, strict=True), whole.plan(1, batch, True), strict=True):
+                assert np.array_equal(np.concatenate(values), expected)
+            assert {len(plan.probe) for plan in plans} <= {7 // count, -(-7 // count)}
+    assert SplitSampler(whole, 0, 2).num_batches == len(loader)
+
+
+def group(rank: int = 1, count: int = 2) -> Group:
+    made = object.__new__(Group)
+    made.device, made.rank, made.count, made.owned = torch.device("cpu"), rank, count, True
+    return made
+
+
+def test_a_batch_smaller_than_the_group_is_refused() -> None:
+    loader = AttentionLoader(build_dataset("procedural:9x5", 16), 3, 2)
+    with pytest.raises(ValueError, match="batch_size must hold at least a probe for each of the 4 processes, got 3"):
+        group(count=4).split(loader)
+
+
+def test_joining(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig()
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join(config) is None
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert join(config) is None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    config.run.device = "cuda:1"
+    with pytest.raises(ValueError, match="device must be auto, cpu or cuda with several processes, got 'cuda:1'"):
+        join(config)
+    config.run.device = "cuda"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="a GPU for every process of this machine, got local rank 1 with 1 GPUs"):
+        join(config)
+
+
+LOST = [
+    RuntimeError("[/src/gloo/pair.cc:545] Read error [10.0.0.1]:14: Connection reset by peer. This is typically"),
+    RuntimeError("Timed out waiting 1800000ms for recv operation to complete"),
+    torch.distributed.DistBackendError("communicator was aborted"),
+]
+
+
+@pytest.mark.parametrize("cause", LOST, ids=["reset", "timeout", "backend"])
+def test_a_lost_process_is_told_in_one_sentence(cause: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(LostProcess) as caught, group(rank=3, count=8).watching(Path("runs/large")):
+        raise cause
+    reason = str(cause).removeprefix("[/src/gloo/pair.cc:545] ").split(". ")[0]
+    assert str(caught.value) == (
+        f"train: all 8 processes must go on, got no answer from another one at rank 3 ({reason}); the run ends here "
+        "and goes on from its last checkpoint, with as many processes as there are: "
+        "torchrun --nproc-per-node 4 -m -- attfc_cuda.cli train --run runs/large --resume"
+    )
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="^shape mismatch$"), group().watching(Path("run")):
+        raise RuntimeError("shape mismatch")
+
+
+def test_silence_takes_everything() -> None:
+    with Silence() as log:
+        log.step(3, {"loss": 1.0})
+        log.say("nothing")
+
+
+class Half:
+    """Shards of the second of two processes, without a group."""
+
+    rank, count, equal_batches, gradient_factor = 1, 2, True, 2.0
+
+    def bounds(self, total: int, rank: int = 1) -> tuple[int, int]:
+        stretch = -(-total // 2)
+        return min(rank * stretch, total), min((rank + 1) * stretch, total)
+
+
+@pytest.mark.parametrize("optimizer_of", [
+    lambda head: torch.optim.AdamW([*head.net.parameters(), *head.head.parameters()], lr=0.1),
+    lambda head: head.head.fuse_optimizer(0.1),
+], ids=["adamw", "fused"])  # fmt: skip
+def test_state_of_one_process_is_cut_and_state_of_many_left_out(optimizer_of: Callable) -> None:
+    torch.manual_seed(0)
+    one, half = (
+        nn.ModuleDict({"net": nn.Linear(4, 4), "head": FullyConnected(4, 5, shards=shards, backend="reference")})
+        for shards in (None, Half())
+    )
+    optimizers = [optimizer_of(module) for module in (one, half)]
+    one.head(one.net(torch.randn(3, 4)), torch.arange(3)).backward()
+    optimizers[0].step()
+    state, moved = one.state_dict(), optimizers[0].state_dict()
+
+    half.load_state_dict(split_state.with_stretches(state, half))
+    optimizers[1].load_state_dict(split_state.optimizer_with_stretches(moved, optimizers[1], half))
+    assert torch.equal(half.head.centers, one.head.centers[3:])
+    own, whole = (o.state[m.head.centers] for o, m in zip(optimizers[::-1], (half, one), strict=True))
+    assert own.keys() == whole.keys() and len(own) >= 1
+    for name, value in own.items():
+        assert torch.equal(value, whole[name][3:] if whole[name].ndim else whole[name]), name
+    assert torch.equal(half.net.weight, one.net.weight)
+
+    kept = split_state.without_stretches(half.state_dict(), half)
+    assert state.keys() - kept.keys() == {"head.centers"}
+    left = split_state.optimizer_without_stretches(optimizers[1].state_dict(), optimizers[1], half)
+    tensors = [v for s in left["state"].values() for v in s.values()]
+    assert all(v.shape != (2, 4) for v in tensors)
+    assert split_state.holder((None, optimizers[1]), half) is optimizers[1]
+    assert split_state.holder((torch.optim.SGD(half.net.parameters(), lr=1), None), half) is None
+    # What is left out keeps the module's own value.
+    before = half.head.centers.clone()
+    half.load_state_dict(split_state.with_stretches(kept, half))
+    assert torch.equal(half.head.centers, before)
+
+
+def test_parameters_that_would_drift_apart_are_refused() -> None:
+    objective = nn.ModuleDict({"head": nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match="no trained parameters but split class centres, .*, got head.weight"):
+        refuse_loose_parameters(SimpleNamespace(named_parameters=objective.named_parameters), set())
