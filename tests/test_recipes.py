@@ -44,9 +44,9 @@ def test_report_means_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[s
     runs = [str(tmp_path / name) for name in ("small_0", "small_1", "full_0", "running_0")]
     report([*runs, "--json", str(tmp_path / "all.json"), "--plot", str(tmp_path / "sizes")])
     shown = capsys.readouterr().out.splitlines()
-    # 100 centres of 256 float32; 1000 trained ones come with gradient and momentum.
+    # 100 centres of 256 float32; 1000 trained ones come with their momentum.
     assert shown[2] == "| small | 0.850 ± 0.071 / 0.350 ± 0.071 | 0.10 | 2 | 1.5 |"
-    assert shown[3] == "| full | 0.700 / 0.200 | 2.93 | 1 | 1.5 |"
+    assert shown[3] == "| full | 0.700 / 0.200 | 1.95 | 1 | 1.5 |"
     assert len(shown) == 5
     saved = json.loads((tmp_path / "all.json").read_text())["runs"]
     assert [run["verification"]["faces"]["accuracy"] for run in saved] == [0.8, 0.9, 0.7]

@@ -51,9 +51,10 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def head_bytes(config: dict[str, Any], centers: int) -> int:
-    """What the head keeps between steps, with SGD: a container its centres; trained centres also gradient and
-    momentum."""
-    copies = 1 if config["head"]["head"] == "attfc" else 3
+    """What the head keeps between steps, with SGD: a container its centres; trained centres also their momentum, and
+    unless the optimizer runs within the backward pass their gradient."""
+    trained = 2 if config["head"].get("fuse_optimizer") else 3
+    copies = 1 if config["head"]["head"] == "attfc" else trained
     return copies * centers * config["model"]["embedding_dim"] * BYTES
 
 
