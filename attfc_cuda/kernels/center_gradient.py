@@ -133,7 +133,8 @@ def center_gradient_constants(
     modulated: bool,
     precision: str,
 ) -> dict[str, object]:
-    """The kernel's compile-time arguments."""
+    """The kernel's compile-time arguments. Without thresholds in the terms nothing is hard: where registers are scarcest
+    the variant that looks for them serves both (the other one spills a register)."""
     return {
         "DIM": dim,
         "EMBEDDING_STRIDE": embedding_stride,
@@ -141,7 +142,7 @@ def center_gradient_constants(
         "BLOCK_S": config.block_s,
         "BLOCK_D": config.block_d,
         "BLOCK_K": config.block_k,
-        "MODULATED": modulated,
+        "MODULATED": modulated or config.project_by_product,
         "PROJECT_BY_PRODUCT": config.project_by_product,
         "PRECISION": precision,
     }

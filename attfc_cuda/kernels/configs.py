@@ -1,7 +1,7 @@
-"""Tile sizes of the Triton sweep, chosen without a card from what the compiler reports (report.py prints it).
+"""Tile sizes of the Triton sweeps, chosen without a card from what the compiler reports (report.py prints it).
 
 The rule: the largest tiles that neither spill nor outgrow the architecture's shared memory in any variant that ships
-(modulated, with and without moments, skipping or not), with Triton 3.6 and 3.8. Larger BLOCK_B means fewer passes over
+(modulated or not, with and without moments, raw or unit centres, skipping or not), with Triton 3.6 and 3.8. Larger BLOCK_B means fewer passes over
 the centres (L2 traffic per flop is 1 / BLOCK_B), larger BLOCK_S a better shaped first product.
 
 sm_90 multiplies with wgmma, whose tiles have at least 64 rows. Everywhere else BLOCK_B = 32 at D = 512: with 64 rows
@@ -34,7 +34,10 @@ def why_not(dtype: torch.dtype, dim: int) -> str | None:
 
 @dataclass(frozen=True)
 class Config:
-    """Rows and centres of a tile, columns of the first product loaded at a time, and Triton's launch options."""
+    """Rows and centres of a tile, columns of the first product loaded at a time, and Triton's launch options.
+
+    project_by_product: how the centre gradient of raw centres is projected (center_gradient_kernel.py).
+    """
 
     block_b: int
     block_s: int
@@ -55,6 +58,8 @@ _HOPPER_16_BIT = {128: (128, 64, 3), 256: (64, 64, 3), 512: (64, 64, 2), 1024: (
 _MMA_SYNC_16_BIT = {128: (64, 32, 3), 256: (64, 32, 2), 512: (32, 32, 3), 1024: (16, 16, 2)}
 _FLOAT32 = {128: (64, 32, 2), 256: (32, 32, 2), 512: (32, 16, 2), 1024: (16, 16, 2)}
 _FLOAT32_COLUMNS = 32
+# Elements of a centre tile beside whose sum (128 registers a thread of 8 warps) the tile itself finds no registers.
+_PROJECTED_BY_PRODUCT = 64 * 512
 
 
 def choose(
@@ -74,9 +79,19 @@ def choose(
 
 
 def choose_center_gradient(capability: int, dtype: torch.dtype, dim: int, *, precision: str = "ieee") -> Config:
+    """The configuration of the centre gradient: the sweep's tiles with rows and centres changed over."""
     block_d = padded_dim(dim)
-    table = _FLOAT32 if dtype == torch.float32 else (_HOPPER_16_BIT if capability == 90 else _MMA_SYNC_16_BIT)
+    hopper = capability == 90 and dtype != torch.float32
+    table = _FLOAT32 if dtype == torch.float32 else (_HOPPER_16_BIT if hopper else _MMA_SYNC_16_BIT)
     block_s, block_b, num_stages = table[max(block_d, min(table))]
+    if dtype == torch.float32 and precision == "tf32x3":
+        block_s = max(16, block_s // 2)
     block_k = min(block_d, _FLOAT32_COLUMNS) if dtype == torch.float32 else block_d
-    by_product = capability == 90 and dtype != torch.float32 and block_d == 512
-    return Config(block_b, block_s, block_d, block_k, num_stages=num_stages, project_by_product=by_product)
+    return Config(
+        block_b,
+        block_s,
+        block_d,
+        block_k,
+        num_stages=num_stages,
+        project_by_product=hopper and block_s * block_d >= _PROJECTED_BY_PRODUCT,
+    )
