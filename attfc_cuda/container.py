@@ -117,6 +117,31 @@ class DynamicClassContainer(nn.Module):
         """Number of slots in use: a 0-dim int64 tensor on the container's device (reading it is the caller's wait)."""
         return (self.labels >= 0).sum()
 
+    @property
+    def age(self) -> Tensor:
+        """Rows that came after each slot's own [S] int64: 0 for the newest centre; of an empty slot it means nothing.
+
+        With `"refresh"` rows that wrote nothing count as well, as in `clock`.
+        """
+        if self.policy == "refresh":
+            return self.clock - 1 - self.stamps
+        return (self.clock - 1 - torch.arange(self.capacity, device=self.clock.device)) % self.capacity
+
+    @torch.no_grad()
+    def lookup(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The stored centre of each class, `policy="refresh"` only: centers [B, D], held [B] bool.
+
+        labels [B] int64. Where held is False (class not there, label negative or too large) the centre is 0.
+        """
+        if self.policy != "refresh":
+            raise error("DynamicClassContainer.lookup", "policy", 'be "refresh"', repr(self.policy))
+        known = (labels >= 0) & (labels < self.num_classes)
+        slots = self.slot_of_class[torch.where(known, labels, self.num_classes)].long()
+        # An evicted class's entry is left standing and recognised here: its slot shows another label.
+        slots_or_0 = slots.clamp_min(0)
+        held = known & (slots >= 0) & (self.labels[slots_or_0] == labels)
+        return torch.where(held[:, None], self.centers[slots_or_0], 0), held
+
     @torch.no_grad()
     def reset(self) -> None:
         """Empty every slot in place, as after construction; the centres' old content stays, unread."""

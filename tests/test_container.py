@@ -107,6 +107,14 @@ class ContainerMachine(RuleBasedStateMachine):
             by_age = sorted(range(len(found)), key=lambda slot: self.container.stamps[slot])
             assert [found[slot][0] for slot in by_age if found[slot]] == list(self.model.slots)
             assert self.container.stamps.unique().numel() == self.container.capacity
+            classes = torch.arange(-1, CLASSES + 1)
+            stored, there = self.container.lookup(classes)
+            assert there.tolist() == [label in self.model.slots for label in classes.tolist()]
+            expected = [
+                [self.model.slots[label], 1.0] if label in self.model.slots else [0.0, 0.0]
+                for label in classes.tolist()
+            ]
+            assert stored.tolist() == expected
         assert int(self.container.fill) == sum(entry is not None for entry in found)
         assert all(center[1] == 1.0 for center, label in zip(centers, labels, strict=True) if label >= 0)
 
@@ -310,3 +318,20 @@ def test_enqueue_errors_leave_the_container_as_it_was(case, policy):
     with pytest.raises(kind, match=r"DynamicClassContainer\.enqueue: " + message):
         container.enqueue(*batch)
     assert same_state(before, container.state_dict())
+
+
+def test_age_counts_the_rows_since():
+    fifo = DynamicClassContainer(4, 2)
+    fifo.enqueue(*rows([3, 3, -1, 7]))
+    assert fifo.age[:3].tolist() == [2, 1, 0]
+    fifo.enqueue(*rows([1, 2]))
+    assert fifo.age.tolist() == [0, 3, 2, 1]  # the second wrapped around
+    refresh = DynamicClassContainer(4, 2, 9, "refresh")
+    refresh.enqueue(*rows([3, 5, 7]))
+    refresh.enqueue(*rows([5, -1]))
+    assert refresh.age[:3].tolist() == [4, 1, 2]
+
+
+def test_lookup_needs_one_slot_a_class():
+    with pytest.raises(ValueError, match="lookup: policy must be \"refresh\", got 'fifo'"):
+        DynamicClassContainer(4, 2, 9).lookup(torch.tensor([1]))

@@ -1,4 +1,4 @@
-"""The three pictures of a run: ROC curves, genuine and impostor similarities, and the course of the training.
+"""The pictures of a run: ROC curves, genuine and impostor similarities, cosines to centres, the course of the training.
 
 matplotlib draws them without a display (its Agg canvas, chosen per figure: a caller's own backend stays as it is).
 """
@@ -6,6 +6,7 @@ matplotlib draws them without a display (its Agg canvas, chosen per figure: a ca
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -120,6 +121,60 @@ def plot_histogram(
     axes.grid(True, color="0.9")
     axes.set_axisbelow(True)
     _legend_below(figure, *axes.get_legend_handles_labels())
+    _save(figure, path)
+
+
+def plot_cosines(
+    positive: ArrayLike, negative: ArrayLike, age: ArrayLike, path: str | Path, title: str = "Cosines to class centres"
+) -> None:
+    """Draw cosines of training rows to class centres into one PNG: how they are distributed, and negatives by age.
+
+    positive [P]: to the own centre. negative [N] and age [N]: to other classes' centres, and how many steps ago each of
+    those came into the container; 0: in this step. The ages are put into at most 24 groups of whole steps.
+    What to look for: fresh and stale negatives should lie alike. Fresh ones that lie apart mean that the network tells
+    this step's images from older centres, whoever is on them.
+    Errors: ValueError for other shapes, no positive, or values that are not finite.
+    """
+    positive, negative, age = (np.asarray(values, dtype=np.float64) for values in (positive, negative, age))
+    for argument, values in (("positive", positive), ("negative", negative), ("age", age)):
+        if values.ndim != 1 or not np.isfinite(values).all() or (argument == "positive" and values.size == 0):
+            rule = "be one-dimensional and finite" + (" and not empty" if argument == "positive" else "")
+            raise error("plot_cosines", argument, rule, f"shape {list(values.shape)}")
+    if negative.shape != age.shape:
+        raise error("plot_cosines", "age", f"have the negatives' shape {list(negative.shape)}", list(age.shape))
+    figure = Figure(figsize=(11.0, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    shares, by_age = figure.subplots(1, 2)
+    kinds = {"own centre": positive, "other, fresh": negative[age == 0], "other, older": negative[age > 0]}
+    bins = np.linspace(-1.0, 1.0, 41)
+    for (name, values), color in zip(kinds.items(), COLORS, strict=False):
+        if values.size:
+            label = f"{name} (mean {values.mean():.2f})"
+            weights = np.full(values.size, 1.0 / values.size)
+            shares.hist(values, bins, weights=weights, histtype="step", color=color, linewidth=1.5, label=label)
+    shares.yaxis.set_major_formatter(PercentFormatter(1.0))
+    shares.set_xlim(-1.0, 1.0)
+    shares.set_xlabel("cosine")
+    shares.set_ylabel(f"share per bin of {bins[1] - bins[0]:.3g}")
+    shares.legend(fontsize="small", framealpha=0.85)
+
+    by_age.axhline(positive.mean(), color=COLORS[0], linewidth=1.2, linestyle="--", label="own centre, mean")
+    if age.size:
+        width = max(1, math.ceil((age.max() + 1) / 24))
+        groups = np.unique(age // width)
+        percentiles = np.array([np.percentile(negative[age // width == g], (1, 50, 99)) for g in groups])
+        ages = groups * width
+        by_age.fill_between(
+            ages, percentiles[:, 0], percentiles[:, 2], color=COLORS[2], alpha=0.2, label="98 % of others"
+        )
+        by_age.plot(ages, percentiles[:, 1], color=COLORS[2], marker="o", markersize=3, label="others, median")
+    by_age.set_xlabel("age of the centre (steps)")
+    by_age.set_ylabel("cosine")
+    by_age.legend(fontsize="small", framealpha=0.85)
+    for axes in (shares, by_age):
+        axes.grid(True, color="0.9")
+        axes.set_axisbelow(True)
+    figure.suptitle(title)
     _save(figure, path)
 
 

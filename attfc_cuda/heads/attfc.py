@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -9,10 +12,27 @@ from attfc_cuda import functional
 from attfc_cuda._check import error
 from attfc_cuda.container import DynamicClassContainer
 from attfc_cuda.distributed import Shards
+from attfc_cuda.heads.class_codes import class_codes
 from attfc_cuda.heads.rows import observe, require_finite, unit_rows, without_autocast
 from attfc_cuda.margins import AdaSin, Margin
 
 ENQUEUE = ("before", "after")
+
+# What `sample_cosines` looks at, at most: a product of 64 x 16384 is nothing beside a step.
+_SAMPLE_ROWS, _SAMPLE_SLOTS = 64, 16384
+
+
+class CosineSample(NamedTuple):
+    """Cosines of some rows of the last step, float32 on the CPU.
+
+    positive [P]: to the row's own class centre. negative [N]: to centres of other classes in the container.
+    age [N]: for each negative the steps since its centre came in, about: rows since then over rows a step; 0: with the
+    row itself.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    age: Tensor
 
 
 class AttFC(nn.Module):
@@ -41,6 +61,14 @@ class AttFC(nn.Module):
         batch, every batch's fresh centres enter the one container in order of rank, and the loss is the mean over all
         batches, the same on every process: that of one process given all batches in one. Do not wrap the head in
         DistributedDataParallel; the backbone, do.
+    class_code: length c >= 0 of a fixed random direction of its class that is added to every unit class centre,
+        positive and negative, before it is normalised again: g <- F.normalize(g + c class_codes(y, dim)). Centres that
+        follow the embeddings alone leave them in the few directions of the untrained network, one of which can be
+        whatever sets apart a part of the data; codes give each class a target of its own from the first step, as the
+        random start of a full FC layer does, and cost no memory but, with num_classes, one number a class, by which
+        classes keep their codes when they are resized. 0: as published.
+    center_memory: share b in [0, 1) of the container's own centre of a class in its new one, so that a centre averages
+        over more images than a step shows: g <- F.normalize((1 - b) g + b stored). Needs policy="refresh", no shards.
 
     Train and eval mode: in eval mode neither the container nor the margin's state moves, so that the loss of held-out
     data is against the container as it stands (with enqueue="before" too).
@@ -50,8 +78,8 @@ class AttFC(nn.Module):
     No host synchronisation (but for check_finite, and for the sizes that `Shards` exchanges), no shape that depends on
         values: without shards a step compiles with fullgraph=True and can be captured in a CUDA graph. Deterministic
         where the backend is.
-    Source: AttFC, arXiv 2503.06839; masked empty slots, `"before"`, `"refresh"` and the attention's form are our
-        choice.
+    Source: AttFC, arXiv 2503.06839; masked empty slots, `"before"`, `"refresh"`, class_code, center_memory and
+        the attention's form are our choice.
     Raises: ValueError or TypeError naming the argument.
     """
 
@@ -70,12 +98,23 @@ class AttFC(nn.Module):
         check_finite: bool = False,
         check_labels: bool = True,
         shards: Shards | None = None,
+        class_code: float = 0.0,
+        center_memory: float = 0.0,
     ) -> None:
         super().__init__()
         if enqueue not in ENQUEUE:
             raise error("AttFC", "enqueue", f"be one of {ENQUEUE}", repr(enqueue))
         if not temperature > 0:
             raise error("AttFC", "temperature", "be above 0", temperature)
+        if not 0 <= class_code < math.inf:
+            raise error("AttFC", "class_code", "be a finite number of at least 0", class_code)
+        if not 0 <= center_memory < 1:
+            raise error("AttFC", "center_memory", "lie in [0, 1)", center_memory)
+        if center_memory and policy != "refresh":
+            remedy = 'use policy="refresh", in which a class has one slot'
+            raise error("AttFC", "center_memory", 'be 0 with policy="fifo"', center_memory, remedy)
+        if center_memory and shards is not None:
+            raise error("AttFC", "center_memory", "be 0 with shards", center_memory)
         margin = AdaSin() if margin is None else margin
         if not isinstance(margin, Margin):
             remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'
@@ -83,11 +122,16 @@ class AttFC(nn.Module):
         self.container = DynamicClassContainer(capacity, dim, num_classes, policy, dtype, check_labels, shards)
         self.margin, self.shards = margin, shards
         self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
+        self.class_code, self.center_memory = class_code, center_memory
+        numbered = class_code > 0 and num_classes is not None
+        self.register_buffer("code_of_class", torch.arange(num_classes) if numbered else None)
         self.grad_tolerance, self.backend = grad_tolerance, backend
         self._stats: dict[str, Tensor] = {}
+        self._last_rows: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def extra_repr(self) -> str:
-        return f"enqueue={self.enqueue!r}, temperature={self.temperature}, backend={self.backend!r}"
+        own = f"class_code={self.class_code}, center_memory={self.center_memory}"
+        return f"enqueue={self.enqueue!r}, temperature={self.temperature}, {own}, backend={self.backend!r}"
 
     @property
     def stats(self) -> dict[str, Tensor]:
@@ -104,9 +148,31 @@ class AttFC(nn.Module):
         """
         return dict(self._stats)
 
+    @torch.no_grad()
+    def sample_cosines(self) -> CosineSample | None:
+        """Cosines of up to 64 rows of the last forward to their own centres and to up to 16384 of the container's, as
+        the container stands; None before the first forward. The host waits: call it now and then, not each step."""
+        if self._last_rows is None:
+            return None
+        unit, labels, positive, step_rows = self._last_rows
+        container = self.container
+        slot_labels, ages = container.labels_here, container.age[container.first : container.last]
+        slots = torch.arange(0, len(slot_labels), -(-len(slot_labels) // _SAMPLE_SLOTS) or 1, device=unit.device)
+        slots = slots[slot_labels[slots] >= 0]
+        cosine = unit @ container.centers[slots].to(unit.dtype).T
+        counts = labels >= 0
+        valid = counts[:, None] & (slot_labels[slots] != labels[:, None])
+        age = torch.div(ages[slots], step_rows.clamp_min(1), rounding_mode="floor").expand_as(cosine)
+        return CosineSample(positive[counts].float().cpu(), cosine[valid].float().cpu(), age[valid].cpu())
+
     def resize_classes(self, mapping: Tensor) -> None:
-        """Change the data set's classes between runs, see `DynamicClassContainer.resize_classes`."""
+        """Change the data set's classes between runs, see `DynamicClassContainer.resize_classes`. Classes keep their
+        codes; new ones get codes that none had."""
         self.container.resize_classes(mapping)
+        if self.code_of_class is not None:
+            mapping = mapping.to(self.code_of_class.device)
+            fresh = self.code_of_class.max() + (mapping < 0).cumsum(0)
+            self.code_of_class = torch.where(mapping < 0, fresh, self.code_of_class[mapping.clamp_min(0)])
 
     def forward(
         self,
@@ -149,9 +215,13 @@ class AttFC(nn.Module):
         # Rows that do not count are zeroed at the door: a NaN in one would come back as 0 * NaN in the gradient.
         unit, norm = unit_rows(torch.where(counts[:, None], embeddings, 0))
         centers = functional.generate_class_centers(unit.detach(), gallery, self.temperature)
-        target_cosine = (unit * centers).sum(dim=1)
-
         extra, shards = unit_rows(extra_centers)[0].to(centers.dtype), self.shards
+        if self.class_code:
+            centers, extra = self._coded(centers, labels), self._coded(extra, extra_labels)
+        if self.center_memory:
+            both = self._remembered(torch.cat([centers, extra]), torch.cat([labels, extra_labels]))
+            centers, extra = both[: len(labels)], both[len(labels) :]
+        target_cosine = (unit * centers).sum(dim=1)
         if shards is not None:
             sizes, extra_sizes = shards.sizes(labels, extra_labels)
             labels = shards.gather(labels, sizes)
@@ -182,9 +252,26 @@ class AttFC(nn.Module):
             backend=self.backend,
         )
         self._stats = observe(output, labels, container.labels_here, self.margin, shards)
+        sample, step_rows = (unit, labels, target_cosine), (labels >= 0).sum() + (extra_labels >= 0).sum()
+        self._last_rows = (*(x[:_SAMPLE_ROWS].detach().clone() for x in sample), step_rows)
         if self.training and self.enqueue == "after":
             container.enqueue(new, new_labels)
         return output.loss
+
+    def _coded(self, centers: Tensor, labels: Tensor) -> Tensor:
+        """Unit centres [B, D] with their classes' codes added."""
+        if self.code_of_class is not None:
+            # Labels that are none come to nothing: their rows are not looked at.
+            labels = self.code_of_class[labels.clamp(0, len(self.code_of_class) - 1)]
+        codes = class_codes(labels, self.container.dim).to(centers.dtype)
+        return unit_rows(centers + self.class_code * codes)[0]
+
+    @torch.no_grad()
+    def _remembered(self, centers: Tensor, labels: Tensor) -> Tensor:
+        """Unit centres [B, D], each mixed with the one that the container holds of its class."""
+        stored, held = self.container.lookup(labels)
+        mixed = torch.lerp(centers, stored.to(centers.dtype), self.center_memory)
+        return torch.where(held[:, None], unit_rows(mixed)[0], centers)
 
     def _check(
         self, embeddings: Tensor, labels: Tensor, gallery: Tensor, extra_centers: Tensor, extra_labels: Tensor

@@ -94,6 +94,12 @@ class HeadConfig:
     """The batch's own fresh centres enter the container before the loss (as negatives of each other) or after it."""
     temperature: float = 1.0
     """Softmax temperature of the attention over a sample's gallery images."""
+    center_memory: float = 0.0
+    """Share of the container's own centre of a class in its new one (`--policy refresh`), so that a centre averages
+    over more images than a step shows; 0: the step's gallery alone."""
+    class_code: float = 1.0
+    """Length of the fixed random direction of its class that is added to each unit class centre: it keeps identities
+    from sharing a few directions, as the random start of a full FC layer does. 0: none, as published."""
     container_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the centres; `auto`: that of `precision`."""
     grad_tolerance: float | None = None

@@ -1,8 +1,8 @@
 """The run's record: JSON lines always, TensorBoard when installed, a progress bar on a terminal.
 
 `<run>/log.jsonl` holds one object a line, each with a "kind": "start" and "resume" (settings and report), "step" (the
-numbers of one step), "verify" (a verification), "note" (something out of the ordinary) and "end". A number that is NaN
-or infinite is null, as JSON has no word for it.
+numbers of one step), "verify" (a verification), "cosines" (to own and other centres), "note" (something
+out of the ordinary) and "end". A number that is NaN or infinite is null, as JSON has no word for it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -114,6 +116,18 @@ class RunLog:
                 self._events.add_scalar(f"verify/{name}/{key}", value, step)
         rates = "  ".join(f"TAR@FAR {far} {tar:.3f}" for far, tar in result["tar_at_far"].items())
         self.say(f"step {step}  {name}: accuracy {result['accuracy']:.4f}  {rates}")
+
+    def distributions(self, step: int, values: dict[str, Tensor]) -> None:
+        """Record mean, 1 % and 99 % of each tensor [N] that is not empty, and its histogram in TensorBoard."""
+        filled = {name: value for name, value in values.items() if len(value)}
+        summary = {}
+        for name, value in filled.items():
+            low, high = np.percentile(value.numpy(), (1, 99))
+            summary[name] = {"mean": float(value.mean()), "p1": float(low), "p99": float(high)}
+        self.record("cosines", step=step, **summary)
+        if self._events:
+            for name, value in filled.items():
+                self._events.add_histogram(f"cosines/{name}", value, step)
 
 
 def duration(seconds: float) -> str:

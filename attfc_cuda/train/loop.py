@@ -24,6 +24,7 @@ from attfc_cuda.train.interrupt import Interrupt
 from attfc_cuda.train.log import RunLog
 from attfc_cuda.train.objective import OBJECTIVES, Objective
 from attfc_cuda.train.validation import verify_all
+from attfc_cuda.train.watch import SaturationWatch, record_cosines
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -76,6 +77,7 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: distribu
     if training.first:
         log = RunLog(run.run / "log.jsonl", total, training.step, events, "bar" if run.progress else "none")
     results: dict[str, VerificationResult] = {}
+    watch, positives = SaturationWatch(), []
     with log, Interrupt() as interrupt:
         report = training.report()
         log.record("resume" if run.resume else "start", step=training.step, config=config.to_dict(), report=report)
@@ -117,6 +119,7 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: distribu
                 numbers |= {"passes": step / a_pass, "seconds": training.seconds, "images_per_s": images / seconds}
                 numbers["eta_s"] = training.seconds / step * (total - step)
                 log.step(step, numbers)
+                positives.append(numbers.get("positive_cosine", math.nan))
                 images, since = 0, time.perf_counter()
             else:
                 log.advance(step)
@@ -125,6 +128,11 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: distribu
             stopping = interrupt.signal_number if group is None else int(signals[0]) or None
             if training.sets and ((verify_every and step % verify_every == 0) or step == total):
                 results = verify_all(training.backbone, training.sets, step, log, training.device)
+                if (sample := objective.cosines()) is not None:
+                    record_cosines(sample, step, log, run.run / "cosines")
+                if positives and (warning := watch.look(sum(positives) / len(positives), results)):
+                    log.note(warning, step=step)
+                positives.clear()
             if (checkpoint_every and step % checkpoint_every == 0) or step == total or stopping:
                 path = save()
             if stopping:

@@ -15,6 +15,7 @@ from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch
 from attfc_cuda.distributed import Shards
 from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
+from attfc_cuda.heads.attfc import CosineSample
 from attfc_cuda.momentum import MomentumEncoder
 from attfc_cuda.train.config import OptimizerConfig, TrainConfig, parse_options
 from attfc_cuda.train.schedule import EncoderMomentum
@@ -58,6 +59,10 @@ class Objective(nn.Module):
         """0-dim tensors that describe the last batch, for the log."""
         return {}
 
+    def cosines(self) -> CosineSample | None:
+        """Cosines of the last batch to own and other centres, for the run's plots; None where there are none."""
+        return None
+
     def describe(self, momentum: EncoderMomentum) -> str:
         """A line or two for the start-up report."""
         raise NotImplementedError
@@ -86,6 +91,8 @@ class AttFCObjective(Objective):
             enqueue=options.enqueue,
             num_classes=loader.num_classes,
             temperature=options.temperature,
+            center_memory=options.center_memory,
+            class_code=options.class_code,
             dtype=_container_dtype(config),
             grad_tolerance=options.grad_tolerance,
             backend=options.backend,
@@ -117,6 +124,9 @@ class AttFCObjective(Objective):
 
     def stats(self) -> dict[str, Tensor]:
         return self.head.stats
+
+    def cosines(self) -> CosineSample | None:
+        return self.head.sample_cosines()
 
     def describe(self, momentum: EncoderMomentum) -> str:
         container, margin = self.head.container, type(self.head.margin).__name__

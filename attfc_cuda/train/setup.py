@@ -35,7 +35,7 @@ FIXED = {
     "model": ("backbone", "backbone_options", "embedding_dim"),
     "head": (
         "head", "margin", "margin_options", "capacity", "capacity_share", "policy", "container_dtype", "sample_rate",
-        "fuse_optimizer",
+        "fuse_optimizer", "class_code",
     ),  # fmt: skip
     "optim": ("optimizer",),
     "run": ("seed",),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attfc_cuda.evaluation import plot_histogram, plot_roc, plot_training, plots
+from attfc_cuda.evaluation import plot_cosines, plot_histogram, plot_roc, plot_training, plots
 
 SAME = np.repeat([True, False], [4, 8])
 SIMILARITY = np.array([0.9, 0.8, 0.7, 0.3, 0.75, 0.2, 0.1, 0.1, 0.05, 0.0, -0.1, -0.2])
@@ -220,3 +220,40 @@ def test_bad_logs_are_named(text, message, tmp_path):
 def test_no_logs_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="plot_training: logs must hold at least one log, got none"):
         plot_training({}, tmp_path / "x.png")
+
+
+def test_cosines_are_drawn_by_kind_and_by_age(tmp_path, figures):
+    negative = np.array([0.5, 0.3, 0.1, 0.0, -0.2, -0.4])
+    plot_cosines(np.array([0.8, 0.6]), negative, np.array([0, 0, 1, 1, 60, 60]), tmp_path / "cosines.png", "Step 7")
+    check_png(tmp_path / "cosines.png")
+    shares, by_age = figures[0].axes
+    assert [text.get_text() for text in shares.get_legend().get_texts()] == [
+        "own centre (mean 0.70)",
+        "other, fresh (mean 0.40)",
+        "other, older (mean -0.12)",
+    ]
+    mean, median = by_age.get_lines()
+    assert mean.get_ydata() == pytest.approx([0.7, 0.7])
+    # 61 steps make groups of 3: steps 0 to 2 and 60 to 62.
+    assert median.get_xdata().tolist() == [0, 60]
+    assert median.get_ydata() == pytest.approx([0.2, -0.3])
+    assert figures[0].get_suptitle() == "Step 7"
+
+
+def test_positives_alone_can_be_drawn(tmp_path, figures):
+    plot_cosines(np.array([0.8]), np.array([]), np.array([]), tmp_path / "cosines.png")
+    assert len(figures[0].axes[0].get_legend().get_texts()) == 1
+
+
+@pytest.mark.parametrize(
+    "positive, negative, age, message",
+    [
+        ([], [0.1], [0], "positive must be one-dimensional and finite and not empty, got shape [0]"),
+        ([0.1], [np.nan], [0], "negative must be one-dimensional and finite, got shape [1]"),
+        ([0.1], [0.1, 0.2], [0], "age must have the negatives' shape [2], got [1]"),
+    ],
+)
+def test_bad_cosines_are_named(positive, negative, age, message, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        plot_cosines(np.array(positive), np.array(negative), np.array(age), tmp_path / "x.png")
+    assert str(caught.value) == f"plot_cosines: {message}"

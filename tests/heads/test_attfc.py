@@ -283,3 +283,54 @@ def test_a_step_on_the_gpu_makes_the_host_wait_for_nothing(policy, enqueue):
         run(head, data[1:])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_center_memory_mixes_what_the_container_holds(backend):
+    head = AttFC(DIM, CAPACITY, NormFace(scale=16), "refresh", num_classes=CLASSES, center_memory=0.75, backend=backend)
+    first, second = torch.randn(2, 3, 1, DIM)
+    labels = torch.tensor([4, 6, 8])
+    step(head, torch.randn(3, DIM), labels, first)
+    old = F.normalize(first[:, 0], dim=1)
+    torch.testing.assert_close(head.container.lookup(labels)[0], old)  # nothing to mix with yet
+
+    labels, embeddings = torch.tensor([6, 5, -1]), torch.randn(3, DIM)
+    loss, _ = step(head, embeddings, labels, second, extra_centers=3 * first[:1, 0], extra_labels=torch.tensor([8]))
+    fresh, x = F.normalize(second[:, 0], dim=1), F.normalize(embeddings, dim=1)
+    mixed = F.normalize(0.25 * fresh[0] + 0.75 * old[1], dim=0)
+    extra = F.normalize(0.25 * old[0] + 0.75 * old[2], dim=0)
+    expected = {4: old[0], 6: mixed, 8: extra, 5: fresh[1]}
+    stored, held = head.container.lookup(torch.tensor([*expected]))
+    assert held.all() and int(head.container.fill) == 4
+    torch.testing.assert_close(stored, torch.stack([*expected.values()]))
+    # Positives are the mixed centres, too.
+    rows = [
+        F.cross_entropy(16 * torch.stack([x[row] @ expected[k] for k in (own, *expected.keys() - {own})])[None], zero)
+        for row, own, zero in ((0, 6, torch.tensor([0])), (1, 5, torch.tensor([0])))
+    ]
+    torch.testing.assert_close(loss, torch.stack(rows).mean(), rtol=1e-5, atol=0)
+
+
+def test_sampled_cosines_are_those_of_the_step():
+    head = AttFC(DIM, CAPACITY, NormFace(), "refresh", num_classes=CLASSES)
+    assert head.sample_cosines() is None
+    data = list(batches(rows=[3, 4, 4]))
+    run(head, data)
+    embeddings, _, gallery = data[-1]
+    labels = torch.tensor([2, 9, -1, 2])
+    head.container.centers[head.container.labels < 0] = torch.nan  # an empty slot is not looked at
+    step(head, embeddings, labels, gallery)
+    sample, container = head.sample_cosines(), head.container
+    x = F.normalize(embeddings, dim=1)
+    expected = [
+        (float(x[row] @ container.centers[slot]), int(container.age[slot]) // 3)  # the step brought three rows
+        for row in (0, 1, 3)
+        for slot in range(CAPACITY)
+        if container.labels[slot] >= 0 and container.labels[slot] != labels[row]
+    ]
+    assert sorted(zip(sample.negative.tolist(), sample.age.tolist(), strict=True)) == [
+        (pytest.approx(cosine, abs=1e-6), age) for cosine, age in sorted(expected)
+    ]
+    assert 0 in sample.age and sample.age.max() > 1
+    assert sample.positive.shape == (3,)
+    torch.testing.assert_close(sample.positive.mean(), head.stats["positive_cosine"])

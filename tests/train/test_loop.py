@@ -281,6 +281,7 @@ def test_a_used_run_folder_is_not_overwritten_by_accident(tiny_config: Tiny) -> 
         ({"embedding_dim": 8}, "resume: embedding_dim must equal the checkpoint's 16, got 8"),
         ({"optimizer": "adamw"}, "resume: optimizer must equal the checkpoint's 'sgd', got 'adamw'"),
         ({"margin": "arcface"}, "resume: margin must equal the checkpoint's 'adasin', got 'arcface'"),
+        ({"class_code": 0.5}, "resume: class_code must equal the checkpoint's 1.0, got 0.5"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(tiny_config: Tiny, change: dict, message: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from attfc_cuda import margins
+from attfc_cuda.heads import AttFC
 from attfc_cuda.train import AttFCObjective, TrainConfig, setup
 from attfc_cuda.train.objective import ADDITIVE_MARGINS, DEFAULT_M, build_margin
 from attfc_cuda.train.setup import Training, pick_device
@@ -100,6 +101,15 @@ def test_capacity_below_a_batch_is_refused(tiny_config: Tiny, faces: Path) -> No
     with pytest.raises(ValueError, match=message):
         Training(tiny_config(data=str(faces), capacity=9), AttFCObjective)
     Training(tiny_config(data=str(faces), capacity=10), AttFCObjective)
+
+
+def test_centres_carry_class_codes_and_remember_as_told(tiny_config: Tiny) -> None:
+    def head(**settings: object) -> AttFC:
+        return Training(tiny_config(**settings), AttFCObjective).objective.head
+
+    default, other = head(), head(class_code=0.0, center_memory=0.5)
+    assert (default.class_code, default.center_memory) == (1.0, 0.0)
+    assert (other.class_code, other.center_memory) == (0.0, 0.5)
 
 
 def test_margins_start_gentler_here_than_in_print(tiny_config: Tiny) -> None:

@@ -1,0 +1,51 @@
+"""What a validation shows beside verification: cosines to centres as a picture, and a warning that they mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from attfc_cuda.evaluation import VerificationResult, plot_cosines
+from attfc_cuda.heads.attfc import CosineSample
+from attfc_cuda.train.log import RunLog
+
+SATURATED = 0.8  # mean cosine to the own centre
+GOOD = 0.95  # accuracy from which there is nothing to warn of
+RISE = 0.002  # accuracy: less than this is no rise
+
+
+def record_cosines(sample: CosineSample, step: int, log: RunLog, folder: Path) -> None:
+    """Log the distributions of own, fresh and older centres' cosines and draw them as `<folder>/step_00001234.png`."""
+    fresh = sample.age == 0
+    kinds = {"positive": sample.positive, "fresh_negative": sample.negative[fresh]}
+    log.distributions(step, {**kinds, "older_negative": sample.negative[~fresh]})
+    if len(sample.positive) and bool(sample.positive.isfinite().all()) and bool(sample.negative.isfinite().all()):
+        folder.mkdir(parents=True, exist_ok=True)
+        title = f"Cosines to class centres, step {step}"
+        plot_cosines(*(values.numpy() for values in sample), folder / f"step_{step:08d}.png", title)
+
+
+class SaturationWatch:
+    """Says once when positives look learned and faces are not: the mean positive cosine is high at two validations in a
+    row while the mean accuracy of the pair lists has not risen above its best before them. Our choice of thresholds."""
+
+    def __init__(self) -> None:
+        self._best, self._stuck, self._said = 0.0, 0, False
+
+    def look(self, positive_cosine: float, results: Mapping[str, VerificationResult]) -> str | None:
+        """The warning, or None. positive_cosine: mean since the validation before; results: by pair list."""
+        if not results:
+            return None
+        accuracy = sum(result.accuracy for result in results.values()) / len(results)
+        stuck = positive_cosine > SATURATED and accuracy < min(self._best + RISE, GOOD)
+        self._stuck = self._stuck + 1 if stuck else 0
+        self._best = max(self._best, accuracy)
+        if self._stuck < 2 or self._said:
+            return None
+        self._said = True
+        return (
+            f"warning: rows have a mean cosine of {positive_cosine:.2f} to their own centres, yet verification does "
+            f"not rise (mean accuracy {accuracy:.3f}, best {self._best:.3f}): the network may tell this step's images "
+            f"from older centres instead of faces; look at cosines/*.png and try --enqueue before, a larger "
+            f"--capacity, a slower gallery encoder (--encoder-momentum nearer to 1), a lower --lr or a lower --scale"
+        )

@@ -1,0 +1,148 @@
+"""Tables, JSON and the container-size plot from run folders.
+
+    python examples/recipes/report.py runs/adasin_* runs/fc_*  # a row for each recipe, over its seeds
+    python examples/recipes/report.py runs/* --json results.json  # every run's numbers
+    python examples/recipes/report.py runs/cap*_0 runs/fc_0 --plot container_size  # container_size.png and .svg
+
+Runs whose settings differ in nothing but the seed form a row; the row is named after the folders without `_<seed>`.
+Read are each run's `log.jsonl`: settings, the last verification on each pair list, the training time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from attfc_cuda.evaluation.plots import COLORS
+from attfc_cuda.train.log import read_log
+
+BYTES = 4  # of a float32
+FAR = "0.01"
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """Name, settings, head memory, time and last verification of one run; None while it is not finished."""
+    records = read_log(folder / "log.jsonl") if (folder / "log.jsonl").is_file() else []
+    end = next((r for r in records if r["kind"] == "end"), None)
+    if end is None:
+        return None
+    config = records[0]["config"]
+    verification = {r["name"]: {k: r[k] for k in ("accuracy", "accuracy_std", "auc", "eer", "tar_at_far")}
+                    for r in records if r["kind"] == "verify" and r["step"] == end["step"]}  # fmt: skip
+    last = [r for r in records if r["kind"] == "step"][-1]
+    return {
+        "name": folder.name,
+        "seed": config["run"]["seed"],
+        "config": {group: config[group] for group in ("dataset", "model", "head", "optim")},
+        "centers": int(last["fill"]),
+        "head_mib": head_bytes(config, int(last["fill"])) / 2**20,
+        "steps": end["step"],
+        "training_s": round(end["seconds"], 1),
+        "positive_cosine": last["positive_cosine"],
+        "verification": verification,
+    }
+
+
+def head_bytes(config: dict[str, Any], centers: int) -> int:
+    """What the head keeps between steps, with SGD: a container its centres; trained centres also their momentum, and
+    unless the optimizer runs within the backward pass their gradient."""
+    trained = 2 if config["head"].get("fuse_optimizer") else 3
+    copies = 1 if config["head"]["head"] == "attfc" else trained
+    return copies * centers * config["model"]["embedding_dim"] * BYTES
+
+
+def rows_of(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The runs by recipe, in the order given."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run["config"], sort_keys=True), []).append(run)
+    return list(groups.values())
+
+
+def mean(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table of accuracy / TAR at FAR 1e-2, mean and standard deviation over seeds."""
+    lists = list(dict.fromkeys(name for run in runs for name in run["verification"]))
+    lines = [
+        "| recipe | " + " | ".join(lists) + " | head MiB | seeds | min |",
+        "| --- |" + " --- |" * (len(lists) + 3),
+    ]
+    for group in rows_of(runs):
+        cells = [group[0]["name"].removesuffix(f"_{group[0]['seed']}")]
+        for name in lists:
+            found = [run["verification"][name] for run in group if name in run["verification"]]
+            accuracy, rate = mean([v["accuracy"] for v in found]), mean([v["tar_at_far"][FAR] for v in found])
+            cells.append(f"{accuracy} / {rate}")
+        cells += [f"{group[0]['head_mib']:.2f}", str(len(group)), f"{min(r['training_s'] for r in group) / 60:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(runs: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
+    """Accuracy and TAR over the number of centres: AttFC as curves, other heads as dashed lines; PNG and SVG."""
+    lists = list(dict.fromkeys(name for run in runs for name in run["verification"]))
+    groups = rows_of(runs)
+    figure = Figure(figsize=(11.0, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2)
+    for axes, label in zip(panels, ("accuracy", f"TAR at FAR {FAR}"), strict=True):
+        for name, color in zip(lists, COLORS, strict=False):
+            points = []
+            for group in groups:
+                results = [run["verification"][name] for run in group]
+                values = [r["accuracy"] if label == "accuracy" else r["tar_at_far"][FAR] for r in results]
+                if group[0]["config"]["head"]["head"] == "attfc":
+                    points.append((group[0]["centers"], statistics.mean(values)))
+                else:
+                    kind = group[0]["config"]["head"]["head"].replace("_", " ").upper()
+                    text = f"{name}, {kind} ({group[0]['head_mib']:.1f} MiB)"
+                    axes.axhline(statistics.mean(values), color=color, linestyle="--", linewidth=1.2, label=text)
+            points.sort()
+            axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, label=f"{name}, AttFC")
+        sizes = sorted(
+            {(g[0]["centers"], g[0]["head_mib"]) for g in groups if g[0]["config"]["head"]["head"] == "attfc"}
+        )
+        axes.set_xscale("log")
+        axes.set_xticks([s for s, _ in sizes], [f"{s}\n{mib:.2g} MiB" for s, mib in sizes], fontsize="small")
+        axes.minorticks_off()
+        axes.set_xlabel("centres in the container, memory of the head")
+        axes.set_ylabel(label)
+        axes.grid(True, color="0.9")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize="small"
+    )
+    files = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for file in files:
+        figure.savefig(file, dpi=150)
+    return files
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Tables, JSON and the container-size plot from run folders.")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders; unfinished ones are left out")
+    parser.add_argument("--json", type=Path, help="write every run's numbers there")
+    parser.add_argument("--plot", type=Path, help="draw results over container size into PLOT.png and PLOT.svg")
+    options = parser.parse_args(arguments)
+    runs = [run for run in map(read_run, options.runs) if run is not None]
+    if not runs:
+        parser.error("none of the runs is finished")
+    print(table(runs))
+    if options.json:
+        options.json.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
+    if options.plot:
+        print("written:", *plot(runs, options.plot))
+
+
+if __name__ == "__main__":
+    main()
