@@ -167,7 +167,7 @@ def test_check_leaves_corrupt_images_out_with_their_identity(damaged, kwargs):
     assert faces.identities == ["anna", "carl"] and faces.labels.tolist() == [0, 0, 1, 1]
     assert _values(faces) == [40, 50, 10, 30] and faces.path(3) == damaged / "carl" / "2.png"
     report = faces.report()
-    assert "skipped: 2 images that cannot be decoded, e.g. read_image: path must be a readable image" in report
+    assert "skipped: 2 images that cannot be decoded, e.g. decode_image: data must be a readable image" in report
     assert f"skipped: 1 identities without a readable image, e.g. {damaged / 'bob'}" in report
     with pytest.raises(UnreadableImage, match=str(damaged / "bob" / "0.png")):
         FolderFaces(damaged, 16, on_error="raise", **kwargs)
