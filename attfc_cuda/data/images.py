@@ -46,13 +46,23 @@ def read_image(path: str | os.PathLike, image_size: int) -> torch.Tensor:
         raise error("read_image", "path", _RULE, f"{Path(path)} ({_reason(cause)})", kind=UnreadableImage) from cause
 
 
-def decode_image(data: bytes, image_size: int, where: str) -> torch.Tensor:
-    """As `read_image`, from the bytes of an image file. where: what an error names as the source."""
+def decode_image(data: bytes, image_size: int, where: str, *, fast: bool = True) -> torch.Tensor:
+    """As `read_image`, from the bytes of an image file. where: what an error names as the source. fast: decode by
+    simplejpeg what it decodes as Pillow would, where it is installed."""
     _need_pillow("decode_image")
     try:
-        return _decode(data, image_size)
+        return _decode(data, image_size, fast)
     except Exception as cause:
         raise error("decode_image", "data", _RULE, f"{where} ({_reason(cause)})", kind=UnreadableImage) from cause
+
+
+def decode_picture(path: str | os.PathLike) -> Image.Image:
+    """The whole picture of an image file, RGB. Errors: as `read_image`."""
+    _need_pillow("read_image")
+    try:
+        return _decode_any(_bytes(path), None)
+    except Exception as cause:
+        raise error("read_image", "path", _RULE, f"{Path(path)} ({_reason(cause)})", kind=UnreadableImage) from cause
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
@@ -84,8 +94,8 @@ def _reason(cause: Exception) -> str:
     return f"{type(cause).__name__}: {text}"
 
 
-def _decode(data: bytes, image_size: int) -> torch.Tensor:
-    pixels = decode_fast(data, image_size, MAX_PIXELS)
+def _decode(data: bytes, image_size: int, fast: bool = True) -> torch.Tensor:
+    pixels = decode_fast(data, image_size, MAX_PIXELS) if fast else None
     if pixels is None:
         picture = _decode_any(data, image_size)
     elif pixels.shape[:2] == (image_size, image_size):
@@ -102,12 +112,13 @@ def _decode(data: bytes, image_size: int) -> torch.Tensor:
     return torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy())
 
 
-def _decode_any(data: bytes, image_size: int) -> Image.Image:
+def _decode_any(data: bytes, image_size: int | None) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
         # A JPEG is decoded at half, a quarter or an eighth of its size where that is still large enough.
-        image.draft(None, (image_size, image_size))
+        if image_size is not None:
+            image.draft(None, (image_size, image_size))
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
 
