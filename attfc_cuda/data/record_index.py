@@ -186,9 +186,8 @@ def _read_cache(path: Path, identity: dict[str, Any], rec_size: int) -> RecordIn
     body = file.view(_CACHE_HEAD.size, file.size - _CACHE_HEAD.size)
     if magic != _CACHE_MAGIC or json_length > min(_MAX_JSON, len(body)) or zlib.crc32(body) != crc:
         return None
-    head = json.loads(bytes(body[:json_length]))
-    arrays = body[json_length:]
-    if head.get("of") != identity or len(arrays) % 24:
+    head, arrays = _head(bytes(body[:json_length])), body[json_length:]
+    if head is None or head["of"] != identity or len(arrays) % 24:
         return None
     offsets, labels, digests = (
         np.frombuffer(part, dtype=dtype).copy()
@@ -196,8 +195,18 @@ def _read_cache(path: Path, identity: dict[str, Any], rec_size: int) -> RecordIn
     )
     if len(offsets) and (offsets.min() < 0 or offsets.max() >= rec_size or labels.min() < 0):
         return None
-    damage = {what: (count, example) for what, (count, example) in head["damage"].items()}
-    return RecordIndex(offsets, labels, digests, head["facts"], damage)
+    return RecordIndex(offsets, labels, digests, head["facts"], head["damage"])
+
+
+def _head(text: bytes) -> dict[str, Any] | None:
+    """The JSON of a cached index, None if it is not what `_write_cache` writes."""
+    try:
+        head = json.loads(text)
+        facts = [fact for fact in head["facts"] if isinstance(fact, str)]
+        damage = {what: (int(count), str(example)) for what, (count, example) in head["damage"].items()}
+        return {"of": head["of"], "facts": facts, "damage": damage}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
 
 
 def _thirds(view: memoryview) -> list[memoryview]:
