@@ -342,6 +342,23 @@ def test_pack_resizes_and_leaves_out_what_cannot_be_read(folder, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_kill_while_packing_never_leaves_an_idx_of_another_rec(folder, tmp_path, monkeypatch):
+    path = tmp_path / "train.rec"
+    pack(FolderFaces(folder, 16), path)
+    (folder / "anna" / "10.png").unlink()
+    replace, done = os.replace, []
+
+    def killed(source, target):
+        if done:
+            raise KeyboardInterrupt
+        done.append(replace(source, target))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        pack(FolderFaces(folder, 16), path)
+    assert values(RecordFaces(path, 16, on_error="raise")) == [20, 30, 40, 50, 60]
+
+
 def test_pack_without_a_header_where_float32_cannot_hold_its_keys(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("attfc_cuda.data.record_writer.MAX_LABEL", 7)
     pack(FolderFaces(folder, 16), tmp_path / "train.rec")
