@@ -14,7 +14,8 @@ class Skipped:
 
     def add(self, what: str, where: str, count: int = 1) -> None:
         self.counts[what] += count
-        self.examples.setdefault(what, where)
+        # A file's name need not be UTF-8, but a report must be fit to print.
+        self.examples.setdefault(what, where.encode("utf-8", "backslashreplace").decode())
 
     def text(self, separator: str) -> str:
         """`<separator>skipped: <count> <kind>, e.g. <example>` for each kind, in the order they were first met."""

@@ -53,7 +53,7 @@ def drain(open_faces: Callable, path: Path) -> bool:
         try:
             image = faces[index]
         except UnreadableImage as cause:
-            check_named(cause, path.parent)
+            check_named(cause, faces.path(index) if isinstance(faces, ListFaces) else path)
         else:
             assert tuple(image.shape) == (3, SIZE, SIZE)
     return True
@@ -252,4 +252,4 @@ if lmdb is not None:
 # An LMDB input starts a process of its own.
 SHARES = {"lmdb": 0.03, "image": 0.3}
 
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.simplefilter("ignore")  # Pillow has many for damaged images
