@@ -1,4 +1,4 @@
-"""The command line: `attfc train | verify | demo | plan | info | kernels`.
+"""The command line: `attfc train | verify | demo | pack | data | plan | info | kernels`.
 
 A mistake of the user's is one line on stderr and exit code 2; `--debug` (or ATTFC_DEBUG=1) shows the traceback instead.
 """
@@ -21,7 +21,10 @@ import tyro
 from attfc_cuda import _backend, _build
 from attfc_cuda._check import error
 from attfc_cuda.data import build_dataset
+from attfc_cuda.data import command as data_command
+from attfc_cuda.data.command import DataCommand, PackCommand
 from attfc_cuda.demo import IDENTITIES, PASSES, demo, demo_config
+from attfc_cuda.evaluation import find_suite
 from attfc_cuda.plan import command as plan_command
 from attfc_cuda.plan.command import PlanCommand
 from attfc_cuda.train import Objective, TrainConfig, judge, train
@@ -39,9 +42,11 @@ class Verify:
     backbone: str | None = None
     """`raw-pixels`: compare the pixels themselves, the floor for any network; None: the network in `checkpoint`."""
     pairs: str | None = None
-    """Pair lists (tab-separated: path_a, path_b, same, fold), separated by commas."""
+    """Pair lists (tab-separated: path_a, path_b, same, fold; or LFW's pairs.txt), separated by commas."""
     root: Path | None = None
     """Folder the paths in `pairs` start from; None: the folder of each list."""
+    suite: Path | None = None
+    """Folder of verification sets, all of them judged: InsightFace's .bin files, pair lists, IJB folders."""
     data: str | None = None
     """Faces to make pairs from instead of a list: folders, or procedural:IDENTITIESxIMAGES@FIRST."""
     num_pairs: int = 6000
@@ -89,6 +94,8 @@ Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[PackCommand, tyro.conf.subcommand("pack")]
+    | Annotated[DataCommand, tyro.conf.subcommand("data")]
     | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Kernels, tyro.conf.subcommand("kernels")]
@@ -134,6 +141,8 @@ def _run(arguments: list[str], objective_type: type[Objective] | None) -> int:
         return 0
     if isinstance(command, Kernels):
         return _kernels(command)
+    if isinstance(command, PackCommand | DataCommand):
+        return data_command.run(command)
     if isinstance(command, PlanCommand):
         return plan_command.run(command)
     if isinstance(command, Verify):
@@ -193,8 +202,9 @@ def _verify(command: Verify) -> int:
         raise error("verify", "backbone", f"be {judge.RAW_PIXELS} or left out", repr(command.backbone), remedy)
     if command.checkpoint is None and command.backbone is None:
         raise error("verify", "checkpoint", "be given", None, f"or use --backbone {judge.RAW_PIXELS}")
-    if (command.pairs is None) == (command.data is None):
-        raise error("verify", "pairs", "be given, or data, and not both", f"pairs {command.pairs}, data {command.data}")
+    if [command.pairs, command.data, command.suite].count(None) != 2:
+        got = f"pairs {command.pairs}, data {command.data}, suite {command.suite}"
+        raise error("verify", "pairs", "be given, or data, or suite, and only one of them", got)
 
     size, backbone, method = command.image_size or 112, None, judge.RAW_PIXELS
     if command.checkpoint is not None:
@@ -202,6 +212,8 @@ def _verify(command: Verify) -> int:
         size = network.image_size if command.image_size is None or command.backbone is None else command.image_size
         if command.backbone is None:
             backbone, method = network.to(pick_device(command.device)), name
+    if command.suite is not None:
+        return _verify_suite(command, method, backbone, size)
     if command.pairs is not None:
         sets = lists_in(command.pairs, command.root, size)
     else:
@@ -210,6 +222,19 @@ def _verify(command: Verify) -> int:
     judge.print_table(judgements, f"Verification of {command.checkpoint or method}")
     print("written:", ", ".join(map(str, judge.write_files(judgements, _out_folder(command)))))
     return 0
+
+
+def _verify_suite(command: Verify, method: str, backbone: torch.nn.Module | None, size: int) -> int:
+    entries = find_suite(command.suite, size, command.root)
+    out, progress = _out_folder(command), sys.stdout.isatty()
+    judgements, failures = judge.judge_suite(method, backbone, entries, flip=command.flip, progress=progress)
+    if judgements:
+        judge.print_table(judgements, f"Verification of {command.checkpoint or method} on {command.suite}")
+    judge.write_suite(judgements, failures, out / "suite.json")
+    print("written:", ", ".join(map(str, [out / "suite.json", *judge.write_files(judgements, out)])))
+    for name, reason in failures.items():
+        print(f"attfc: {name} left out: {reason}", file=sys.stderr)
+    return 2 if failures else 0
 
 
 def _out_folder(command: Verify) -> Path:

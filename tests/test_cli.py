@@ -178,7 +178,7 @@ ERRORS = {
     "no checkpoint": (["verify", "--pairs", "x"], "verify: checkpoint must be given, got None; or use --backbone"),
     "missing checkpoint": (["verify", "--checkpoint", "no.pt", "--pairs", "x"], "no.pt must exist, got no such file"),
     "backbone": (["verify", "--backbone", "small", "--pairs", "x"], "verify: backbone must be raw-pixels or left out"),
-    "pairs": (["verify", "--backbone", "raw-pixels"], "verify: pairs must be given, or data, and not both"),
+    "pairs": (["verify", "--backbone", "raw-pixels"], "pairs must be given, or data, or suite, and only one"),
     "both": (["verify", "--backbone", "raw-pixels", "--pairs", "x", "--data", "y"], "verify: pairs must be given"),
     "no list": (["verify", "--backbone", "raw-pixels", "--pairs", "no.txt"], "pairs must name existing pair lists"),
 }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 # What a stream is for. Together with the seed it is Philox's key; a number here must never be used for two things.
-PROBE_ORDER, NEGATIVE_ORDER, PICKS, NEGATIVE_FLIPS, IDENTITY, SHOT = range(1, 7)
+PROBE_ORDER, NEGATIVE_ORDER, PICKS, NEGATIVE_FLIPS, IDENTITY, SHOT, AUGMENTATION, NEGATIVE_AUGMENTATION = range(1, 9)
 
 
 def random_words(seed: int, stream: int, count: int, *, start: int = 0, minor: int = 0, major: int = 0) -> np.ndarray:

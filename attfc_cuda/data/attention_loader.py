@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from attfc_cuda._check import error
 from attfc_cuda.data._checks import checked_int
-from attfc_cuda.data.augment import mirror_images, normalize_images
+from attfc_cuda.data.augment import Augmentation, mirror_images, normalize_images
 from attfc_cuda.data.faces import FaceDataset, UnreadableImage
 from attfc_cuda.data.sampling import AttentionSampler, BatchPlan
 
@@ -38,8 +38,8 @@ class _Assembler(Dataset):
     text of its own, and an iterator that an exception's traceback keeps alive delays the workers' end by seconds.
     """
 
-    def __init__(self, dataset: FaceDataset):
-        self.dataset = dataset
+    def __init__(self, dataset: FaceDataset, augmentation: Augmentation):
+        self.dataset, self.augmentation = dataset, augmentation
 
     def __getitem__(self, plan: BatchPlan) -> Batch | UnreadableImage:
         dataset, (rows, gallery_size) = self.dataset, plan.gallery.shape
@@ -55,7 +55,10 @@ class _Assembler(Dataset):
                     return failure
                 readable[place] = False
                 warnings.warn(f"row ignored: {failure}", stacklevel=2)
-        ready = normalize_images(mirror_images(images, torch.from_numpy(mirrored)))
+        images = mirror_images(images, torch.from_numpy(mirrored))
+        if self.augmentation.random:
+            self.augmentation.apply(images, plan.seeds.tolist())
+        ready = normalize_images(images)
 
         probe, gallery, negatives = ready.split([rows, rows * gallery_size, len(plan.negatives)])
         gallery = gallery.unflatten(0, (rows, gallery_size))
@@ -82,7 +85,8 @@ class AttentionLoader:
     min_images: 2 or more; 1 makes single images probes whose gallery is the probe itself.
     negatives_per_batch: "auto" spreads the negatives evenly, each once a pass, so that M varies by one between batches;
     an int fixes M (at most the number of such images), going round them as often as it takes.
-    augment: "flip" mirrors each image with probability 1/2, independently, "none" leaves them.
+    augment: "none", or what is done to each image by itself, see `Augmentation`: "flip" mirrors it with probability
+    1/2; "flip,crop,photometric,lowres" also cuts, recolours and blurs some.
     drop_last: leave out the last, short batch of a pass. rank, world_size: each rank gets its own part of every global
     batch, all equally long; up to world_size - 1 probes (of the global batch when drop_last) sit a pass out.
     num_workers: processes that prepare batches ahead; 0 works in this one.
@@ -110,9 +114,8 @@ class AttentionLoader:
         world_size: int = 1,
         num_workers: int = 0,
     ):
-        if augment not in ("flip", "none"):
-            raise error("AttentionLoader", "augment", 'be "flip" or "none"', repr(augment))
-        self.dataset, self.mirror = dataset, augment == "flip"
+        self.augmentation = Augmentation(augment, dataset.image_size)
+        self.dataset, self.mirror = dataset, self.augmentation.flip
         self.num_workers = checked_int("AttentionLoader", "num_workers", num_workers, 0)
         self.sampler = AttentionSampler(
             dataset, batch_size, gallery_size, seed, min_images, negatives_per_batch, drop_last, rank, world_size
@@ -141,8 +144,10 @@ class AttentionLoader:
         """The rest of the current pass; afterwards, the loader stands at the start of the next."""
         pass_index, first = self._pass, self._batch
         loader = DataLoader(
-            _Assembler(self.dataset),
-            sampler=(self.sampler.plan(pass_index, k, self.mirror) for k in range(first, len(self))),
+            _Assembler(self.dataset, self.augmentation),
+            sampler=(
+                self.sampler.plan(pass_index, k, self.mirror, self.augmentation.random) for k in range(first, len(self))
+            ),
             batch_size=None,  # a plan is a whole batch already
             num_workers=self.num_workers,
             collate_fn=_as_is,

@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from attfc_cuda._check import error
+from attfc_cuda.data.concat import ConcatFaces
 from attfc_cuda.data.faces import FaceDataset
 from attfc_cuda.data.folders import FolderFaces
+from attfc_cuda.data.lists import ListFaces
+from attfc_cuda.data.lmdb_faces import LmdbFaces
 from attfc_cuda.data.procedural import ProceduralFaces
+from attfc_cuda.data.record_faces import RecordFaces
+from attfc_cuda.data.tar_faces import TarFaces, expand_braces
 
 _PROCEDURAL = re.compile(r"procedural(?::(\d+)x(\d+)(?:@(\d+))?)?")
 
@@ -27,10 +34,13 @@ def build_dataset(
     """The data set that `spec` names.
 
     spec: "procedural" (200 identities with 8 images), "procedural:200x8", "procedural:50x8@1000" (identities 1000 to
-    1049, disjoint from the first 1000), or folders of identities separated by commas.
+    1049, disjoint from the first 1000), or sources separated by commas. A source is a folder of identities
+    (`FolderFaces`), a .rec file (`RecordFaces`), a .txt or .lst list (`ListFaces`), a .tar file or
+    "name-{0000..0099}.tar" (`TarFaces`), an .lmdb file or a folder with a data.mdb (`LmdbFaces`). Several are joined:
+    labels go on counting.
     identities: for folders, identity lists, one for each folder in the same order, a sequence or separated by commas;
-    None or an empty item takes the whole folder. seed: procedural faces only. on_error, check: folders only.
-    Errors: ValueError naming the argument, and those of `ProceduralFaces` and `FolderFaces`.
+    None or an empty item takes the whole folder. seed: procedural faces only. on_error, check: all but procedural ones.
+    Errors: ValueError naming the argument, and those of the data sets.
     """
     if spec.partition(":")[0] == "procedural":
         match = _PROCEDURAL.fullmatch(spec)
@@ -41,10 +51,27 @@ def build_dataset(
             raise error("build_dataset", "identities", "be left out for procedural faces", repr(identities))
         count, images, first = (int(text or default) for text, default in zip(match.groups(), (200, 8, 0), strict=True))
         return ProceduralFaces(count, images, image_size, seed, first_identity=first, cache=cache)
-    roots = [root.strip() for root in spec.split(",") if root.strip()]
-    if not roots:
-        raise error("build_dataset", "spec", "name procedural faces or folders", repr(spec))
+    sources = [source.strip() for source in spec.split(",") if source.strip()]
+    if not sources:
+        raise error("build_dataset", "spec", "name procedural faces, folders or files", repr(spec))
     if isinstance(identities, str):
         identities = [item.strip() for item in identities.split(",")]
     lists = None if identities is None else [item or None for item in identities]
-    return FolderFaces(roots, image_size, lists, on_error, cache, check)
+    options: dict[str, Any] = {"on_error": on_error, "cache": cache, "check": check}
+    kinds = [_kind(Path(source)) for source in sources]
+    if set(kinds) == {FolderFaces}:
+        return FolderFaces(sources, image_size, lists, **options)
+    if lists and any(lists):
+        raise error("build_dataset", "identities", "be left out where a source is no folder", repr(identities))
+    parts = [
+        kind(expand_braces(source) if kind is TarFaces else source, image_size, **options)
+        for kind, source in zip(kinds, sources, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else ConcatFaces(parts)
+
+
+def _kind(source: Path) -> type:
+    by_suffix = {".rec": RecordFaces, ".txt": ListFaces, ".lst": ListFaces, ".tar": TarFaces, ".lmdb": LmdbFaces}
+    if source.is_dir():
+        return LmdbFaces if (source / "data.mdb").is_file() else FolderFaces
+    return by_suffix.get(source.suffix.lower(), FolderFaces)

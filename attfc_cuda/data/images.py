@@ -1,8 +1,10 @@
-"""Reads one image file of any common format, mode and size into the model's input: the only decoder in the package."""
+"""Reads one image of any common format, mode and size into the model's input: the only decoder in the package."""
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,22 @@ import torch
 
 from attfc_cuda._check import error
 from attfc_cuda.data.faces import UnreadableImage
+from attfc_cuda.data.jpeg import decode_fast
 
 try:
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 except ImportError:  # procedural faces work without it
-    Image = ImageOps = None
+    Image = ImageOps = UnidentifiedImageError = None
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".pbm", ".bmp", ".webp", ".tif", ".tiff")
 
 # Pillow goes by the content and would run Ghostscript on PostScript: a stranger's file gets only these decoders.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF")
+_RULE = "be a readable image"
+
+# Above this many pixels an image is no face but a way to fill the memory: 64 M pixels are 192 MiB decoded.
+MAX_PIXELS = 2**26
+MAX_BYTES = 2**28
 
 
 def read_image(path: str | os.PathLike, image_size: int) -> torch.Tensor:
@@ -28,23 +36,72 @@ def read_image(path: str | os.PathLike, image_size: int) -> torch.Tensor:
     The largest centred square is cut out, so that a face keeps its proportions, and resized (bilinear, antialiased).
     Grayscale becomes three equal channels, 16-bit grayscale keeps its upper 8 bits, transparency shows mid gray, a
     camera's orientation tag is obeyed.
-    Errors: `UnreadableImage` naming the file and the reason, whatever is wrong with it; ImportError without Pillow.
+    Errors: `UnreadableImage` naming the file and the reason, whatever is wrong with it, a file of more than 256 MiB and
+    an image of more than 2^26 pixels included; ImportError without Pillow.
     """
-    if Image is None:
-        raise ImportError("read_image: needs Pillow; pip install pillow")
+    _need_pillow("read_image")
     try:
-        return _decode(path, image_size)
+        return _decode(_bytes(path), image_size)
     except Exception as cause:  # on corrupt bytes the decoders raise nearly any type
-        reason = f"{Path(path)} ({type(cause).__name__}: {cause})"
-        raise error("read_image", "path", "be a readable image", reason, kind=UnreadableImage) from cause
+        raise error("read_image", "path", _RULE, f"{Path(path)} ({_reason(cause)})", kind=UnreadableImage) from cause
 
 
-def _decode(path: str | os.PathLike, image_size: int) -> torch.Tensor:
-    with Image.open(path, formats=_FORMATS) as image:
-        # A JPEG is decoded at half, a quarter or an eighth of its size where that is still large enough.
-        image.draft(None, (image_size, image_size))
-        ImageOps.exif_transpose(image, in_place=True)
-        picture = _to_rgb(image)
+def decode_image(data: bytes, image_size: int, where: str, *, fast: bool = True) -> torch.Tensor:
+    """As `read_image`, from the bytes of an image file. where: what an error names as the source. fast: decode by
+    simplejpeg what it decodes as Pillow would, where it is installed."""
+    _need_pillow("decode_image")
+    try:
+        return _decode(data, image_size, fast)
+    except Exception as cause:
+        raise error("decode_image", "data", _RULE, f"{where} ({_reason(cause)})", kind=UnreadableImage) from cause
+
+
+def decode_picture(path: str | os.PathLike) -> Image.Image:
+    """The whole picture of an image file, RGB. Errors: as `read_image`."""
+    _need_pillow("read_image")
+    try:
+        return _decode_any(_bytes(path), None)
+    except Exception as cause:
+        raise error("read_image", "path", _RULE, f"{Path(path)} ({_reason(cause)})", kind=UnreadableImage) from cause
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The bytes of an image file. Errors: `UnreadableImage` naming the file."""
+    try:
+        return _bytes(path)
+    except OSError as cause:
+        raise error("read_image", "path", _RULE, f"{Path(path)} ({_reason(cause)})", kind=UnreadableImage) from cause
+
+
+def _bytes(path: str | os.PathLike) -> bytes:
+    # Without waiting, or a named pipe would block here for ever.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError("not a regular file")
+        if info.st_size > MAX_BYTES:
+            raise OSError(f"{info.st_size} bytes, more than {MAX_BYTES}")
+        return file.read(MAX_BYTES)
+
+
+def _need_pillow(function: str) -> None:
+    if Image is None:
+        raise ImportError(f"{function}: needs Pillow; pip install pillow")
+
+
+def _reason(cause: Exception) -> str:
+    text = "cannot identify image file" if isinstance(cause, UnidentifiedImageError) else str(cause)
+    return f"{type(cause).__name__}: {text}"
+
+
+def _decode(data: bytes, image_size: int, fast: bool = True) -> torch.Tensor:
+    pixels = decode_fast(data, image_size, MAX_PIXELS) if fast else None
+    if pixels is None:
+        picture = _decode_any(data, image_size)
+    elif pixels.shape[:2] == (image_size, image_size):
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    else:
+        picture = Image.fromarray(pixels)
     width, height = picture.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -53,6 +110,17 @@ def _decode(path: str | os.PathLike, image_size: int) -> torch.Tensor:
             (image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
         )
     return torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy())
+
+
+def _decode_any(data: bytes, image_size: int | None) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+        # A JPEG is decoded at half, a quarter or an eighth of its size where that is still large enough.
+        if image_size is not None:
+            image.draft(None, (image_size, image_size))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -12,14 +12,26 @@ import numpy as np
 
 from attfc_cuda._check import error
 from attfc_cuda.data._checks import MAX_SEED, checked_int
-from attfc_cuda.data._random import NEGATIVE_FLIPS, NEGATIVE_ORDER, PICKS, PROBE_ORDER, random_words, unit_interval
+from attfc_cuda.data._random import (
+    AUGMENTATION,
+    NEGATIVE_AUGMENTATION,
+    NEGATIVE_FLIPS,
+    NEGATIVE_ORDER,
+    PICKS,
+    PROBE_ORDER,
+    random_words,
+    unit_interval,
+)
 from attfc_cuda.data.faces import FaceDataset
 
 _WORDS_PER_BLOCK = 4
 
 
 class BatchPlan(NamedTuple):
-    """Image indices of one batch and which of them to mirror: probe [B], gallery [B,r], negatives [M]."""
+    """Image indices of one batch and which of them to mirror: probe [B], gallery [B,r], negatives [M].
+
+    seeds: uint64 [B + B r + M], of each image's augmentation, in the order probe, gallery, negatives; [0] without.
+    """
 
     probe: np.ndarray
     gallery: np.ndarray
@@ -27,6 +39,7 @@ class BatchPlan(NamedTuple):
     mirror_probe: np.ndarray
     mirror_gallery: np.ndarray
     mirror_negatives: np.ndarray
+    seeds: np.ndarray
 
 
 class AttentionSampler:
@@ -86,7 +99,7 @@ class AttentionSampler:
             self.negatives_per_batch = min(wanted, self.num_negatives)
         self._pass_orders: tuple[int, np.ndarray, np.ndarray] | None = None
 
-    def plan(self, pass_index: int, batch: int, mirror: bool) -> BatchPlan:
+    def plan(self, pass_index: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
         probe_order, negative_order = self._orders(pass_index)
         # The last global batch may be short: every rank takes an equal part of what is left.
         first = batch * self.batch_size * self.world_size
@@ -97,7 +110,12 @@ class AttentionSampler:
         gallery = self._gallery_slots(slots, unit_interval(words[:, 1:]))
         bits = (words[:, :1] >> np.arange(1 + self.gallery_size, dtype=np.uint64)) & np.uint64(mirror)
 
-        negatives, negative_bits = self._negatives(pass_index, batch, negative_order)
+        negatives, negative_bits, first_negative = self._negatives(pass_index, batch, negative_order)
+        seeds = np.empty(0, dtype=np.uint64)
+        if augmented:
+            rows_seeds = self._words(AUGMENTATION, pass_index, positions[0], rows, 1 + self.gallery_size)
+            negative_seeds = self._words(NEGATIVE_AUGMENTATION, pass_index, first_negative, len(negatives), 1)
+            seeds = np.concatenate([rows_seeds[:, 0], rows_seeds[:, 1:].reshape(-1), negative_seeds[:, 0]])
         return BatchPlan(
             self.order[slots],
             self.order[gallery],
@@ -105,6 +123,7 @@ class AttentionSampler:
             bits[:, 0].astype(bool),
             bits[:, 1:].astype(bool),
             (negative_bits & np.uint64(mirror)).astype(bool),
+            seeds,
         )
 
     def _orders(self, pass_index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +140,7 @@ class AttentionSampler:
         blocks = -(-per_row // _WORDS_PER_BLOCK)
         count = rows * blocks * _WORDS_PER_BLOCK
         words = random_words(self.seed, stream, count, start=int(first) * blocks, major=pass_index)
-        return words.reshape(rows, -1)[:, :per_row]
+        return words.reshape(rows, blocks * _WORDS_PER_BLOCK)[:, :per_row]
 
     def _gallery_slots(self, slots: np.ndarray, unit: np.ndarray) -> np.ndarray:
         """r slots of each slot's identity, [B,r]: never the probe's own and none twice, as long as there are others.
@@ -142,7 +161,8 @@ class AttentionSampler:
             out = np.concatenate([out, choice[:, None]], axis=1)
         return start[:, None] + out[:, 1:]
 
-    def _negatives(self, pass_index: int, batch: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _negatives(self, pass_index: int, batch: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Slots of a batch's negatives, their random words, and the position of the first in the pass."""
         share = batch * self.world_size + self.rank
         if self.negatives_per_batch is None:
             shares = self.num_batches * self.world_size
@@ -150,6 +170,6 @@ class AttentionSampler:
         else:
             first, stop = share * self.negatives_per_batch, (share + 1) * self.negatives_per_batch
         if first == stop:
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64), first
         slots = self.negative_slots[order[np.arange(first, stop) % self.num_negatives]]
-        return slots, self._words(NEGATIVE_FLIPS, pass_index, first, stop - first, 1)[:, 0]
+        return slots, self._words(NEGATIVE_FLIPS, pass_index, first, stop - first, 1)[:, 0], first

@@ -1,15 +1,24 @@
-"""Verification: pair lists, embedding of images, metrics over folds, and plots."""
+"""Verification: pair lists, InsightFace's sets, embedding of images, metrics over folds, templates, and plots."""
 
+from attfc_cuda.evaluation.bins import read_bin
 from attfc_cuda.evaluation.embed import embed_images, pair_similarity, raw_pixel_embeddings, verify_backbone
+from attfc_cuda.evaluation.ijb import read_ijb
 from attfc_cuda.evaluation.pairs import PairIndices, PairList, make_pairs, read_pairs
 from attfc_cuda.evaluation.plots import plot_cosines, plot_histogram, plot_roc, plot_training
+from attfc_cuda.evaluation.sets import TemplateSet, VerificationSet
+from attfc_cuda.evaluation.suite import SuiteEntry, find_suite
+from attfc_cuda.evaluation.templates import template_embeddings, verify_templates
 from attfc_cuda.evaluation.verification import VerificationResult, verify
 
 __all__ = [
     "PairIndices",
     "PairList",
+    "SuiteEntry",
+    "TemplateSet",
     "VerificationResult",
+    "VerificationSet",
     "embed_images",
+    "find_suite",
     "make_pairs",
     "pair_similarity",
     "plot_cosines",
@@ -17,7 +26,11 @@ __all__ = [
     "plot_roc",
     "plot_training",
     "raw_pixel_embeddings",
+    "read_bin",
+    "read_ijb",
     "read_pairs",
+    "template_embeddings",
     "verify",
     "verify_backbone",
+    "verify_templates",
 ]

@@ -35,6 +35,7 @@ def embed_images(
     images: ImageSource | Sequence[str | Path],
     *,
     flip: bool = True,
+    unit: bool = True,
     batch_size: int = 64,
     image_size: int | None = None,
     device: torch.device | str | None = None,
@@ -50,6 +51,7 @@ def embed_images(
     image_size: side that files are resized to; default `backbone.image_size`. Tensors and data sets are taken as they
     are.
     device: where to compute; default the backbone's own (it is not moved). progress: show a bar.
+    unit: bring each row to unit length; without, an image's embedding keeps its length, as templates weigh it.
     Returns: float32 [N, D] on the CPU, rows of unit length (a zero embedding stays zero). The backbone is left in the
     mode it came in. Wrap the call in torch.autocast for half precision.
 
@@ -76,7 +78,7 @@ def embed_images(
                     embeddings = embeddings + backbone(pixels.flip(-1))
                 embeddings = embeddings.float().cpu()
                 _check_finite(embeddings, images, start)
-                parts.append(F.normalize(embeddings, dim=1))
+                parts.append(F.normalize(embeddings, dim=1) if unit else embeddings)
     finally:
         backbone.train(was_training)
     return torch.cat(parts)  # outside of inference mode, so an ordinary tensor

@@ -7,17 +7,20 @@ embedded once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from attfc_cuda._check import error
+from attfc_cuda.evaluation.lfw_pairs import is_lfw_header, lfw_pairs
 
 # At most this many images of one identity take part in impostor pairs while that leaves twice the pairs needed:
 # otherwise the few identities with hundreds of images would fill the impostor half.
 IMPOSTOR_IMAGES_PER_IDENTITY = 10
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 class PairIndices(NamedTuple):
@@ -52,37 +55,30 @@ class LabelledImages(Protocol):
 
 
 def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> PairList:
-    """Read a tab-separated pair list: on each line `image_a  image_b  same  fold`.
+    """Read a tab-separated pair list: on each line `image_a  image_b  same  fold`; or LFW's own `pairs.txt`.
 
     path: the list, UTF-8. root: the folder its image paths are relative to (absolute paths stand for themselves).
     `same` is 1 (genuine) or 0 (impostor), `fold` any integer. Empty lines and lines that start with # are passed over.
+    A list whose first line is one or two numbers is one of LFW's, see `lfw_pairs`; root is then LFW's image folder.
     check_files: look every image up, so that a wrong root is reported before the network has run for minutes.
 
     Errors: ValueError naming the list and the line for a wrong number of columns, a `same` or `fold` that is not one,
     an image paired with itself, or an empty list; FileNotFoundError naming both for an image that does not exist.
     """
     path, root = Path(path), Path(root)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as cause:
+        raise error("read_pairs", str(path), "be UTF-8 text", f"{cause.reason} at byte {cause.start}") from cause
+    first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+    rows = lfw_pairs(path, lines, root) if is_lfw_header(first) else _columns(path, lines)
     paths_a: list[Path] = []
     paths_b: list[Path] = []
     same: list[bool] = []
     fold: list[int] = []
     seen: set[Path] = set()
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
+    for line_number, image_a, image_b, is_same, number in rows:
         place = f"line {line_number} of {path}"
-        columns = [column.strip() for column in line.split("\t")]
-        if len(columns) != 4:
-            raise error(
-                "read_pairs", place, "hold 4 tab-separated columns (image_a, image_b, same, fold)", len(columns)
-            )
-        image_a, image_b, same_text, fold_text = columns
-        if same_text not in ("0", "1"):
-            raise error("read_pairs", place, "hold 0 or 1 in column 3 (same)", repr(same_text))
-        try:
-            fold.append(int(fold_text))
-        except ValueError:
-            raise error("read_pairs", place, "hold an integer in column 4 (fold)", repr(fold_text)) from None
         if image_a == image_b:
             raise error("read_pairs", place, "pair two different images", f"{image_a} twice")
         for image in (root / image_a, root / image_b):
@@ -98,10 +94,30 @@ def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> 
             seen.add(image)
         paths_a.append(root / image_a)
         paths_b.append(root / image_b)
-        same.append(same_text == "1")
+        same.append(is_same)
+        fold.append(number)
     if not same:
         raise error("read_pairs", str(path), "hold at least one pair", "none")
     return PairList(paths_a, paths_b, np.array(same, dtype=bool), np.array(fold, dtype=np.int64))
+
+
+def _columns(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, str, str, bool, int]]:
+    """Line number, both images, same and fold of every pair of a tab-separated list."""
+    for line_number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        place = f"line {line_number} of {path}"
+        columns = [column.strip() for column in line.split("\t")]
+        if len(columns) != 4:
+            raise error(
+                "read_pairs", place, "hold 4 tab-separated columns (image_a, image_b, same, fold)", len(columns)
+            )
+        image_a, image_b, same_text, fold_text = columns
+        if same_text not in ("0", "1"):
+            raise error("read_pairs", place, "hold 0 or 1 in column 3 (same)", repr(same_text))
+        if not _INTEGER.fullmatch(fold_text):
+            raise error("read_pairs", place, "hold an integer in column 4 (fold)", repr(fold_text))
+        yield line_number, image_a, image_b, same_text == "1", int(fold_text)
 
 
 def make_pairs(dataset: LabelledImages, num_pairs: int = 6000, folds: int = 10, seed: int = 0) -> PairIndices:

@@ -26,15 +26,15 @@ class VerificationResult:
     """What `verify` measured. All rates are fractions in [0, 1].
 
     accuracy, accuracy_std: mean and (population) standard deviation over the folds of the share of pairs judged right
-        with the threshold chosen on the other folds.
+        with the threshold chosen on the other folds; None where the protocol has no folds.
     threshold: the similarity from which two images count as one person, chosen on ALL pairs: for use, not for judging.
     auc: area under the ROC. eer: equal error rate, where false accepts and false rejects are equally frequent.
     tar_at_far: true accept rate at each false accept rate the impostor pairs can support.
     fold_accuracies: accuracy of each fold, in ascending order of the fold's number.
     """
 
-    accuracy: float
-    accuracy_std: float
+    accuracy: float | None
+    accuracy_std: float | None
     threshold: float
     auc: float
     eer: float
@@ -58,19 +58,21 @@ class VerificationResult:
     def summary(self) -> str:
         """One line for a terminal."""
         rates = ", ".join(f"TAR {tar:.3f} at FAR {far:g}" for far, tar in self.tar_at_far.items())
+        accuracy = "" if self.accuracy is None else f"accuracy {self.accuracy:.4f} +- {self.accuracy_std:.4f}, "
+        folds = f", {self.num_folds} folds" if self.num_folds else ""
         return (
-            f"accuracy {self.accuracy:.4f} +- {self.accuracy_std:.4f}, {rates}{', ' if rates else ''}"
-            f"EER {self.eer:.4f}, AUC {self.auc:.4f} ({self.num_pairs} pairs, {self.num_folds} folds)"
+            f"{accuracy}{rates}{', ' if rates else ''}"
+            f"EER {self.eer:.4f}, AUC {self.auc:.4f} ({self.num_pairs} pairs{folds})"
         )
 
 
 def verify(
-    similarity: ArrayLike, same: ArrayLike, fold: ArrayLike, far: Sequence[float] = FALSE_ACCEPT_RATES
+    similarity: ArrayLike, same: ArrayLike, fold: ArrayLike | None, far: Sequence[float] = FALSE_ACCEPT_RATES
 ) -> VerificationResult:
     """Judge the similarities of P pairs of images.
 
     similarity [P] float: higher means more alike (cosine of two embeddings). same [P] bool: genuine pairs.
-    fold [P]: integers.
+    fold [P]: integers; None for a protocol without folds (IJB's), which has no accuracy then.
     far: the false accept rates to report the true accept rate at.
 
     Accuracy: for each fold the threshold with the most right answers on the OTHER folds is applied to it (a pair is
@@ -87,12 +89,36 @@ def verify(
     similarities, one constant similarity (a collapsed embedding: any threshold is as good as any other), pairs of one
     kind only, fewer than 2 folds, folds without which one kind is missing, or a rate outside (0, 1).
     """
-    similarity, same, fold = _checked(similarity, same, fold)
+    judged = fold is not None
+    similarity, same, fold = _checked(similarity, same, np.zeros(np.shape(same), np.int64) if fold is None else fold)
     for rate in far:
         if not 0.0 < rate < 1.0:
             raise error("verify", "far", "lie between 0 and 1, both excluded", rate)
     num_genuine, num_impostors = int(same.sum()), int((~same).sum())
 
+    accuracies = _fold_accuracies(similarity, same, fold) if judged else []
+    false_accepts, true_accepts, _ = roc_curve(same, similarity, drop_intermediate=False)
+    return VerificationResult(
+        accuracy=float(np.mean(accuracies)) if judged else None,
+        accuracy_std=float(np.std(accuracies)) if judged else None,
+        threshold=_best_threshold(similarity, same),
+        auc=float(roc_auc_score(same, similarity)),
+        eer=_equal_error_rate(false_accepts, true_accepts),
+        tar_at_far={
+            float(rate): _true_accept_rate(false_accepts, true_accepts, rate, num_impostors)
+            for rate in far
+            if supports_rate(num_impostors, rate)
+        },
+        num_pairs=len(same),
+        num_genuine=num_genuine,
+        num_impostors=num_impostors,
+        num_folds=len(accuracies),
+        fold_accuracies=tuple(accuracies),
+    )
+
+
+def _fold_accuracies(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> list[float]:
+    """The accuracy of each fold with the threshold chosen on the others."""
     folds = np.unique(fold)
     if len(folds) < 2:
         raise error(
@@ -115,25 +141,7 @@ def verify(
             )
         threshold = _best_threshold(similarity[~inside], same[~inside])
         accuracies.append(float(np.mean((similarity[inside] >= threshold) == same[inside])))
-
-    false_accepts, true_accepts, _ = roc_curve(same, similarity, drop_intermediate=False)
-    return VerificationResult(
-        accuracy=float(np.mean(accuracies)),
-        accuracy_std=float(np.std(accuracies)),
-        threshold=_best_threshold(similarity, same),
-        auc=float(roc_auc_score(same, similarity)),
-        eer=_equal_error_rate(false_accepts, true_accepts),
-        tar_at_far={
-            float(rate): _true_accept_rate(false_accepts, true_accepts, rate, num_impostors)
-            for rate in far
-            if supports_rate(num_impostors, rate)
-        },
-        num_pairs=len(same),
-        num_genuine=num_genuine,
-        num_impostors=num_impostors,
-        num_folds=len(folds),
-        fold_accuracies=tuple(accuracies),
-    )
+    return accuracies
 
 
 def supports_rate(num_impostors: int, rate: float) -> bool:

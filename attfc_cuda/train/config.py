@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attfc_cuda._check import error
+from attfc_cuda.data.augment import Augmentation
 
 
 @dataclass
@@ -25,7 +26,9 @@ class DatasetConfig:
     """The faces to train on, and how a batch is drawn from them."""
 
     data: str = "procedural"
-    """Folders `<root>/<identity>/<image>` separated by commas, or drawn faces: `procedural[:IDENTITIESxIMAGES]`."""
+    """Folders `<root>/<identity>/<image>`, .rec files, lists (.txt, .lst: `path label`), .tar shards
+    (`name-{0000..0099}.tar`) or LMDB databases, separated by commas; or drawn faces:
+    `procedural[:IDENTITIESxIMAGES]`."""
     identities: str | None = None
     """Identity lists (text files, one name a line) separated by commas, one per folder; an empty entry takes all."""
     image_size: int = 112
@@ -38,8 +41,9 @@ class DatasetConfig:
     """Identities with fewer images are negatives only, never probes: their gallery would be the probe itself."""
     negatives_per_batch: int | Literal["auto"] = "auto"
     """Images a step of identities that are negatives only; `auto`: each is seen about once a pass; 0: none."""
-    augment: Literal["flip", "none"] = "flip"
-    """Random horizontal flips, or the images as they are."""
+    augment: str = "flip"
+    """`none`, or of flip, crop, photometric and lowres those that are wanted, separated by commas; `crop:0.5` gives the
+    share of the images (0.2 without it). All but flip need torchvision."""
     on_bad_image: Literal["skip", "raise"] = "skip"
     """An image that cannot be read: skip it and count it in the start-up report, or stop and name it."""
     cache: Literal["auto", "on", "off"] = "auto"
@@ -216,6 +220,7 @@ class TrainConfig:
         _require(d.batch_size >= 1, "batch_size", "be at least 1", d.batch_size)
         _require(d.gallery_size >= 1, "gallery_size", "be at least 1", d.gallery_size)
         _require(d.image_size >= 16, "image_size", "be at least 16", d.image_size)
+        Augmentation(d.augment, d.image_size)
         _require(d.workers >= 0, "workers", "be at least 0", d.workers)
         _require(self.model.embedding_dim >= 1, "embedding_dim", "be at least 1", self.model.embedding_dim)
         _require(h.capacity is None or h.capacity >= 1, "capacity", "be at least 1", h.capacity)

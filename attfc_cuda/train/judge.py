@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,18 +16,21 @@ from rich.table import Table
 from torch import nn
 
 from attfc_cuda.evaluation import (
+    SuiteEntry,
+    TemplateSet,
     VerificationResult,
+    VerificationSet,
     pair_similarity,
     plot_histogram,
     plot_roc,
     raw_pixel_embeddings,
     verify,
     verify_backbone,
+    verify_templates,
 )
 from attfc_cuda.train import checkpoint
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.setup import build_backbone
-from attfc_cuda.train.validation import VerificationSet
 
 RAW_PIXELS = "raw-pixels"
 
@@ -56,15 +61,18 @@ def load_backbone(path: Path) -> tuple[nn.Module, str]:
 def judge(
     method: str,
     backbone: nn.Module | None,
-    sets: Iterable[VerificationSet],
+    sets: Iterable[VerificationSet | TemplateSet],
     *,
     flip: bool = True,
     progress: bool = False,
 ) -> list[Judgement]:
     """Verify `backbone` (None: the raw pixels) on each set."""
     judgements = []
-    for name, images, pairs in sets:
-        if backbone is None:
+    for data in sets:
+        name, images, pairs = data.name, data.images, data.pairs
+        if isinstance(data, TemplateSet):
+            result, similarity = verify_templates(backbone, data, flip=flip, progress=progress)
+        elif backbone is None:
             pixels = raw_pixel_embeddings(images)
             similarity = pair_similarity(pixels, pairs.a, pairs.b)
             result = verify(similarity, pairs.same, pairs.fold)
@@ -72,6 +80,31 @@ def judge(
             result, similarity = verify_backbone(backbone, pairs, images, flip=flip, batch_size=256, progress=progress)
         judgements.append(Judgement(method, name, result, similarity, pairs.same))
     return judgements
+
+
+def judge_suite(
+    method: str, backbone: nn.Module | None, entries: Iterable[SuiteEntry], *, flip: bool = True, progress: bool = False
+) -> tuple[list[Judgement], dict[str, str]]:
+    """Verify on each set of a suite, one in memory at a time. Returns the judgements, and for each set that could not
+    be read or judged the reason: one bad set does not cost the others."""
+    judgements, failures = [], {}
+    for entry in entries:
+        try:
+            data = entry.load()._replace(name=entry.name)
+            judgements += judge(method, backbone, [data], flip=flip, progress=progress)
+        except (ValueError, TypeError, OSError) as cause:
+            failures[entry.name] = " ".join(str(cause).split())
+    return judgements, failures
+
+
+def write_suite(judgements: list[Judgement], failures: dict[str, str], path: Path) -> None:
+    """All results of a suite in one JSON file: set -> numbers, or -> {"error": reason}."""
+    results = {j.data: {"method": j.method, **json.loads(j.result.to_json())} for j in judgements}
+    results |= {name: {"error": reason} for name, reason in failures.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
 
 
 def print_table(judgements: list[Judgement], title: str, console: Console | None = None) -> None:
@@ -83,7 +116,8 @@ def print_table(judgements: list[Judgement], title: str, console: Console | None
         table.add_column(column, justify="left" if column in ("pairs from", "method") else "right", no_wrap=True)
     for method, name, result, _, _ in judgements:
         tars = [f"{result.tar_at_far[rate]:.3f}" if rate in result.tar_at_far else "" for rate in rates]
-        accuracy = f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f} %"
+        has_folds = result.accuracy is not None
+        accuracy = f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f} %" if has_folds else ""
         table.add_row(name, method, str(result.num_pairs), accuracy, *tars, f"{result.eer:.3f}", f"{result.auc:.3f}")
     (console or Console(width=max(120, Console().width))).print(table)
 

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attfc_cuda._check import error
 from attfc_cuda.data import FaceDataset, build_dataset, read_image
-from attfc_cuda.evaluation import PairIndices, VerificationResult, make_pairs, read_pairs, verify_backbone
+from attfc_cuda.evaluation import VerificationResult, VerificationSet, make_pairs, read_pairs, verify_backbone
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.log import RunLog
 
 FOLDS = 10
-
-
-class VerificationSet(NamedTuple):
-    """Pairs into `images`, uint8 [N, 3, H, W], each image once."""
-
-    name: str
-    images: Tensor
-    pairs: PairIndices
 
 
 def from_list(path: Path, root: Path, image_size: int) -> VerificationSet:

@@ -37,7 +37,7 @@ def test_folders(tmp_path):
         ("procedural:200", None, 'spec must be "procedural" or "procedural:<identities>x<images>[@<first identity>]"'),
         ("procedural:-2x3", None, "got 'procedural:-2x3'"),
         ("procedural", "ids.txt", "identities must be left out for procedural faces, got 'ids.txt'"),
-        (" , ", None, "spec must name procedural faces or folders, got ' , '"),
+        (" , ", None, "spec must name procedural faces, folders or files, got ' , '"),
     ],
 )
 def test_errors(spec, identities, message):

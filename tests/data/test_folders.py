@@ -67,6 +67,14 @@ def test_names_beyond_ascii(tmp_path):
     assert faces.identities == ["Zoë 李"] and _values(faces) == [80, 70]
 
 
+def test_names_that_are_no_utf8_are_read_and_printed(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    _save(folder / "0.png", 70)
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
+    faces = FolderFaces(tmp_path, 16, check=True)
+    assert _values(faces) == [70] and "caf\\udce9/\\udcff.png" in faces.report().encode("utf-8").decode()
+
+
 def test_what_is_no_image_is_counted_in_both_modes(tree):
     (tree / "anna" / "Thumbs.db").write_bytes(b"x")
     (tree / "anna" / "deeper.png").mkdir()
@@ -167,7 +175,7 @@ def test_check_leaves_corrupt_images_out_with_their_identity(damaged, kwargs):
     assert faces.identities == ["anna", "carl"] and faces.labels.tolist() == [0, 0, 1, 1]
     assert _values(faces) == [40, 50, 10, 30] and faces.path(3) == damaged / "carl" / "2.png"
     report = faces.report()
-    assert "skipped: 2 images that cannot be decoded, e.g. read_image: path must be a readable image" in report
+    assert "skipped: 2 images that cannot be decoded, e.g. decode_image: data must be a readable image" in report
     assert f"skipped: 1 identities without a readable image, e.g. {damaged / 'bob'}" in report
     with pytest.raises(UnreadableImage, match=str(damaged / "bob" / "0.png")):
         FolderFaces(damaged, 16, on_error="raise", **kwargs)
