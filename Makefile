@@ -3,6 +3,7 @@
 # make gpu    on a machine with a GPU: builds the CUDA extension, runs the GPU tests, times the kernels (about 9 minutes)
 # make bench  times the sweep on this machine against plain PyTorch
 # make lint   checks formatting
+# make docs   builds the documentation into build/docs, with warnings as errors
 # All of them first make .venv and install and compile the package into it, once.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # Wheels of torch without CUDA exist too: TORCH="torch --index-url URL" installs another build.
 TORCH ?= torch
 
-.PHONY: demo test test-kernels gpu bench lint clean
+.PHONY: demo test test-kernels gpu bench lint docs clean
 .DELETE_ON_ERROR:
 
 # Compiled again whenever a source changes.
@@ -49,6 +50,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(filter-out setup.py pyproject.toml constraints.txt,$(SOURCES))
+
+# Its libraries are an extra of their own, installed at the first build.
+docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo written: build/docs/index.html
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info attfc_cuda/_C*.so

@@ -1,4 +1,4 @@
-"""The command line: `attfc train | verify | demo | pack | data | plan | info | kernels`.
+"""The command line: `attfc train | verify | demo | pack | data | plan | export | import | info | kernels`.
 
 A mistake of the user's is one line on stderr and exit code 2; `--debug` (or ATTFC_DEBUG=1) shows the traceback instead.
 """
@@ -18,8 +18,10 @@ from typing import Annotated
 import torch
 import tyro
 
-from attfc_cuda import _backend, _build
+from attfc_cuda import _backend, _build, export
 from attfc_cuda._check import error
+from attfc_cuda.compat.insightface import command as import_command
+from attfc_cuda.compat.insightface.command import ImportCommand
 from attfc_cuda.data import build_dataset
 from attfc_cuda.data import command as data_command
 from attfc_cuda.data.command import DataCommand, PackCommand
@@ -97,6 +99,8 @@ Command = (
     | Annotated[PackCommand, tyro.conf.subcommand("pack")]
     | Annotated[DataCommand, tyro.conf.subcommand("data")]
     | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
+    | Annotated[export.ExportCommand, tyro.conf.subcommand("export")]
+    | Annotated[ImportCommand, tyro.conf.subcommand("import")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Kernels, tyro.conf.subcommand("kernels")]
 )
@@ -145,6 +149,10 @@ def _run(arguments: list[str], objective_type: type[Objective] | None) -> int:
         return data_command.run(command)
     if isinstance(command, PlanCommand):
         return plan_command.run(command)
+    if isinstance(command, export.ExportCommand):
+        return export.run(command)
+    if isinstance(command, ImportCommand):
+        return import_command.run(command)
     if isinstance(command, Verify):
         return _verify(command)
     if isinstance(command, Demo):

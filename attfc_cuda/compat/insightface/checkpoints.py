@@ -1,0 +1,134 @@
+"""InsightFace's checkpoints: backbones (`model.pt`, `backbone.pth`) and class centres (`softmax_fc_gpu_*.pt`).
+
+Read with `weights_only=True`: a file that would run code is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attfc_cuda._check import error
+from attfc_cuda.backbones import IResNet
+from attfc_cuda.backbones.iresnet import STAGE_BLOCKS, STAGE_CHANNELS
+from attfc_cuda.heads import FullyConnected
+
+CENTER_FILES = ("softmax_fc_gpu_*.pt", "checkpoint_gpu_*.pt", "rank_*_softmax_weight.pt")
+_STRIDE = 16  # pixels of the image to one of the last feature map
+
+
+def load_backbone(path: str | os.PathLike) -> IResNet:
+    """The IResNet of an InsightFace checkpoint, on the CPU in eval mode, ready for training or verification.
+
+    path: a file with the network's state_dict (`model.pt`, `backbone.pth`), or the whole state that
+        `save_all_states` writes (`checkpoint_gpu_0.pt`). Depth, embedding size and image size are read off the shapes.
+    Equals: torch.load and load_state_dict into `backbones.build("iresnet50", ...)`: parameters have the same names. A
+        "module." of DistributedDataParallel in front of them is dropped.
+    Raises: ValueError naming the file: not loadable, another network (MobileFaceNet, ViT, IResNet200), keys missing.
+    """
+    path = Path(path)
+    state = _read(path, "load_backbone")
+    state = state.get("state_dict_backbone", state) if isinstance(state, Mapping) else state
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise error("load_backbone", "path", "hold a state_dict of tensors", f"{type(state).__name__} in {path}")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    depth, embedding_dim, image_size = _architecture(state, path)
+    backbone = IResNet(depth, embedding_dim, image_size)
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as cause:
+        got = f"{path} ({' '.join(str(cause).split())[:300]})"
+        raise error("load_backbone", "path", f"hold an IResNet of depth {depth}", got) from cause
+    return backbone.eval()
+
+
+def load_centers(head: FullyConnected, paths: str | os.PathLike | Sequence[str | os.PathLike]) -> None:
+    """Put the class centres that InsightFace trained into `head.centers` (with shards: this process's part of them).
+
+    head: `FullyConnected`, `PartialFC` or `PartialFC_V2`, of as many classes as the files hold together.
+    paths: the files of all ranks, `softmax_fc_gpu_0.pt`, `softmax_fc_gpu_1.pt`, ..., or of `checkpoint_gpu_*.pt` or
+        `rank_*_softmax_weight.pt`; or the folder that holds them. Put in order by the rank in their names, whatever
+        the order given. A file at a time is mapped, not read whole: memory for `head.centers` is all it takes.
+    Raises: ValueError naming the file or the size that does not fit; nothing has been written then.
+    """
+    files = _by_rank(paths)
+    parts = [_weight(path) for path in files]
+    rows, dims = sum(len(part) for part in parts), {part.shape[1] for part in parts}
+    if (rows, dims) != (head.num_classes, {head.dim}):
+        got = f"{rows} of {' and '.join(map(str, sorted(dims)))} numbers in {len(files)} files"
+        rule = f"hold the head's {head.num_classes} centres of {head.dim} numbers"
+        raise error("load_centers", "paths", rule, got, "give the files of all ranks, and the head the same sizes")
+    first = 0
+    with torch.no_grad():
+        for part in parts:
+            start, end = max(first, head.first), min(first + len(part), head.last)
+            if start < end:
+                head.centers[start - head.first : end - head.first].copy_(part[start - first : end - first])
+            first += len(part)
+
+
+def _read(path: Path, function: str) -> Any:
+    try:
+        # Only the zip format can be mapped; files of before torch 1.6 are read.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except FileNotFoundError as cause:
+        raise error(function, "path", "exist", f"no file {path}") from cause
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as cause:
+        reason = str(cause).strip().split("\n", 1)[0].rstrip(".")
+        raise error(
+            function, "path", "be a checkpoint of tensors", f"{path}, which does not load ({reason})"
+        ) from cause
+
+
+def _architecture(state: Mapping[str, Tensor], path: Path) -> tuple[int, int, int]:
+    """(depth, embedding_dim, image_size) from the names and shapes."""
+    blocks = tuple(
+        len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")}) for stage in range(1, 5)
+    )
+    depths = {count: depth for depth, count in STAGE_BLOCKS.items()}
+    if blocks not in depths or "fc.weight" not in state or state["fc.weight"].dim() != 2:
+        known = ", ".join(f"{depth} ({count})" for depth, count in STAGE_BLOCKS.items())
+        got = f"stages of {blocks} blocks in {path}"
+        raise error("load_backbone", "path", f"hold an IResNet of depth (blocks) {known}", got)
+    embedding_dim, features = state["fc.weight"].shape
+    side = round((features / STAGE_CHANNELS[-1]) ** 0.5)
+    return depths[blocks], embedding_dim, side * _STRIDE
+
+
+def _by_rank(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
+    """The files in order of the rank in their names. Raises ValueError unless every rank from 0 on is there once."""
+    given = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
+    if len(given) == 1 and given[0].is_dir():
+        found = (sorted(given[0].glob(pattern)) for pattern in CENTER_FILES)
+        given = next(filter(None, found), [])
+    if not given:
+        raise error("load_centers", "paths", f"name or hold {' or '.join(CENTER_FILES)}", repr(paths))
+    ranked = []
+    for path in given:
+        numbers = re.findall(r"\d+", path.stem)
+        if not numbers and len(given) > 1:
+            raise error("load_centers", "paths", "carry the rank in each file name", path)
+        ranked.append((int(numbers[-1]) if numbers else 0, path))
+    ranks = sorted(rank for rank, _ in ranked)
+    if len(given) > 1 and ranks != list(range(len(given))):
+        raise error("load_centers", "paths", f"have ranks 0 to {len(given) - 1}", ranks)
+    return [path for _, path in sorted(ranked)]
+
+
+def _weight(path: Path) -> Tensor:
+    """The [n, D] centres in one file, of any of InsightFace's layouts."""
+    state = _read(path, "load_centers")
+    if isinstance(state, Mapping):
+        state = state.get("state_dict_softmax_fc", state)
+        state = state.get("weight") if isinstance(state, Mapping) else state
+    if not isinstance(state, Tensor) or state.dim() != 2 or not state.is_floating_point():
+        raise error("load_centers", "paths", 'hold a floating "weight" [n, D] each', path)
+    return state

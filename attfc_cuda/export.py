@@ -1,0 +1,177 @@
+"""A trained backbone for others to use: ONNX for any runtime, safetensors for any PyTorch. `attfc export`.
+
+The network alone, in eval mode: float images [B, 3, image_size, image_size], RGB in [-1, 1] (`data.normalize_images`),
+to embeddings [B, embedding_dim], not normalised. Compare them by their cosine. Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attfc_cuda import backbones
+from attfc_cuda._check import error
+
+SUFFIXES = (".onnx", ".safetensors")
+TOLERANCE = 1e-4  # of a component of a unit embedding, between torch and onnxruntime
+FORMAT = "attfc-backbone-1"
+_CHECKED_BATCHES = (1, 3)
+
+
+@dataclass
+class ExportCommand:
+    """Write the backbone of a run as ONNX (dynamic batch, checked against torch by onnxruntime) or as safetensors."""
+
+    run: Path
+    """Run folder (its newest checkpoint), or a checkpoint file."""
+    to: Path
+    """File to write: its ending, .onnx or .safetensors, is the format."""
+
+
+def run(command: ExportCommand) -> int:
+    """`attfc export`."""
+    from attfc_cuda.train import checkpoint, judge
+    from attfc_cuda.train.config import TrainConfig, parse_options
+
+    if command.to.suffix not in SUFFIXES:
+        raise error("export", "to", f"end in {' or '.join(SUFFIXES)}", command.to)
+    backbone, name = judge.load_backbone(command.run)
+    if command.to.suffix == ".onnx":
+        largest = to_onnx(backbone, command.to)
+        print(f"written: {command.to}, unit embeddings within {largest:.1e} of torch's")
+    else:
+        config = TrainConfig.from_dict(checkpoint.open_any(command.run)["config"])
+        to_safetensors(backbone, command.to, name, parse_options(config.model.backbone_options, "backbone_options"))
+        print(f"written: {command.to}")
+    return 0
+
+
+def to_onnx(backbone: nn.Module, path: str | os.PathLike) -> float:
+    """Write `backbone` as one ONNX file: "images" [batch, 3, S, S] to "embeddings" [batch, D], the batch dynamic.
+
+    backbone: a `backbones.Backbone` (its `image_size` is S), on any device; exported in eval mode in float32, and left
+        as it was.
+    Returns: the largest difference between a component of torch's and of onnxruntime's unit embeddings, over random
+        images in batches of 1 and 3.
+    Raises: ArithmeticError when that is above `TOLERANCE`, with no file written; ImportError naming what to install.
+    """
+    _need("to_onnx", "onnxscript")
+    runtime, path = _need("to_onnx", "onnxruntime"), Path(path)
+    size = backbone.image_size
+    with _in_eval_mode(backbone) as (network, device):
+        generator = torch.Generator().manual_seed(0)
+        images = [torch.rand(batch, 3, size, size, generator=generator) * 2 - 1 for batch in _CHECKED_BATCHES]
+        with _replacing(path) as part:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the exporter's own coming changes; the result is checked below
+                torch.onnx.export(
+                    network,
+                    (images[-1].to(device),),
+                    part,
+                    dynamo=True,
+                    external_data=False,
+                    input_names=["images"],
+                    output_names=["embeddings"],
+                    dynamic_shapes=({0: torch.export.Dim("batch")},),
+                    verbose=False,
+                )
+            session = runtime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
+            with torch.no_grad():
+                largest = max(_difference(session, network, batch, device) for batch in images)
+            if not largest <= TOLERANCE:
+                rule = f"agree with torch to {TOLERANCE} in every component of a unit embedding"
+                raise error("to_onnx", "backbone", rule, f"{largest:.2e}", kind=ArithmeticError)
+    return largest
+
+
+def to_safetensors(
+    backbone: nn.Module, path: str | os.PathLike, name: str = "", options: dict[str, Any] | None = None
+) -> None:
+    """Write the parameters and buffers of `backbone` in the safetensors format, readable without running any code.
+
+    name, options: as for `backbones.build`; kept in the file's metadata together with embedding_dim and image_size, so
+        that `from_safetensors` can build the network. Without a name, only the tensors are of use.
+    Raises: ImportError without the safetensors library; OSError where the file cannot be written.
+    """
+    safetensors = _need("to_safetensors", "safetensors.torch")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
+    build = {"name": name, "embedding_dim": backbone.embedding_dim, "image_size": backbone.image_size}
+    metadata = {"format": "pt", "attfc": FORMAT, "build": json.dumps({**build, "options": options or {}})}
+    with _replacing(Path(path)) as part:
+        safetensors.save_file(tensors, str(part), metadata)
+
+
+def from_safetensors(path: str | os.PathLike) -> backbones.Backbone:
+    """The backbone that `to_safetensors` wrote, on the CPU in eval mode.
+
+    Raises: ValueError naming a file that is damaged, or that was not written with the name of a network.
+    """
+    safetensors = _need("from_safetensors", "safetensors")
+    try:
+        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (safetensors.SafetensorError, OSError) as cause:
+        raise error("from_safetensors", "path", "be a safetensors file", f"{path} ({cause})") from cause
+    if metadata.get("attfc") != FORMAT:
+        raise error("from_safetensors", "path", f"carry the metadata of {FORMAT}", f"{metadata or None} in {path}")
+    try:
+        build = json.loads(metadata["build"])
+        network = backbones.build(build["name"], build["embedding_dim"], build["image_size"], **build["options"])
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as cause:
+        got = f"{path} ({' '.join(str(cause).split())[:300]})"
+        raise error("from_safetensors", "path", "hold a network of `backbones.build` and its tensors", got) from cause
+    return network.eval()
+
+
+def _difference(session: Any, network: nn.Module, images: Tensor, device: torch.device) -> float:
+    (embeddings,) = session.run(None, {"images": images.numpy()})
+    expected = network(images.to(device)).float().cpu()
+    return float((F.normalize(torch.from_numpy(embeddings)) - F.normalize(expected)).abs().max())
+
+
+def _need(function: str, module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as cause:
+        library = module.partition(".")[0]
+        got, remedy = f"none ({cause})", 'pip install "attfc_cuda[export]"'
+        raise error(function, library, "be installed", got, remedy, kind=ImportError) from cause
+
+
+@contextlib.contextmanager
+def _in_eval_mode(backbone: nn.Module) -> Iterator[tuple[nn.Module, torch.device]]:
+    """The network in eval mode with its device; afterwards every module is in the mode it was in."""
+    training = [module for module in backbone.modules() if module.training]
+    try:
+        yield backbone.eval(), next(backbone.parameters()).device
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, synced and renamed over it at the end; after an error it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.tmp")
+    try:
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
