@@ -107,6 +107,7 @@ def parse_attfc(arguments: list[str]) -> object:
     if "--config" in arguments and arguments[0] == "train":  # its settings are the defaults, so it is read at once
         path = Path(arguments[arguments.index("--config") + 1])
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             TrainConfig().save(path)
     try:
         return tyro.cli(cli._command_type(arguments), prog="attfc", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
@@ -119,6 +120,9 @@ def check_script(program: str, arguments: list[str]) -> None:
     if arguments[:2] == ["-m", "pytest"] and program == "python":
         paths = [argument for argument in arguments[2:] if "/" in argument]
         assert all((ROOT / path.partition("::")[0]).exists() for path in paths), f"no such test: {arguments}"
+        return
+    if "attfc_cuda.cli" in arguments:  # as a module, under torchrun
+        parse_attfc(arguments[arguments.index("attfc_cuda.cli") + 1 :])
         return
     place = next((number for number, argument in enumerate(arguments) if argument.endswith(".py")), None)
     assert place is not None, f"no script in: {arguments}"
@@ -168,6 +172,7 @@ def test_blocks_of(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "make no-such-target",
         'pip install ".[no_such_extra]"',
         "python -m pytest tests/absent/test_nothing.py",
+        "torchrun --nproc-per-node 2 -m -- attfc_cuda.cli train --no-such-flag 1",
     ],
 )
 def test_a_wrong_command_is_seen(code: str) -> None:
