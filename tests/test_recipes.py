@@ -19,11 +19,13 @@ def test_recipe_loads_and_is_possible(path: Path) -> None:
     TrainConfig.load(path).check()
 
 
-def write_run(folder: Path, seed: int, accuracy: float, head: str = "attfc", fill: int = 100) -> None:
+def write_run(
+    folder: Path, seed: int, accuracy: float, head: str = "attfc", fill: int = 100, pairs: str = "faces"
+) -> None:
     """A finished run's log with an early and a last verification."""
     config = TrainConfig()
     config.run.seed, config.head.head, config.model.embedding_dim = seed, head, 256
-    result = {"name": "faces", "accuracy_std": 0.01, "auc": 0.9, "eer": 0.1}
+    result = {"name": pairs, "accuracy_std": 0.01, "auc": 0.9, "eer": 0.1}
     records = [
         {"kind": "start", "step": 0, "config": config.to_dict()},
         {"kind": "verify", "step": 5, "accuracy": 0.5, "tar_at_far": {"0.01": 0.1}, **result},
@@ -53,6 +55,15 @@ def test_report_means_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (
         tmp_path / "sizes.svg"
     ).read_text()
+
+
+def test_a_list_that_a_run_lacks_is_left_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a_0", 0, 0.8)
+    write_run(tmp_path / "b_0", 0, 0.7, head="fc", pairs="others")
+    report = runpy.run_path(str(RECIPES / "report.py"))["main"]
+    report([str(tmp_path / "a_0"), str(tmp_path / "b_0"), "--plot", str(tmp_path / "sizes")])
+    rows = capsys.readouterr().out.splitlines()[2:4]
+    assert rows == ["| a | 0.800 / 0.300 |  | 0.10 | 1 | 1.5 |", "| b |  | 0.700 / 0.200 | 0.20 | 1 | 1.5 |"]
 
 
 def test_report_without_a_finished_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

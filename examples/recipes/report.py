@@ -82,6 +82,9 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         cells = [group[0]["name"].removesuffix(f"_{group[0]['seed']}")]
         for name in lists:
             found = [run["verification"][name] for run in group if name in run["verification"]]
+            if not found:
+                cells.append("")
+                continue
             accuracy, rate = mean([v["accuracy"] for v in found]), mean([v["tar_at_far"][FAR] for v in found])
             cells.append(f"{accuracy} / {rate}")
         cells += [f"{group[0]['head_mib']:.2f}", str(len(group)), f"{min(r['training_s'] for r in group) / 60:.1f}"]
@@ -100,7 +103,9 @@ def plot(runs: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
         for name, color in zip(lists, COLORS, strict=False):
             points = []
             for group in groups:
-                results = [run["verification"][name] for run in group]
+                results = [run["verification"][name] for run in group if name in run["verification"]]
+                if not results:
+                    continue
                 values = [r["accuracy"] if label == "accuracy" else r["tar_at_far"][FAR] for r in results]
                 if group[0]["config"]["head"]["head"] == "attfc":
                     points.append((group[0]["centers"], statistics.mean(values)))
@@ -109,7 +114,14 @@ def plot(runs: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
                     text = f"{name}, {kind} ({group[0]['head_mib']:.1f} MiB)"
                     axes.axhline(statistics.mean(values), color=color, linestyle="--", linewidth=1.2, label=text)
             points.sort()
-            axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, label=f"{name}, AttFC")
+            axes.plot(
+                [n for n, _ in points],
+                [v for _, v in points],
+                color=color,
+                marker="o",
+                markersize=4,
+                label=f"{name}, AttFC",
+            )
         sizes = sorted(
             {(g[0]["centers"], g[0]["head_mib"]) for g in groups if g[0]["config"]["head"]["head"] == "attfc"}
         )
