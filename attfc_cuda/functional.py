@@ -35,6 +35,7 @@ _TOLERANCE_16_BIT = 2.0**-12
 # Above this, softplus(x) is x to the last bit of float64 (e^-40 < 2^-53 * 40). PyTorch's default of 20 is not.
 _SOFTPLUS_LINEAR = 40.0
 _SMALLEST_NORM = 1e-12
+_NORM_STRETCH_NUMBERS = 1 << 18
 
 
 class NegativeLogSumExp(NamedTuple):
@@ -327,7 +328,11 @@ def inverse_norms(centers: Tensor) -> Tensor:
     if centers.dim() != 2:
         raise error("inverse_norms", "centers", "be [S, D]", list(centers.shape))
     dtype = torch.float64 if centers.dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(centers, dim=1, dtype=dtype).clamp(min=_SMALLEST_NORM).reciprocal()
+    # On a CPU the norm of 16-bit numbers makes a float32 copy of them first: a stretch at a time it stays in the cache.
+    copies = centers.device.type == "cpu" and centers.dtype != dtype and not torch.compiler.is_compiling()
+    stretches = centers.split(max(1, _NORM_STRETCH_NUMBERS // max(1, centers.shape[1]))) if copies else (centers,)
+    norms = [torch.linalg.vector_norm(stretch, dim=1, dtype=dtype) for stretch in stretches]
+    return torch.cat(norms).clamp_(min=_SMALLEST_NORM).reciprocal_()
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attfc_cuda import _trained_centers, inverse_norms, margin_softmax_loss, margins, negative_logsumexp, testing
+from attfc_cuda import _trained_centers, functional, inverse_norms, margin_softmax_loss, margins, negative_logsumexp, testing
 
 MARGINS = {
     "arcface": {},
@@ -239,13 +239,14 @@ def test_empty_batch_and_no_centers(backend: str) -> None:
     assert loss == 0 and nothing.grad.shape == (0, 4) and not x.grad.any()
 
 
-def test_inverse_norms() -> None:
+def test_inverse_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "_NORM_STRETCH_NUMBERS", 15)  # three rows at a time, and one
     w = torch.randn(7, 5, dtype=torch.bfloat16)
     w[2] = 0
     found = inverse_norms(w)
     assert found.dtype == torch.float32 and found[2] == 1e12
     torch.testing.assert_close(found, 1 / w.float().norm(dim=1).clamp(min=1e-12), rtol=2**-22, atol=0)
-    assert inverse_norms(w.double()).dtype == torch.float64
+    assert inverse_norms(w.double()).dtype == torch.float64 and inverse_norms(w[:0]).shape == (0,)
     with pytest.raises(ValueError, match=r"inverse_norms: centers must be \[S, D\], got \[5\]"):
         inverse_norms(torch.ones(5))
     with pytest.raises(TypeError, match="inverse_norms: centers must be float32"):
