@@ -87,8 +87,6 @@ class SmallResNet(Backbone):
     embedding: what turns the last maps into a vector: "depthwise", a global depthwise convolution as in MobileFaceNet
         (its size follows the maps: 16 weights per channel at 64 x 64), or "flatten", a linear layer over all of them
         (16 times 128 x embedding_dim weights at 64 x 64).
-    centered: with "batch", the BatchNorm after the embedding has no weight and bias of its own: over a batch every
-        feature has mean 0, so that the embeddings of different people cannot share a direction.
 
     The maps are held channels-last whatever the images' memory format; results do not depend on it. Under autocast the
     embedding layer runs in float32.
@@ -102,7 +100,6 @@ class SmallResNet(Backbone):
         image_size: int = 64,
         norm: str = "batch",
         embedding: str = "depthwise",
-        centered: bool = False,
     ) -> None:
         super().__init__(embedding_dim, image_size, min_image_size=16)
         if norm not in ("batch", "group"):
@@ -127,9 +124,7 @@ class SmallResNet(Backbone):
         self.fc = nn.Linear(features, embedding_dim, bias=False)
         # Without weights of its own LayerNorm cannot pull all embeddings towards one direction.
         self.features: nn.Module = (
-            nn.BatchNorm1d(embedding_dim, affine=not centered)
-            if norm == "batch"
-            else nn.LayerNorm(embedding_dim, elementwise_affine=False)
+            nn.BatchNorm1d(embedding_dim) if norm == "batch" else nn.LayerNorm(embedding_dim, elementwise_affine=False)
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
