@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attfc_cuda import _trained_centers, functional, inverse_norms, margin_softmax_loss, margins, negative_logsumexp, testing
+from attfc_cuda import (
+    _trained_centers,
+    functional,
+    inverse_norms,
+    margin_softmax_loss,
+    margins,
+    negative_logsumexp,
+    testing,
+)
 
 MARGINS = {
     "arcface": {},
