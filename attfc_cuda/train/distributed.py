@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -160,11 +161,21 @@ class SplitSampler:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)
 
-    def plan(self, pass_index: int, batch: int, mirror: bool) -> BatchPlan:
+    def plan(self, pass_index: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
         """The rows of `AttentionSampler.plan` that are this process's: equal parts, up to a row."""
-        whole = self._whole.plan(pass_index, batch, mirror)
-        cuts = [(len(v) * self._rank // self._count, len(v) * (self._rank + 1) // self._count) for v in whole]
-        return BatchPlan(*(v[first:last] for v, (first, last) in zip(whole, cuts, strict=True)))
+        whole = self._whole.plan(pass_index, batch, mirror, augmented)
+
+        def mine(values: np.ndarray) -> np.ndarray:
+            return values[len(values) * self._rank // self._count : len(values) * (self._rank + 1) // self._count]
+
+        *parts, seeds = whole
+        if len(seeds):
+            # One seed an image, in the order of the first three arrays: cut with them.
+            sizes = [images.size for images in parts[:3]]
+            stretches = np.split(seeds, np.cumsum(sizes)[:-1])
+            cut = (mine(own.reshape(images.shape)) for own, images in zip(stretches, parts[:3], strict=True))
+            seeds = np.concatenate([own.reshape(-1) for own in cut])
+        return BatchPlan(*map(mine, parts), seeds)
 
 
 class Silence:

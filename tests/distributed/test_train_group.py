@@ -13,9 +13,19 @@ from torch import nn
 
 from attfc_cuda import FullyConnected
 from attfc_cuda.data import AttentionLoader, build_dataset
+from attfc_cuda.data.sampling import BatchPlan
 from attfc_cuda.train import TrainConfig, split_state
 from attfc_cuda.train.distributed import Group, LostProcess, Silence, SplitSampler, join
 from attfc_cuda.train.setup import refuse_loose_parameters
+
+
+def images_of(plan: BatchPlan) -> list[tuple[int, int, int]]:
+    """A key for each image of the plan, in the order of its seeds: its place by probe, or its number as a negative."""
+    rows = [(int(probe), -1, 0) for probe in plan.probe]
+    rows += [
+        (int(p), place, int(g)) for p, row in zip(plan.probe, plan.gallery, strict=True) for place, g in enumerate(row)
+    ]
+    return rows + [(-1, -1, int(negative)) for negative in plan.negatives]
 
 
 def test_parts_of_a_plan_are_the_plan() -> None:
@@ -24,9 +34,15 @@ def test_parts_of_a_plan_are_the_plan() -> None:
     for count in (1, 2, 3, 7):
         parts = [SplitSampler(whole, rank, count) for rank in range(count)]
         for batch in range(len(loader)):
-            plans = [part.plan(1, batch, True) for part in parts]
-            for values, expected in zip(zip(*plans, strict=True), whole.plan(1, batch, True), strict=True):
-                assert np.array_equal(np.concatenate(values), expected)
+            plans = [part.plan(1, batch, True, True) for part in parts]
+            expected = whole.plan(1, batch, True, True)
+            for number in range(6):
+                assert np.array_equal(np.concatenate([plan[number] for plan in plans]), expected[number])
+            # The seed of an image's augmentation goes where the image goes.
+            seed_of = dict(zip(images_of(expected), expected.seeds, strict=True))
+            for plan in plans:
+                assert [seed_of[image] for image in images_of(plan)] == list(plan.seeds)
+            assert len(parts[0].plan(1, batch, True).seeds) == 0
             assert {len(plan.probe) for plan in plans} <= {7 // count, -(-7 // count)}
     assert SplitSampler(whole, 0, 2).num_batches == len(loader)
 
