@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from attfc_cuda import backbones
 from attfc_cuda._check import error
+from attfc_cuda._files import replacing
 
 SUFFIXES = (".onnx", ".safetensors")
 TOLERANCE = 1e-4  # of a component of a unit embedding, between torch and onnxruntime
@@ -73,7 +74,8 @@ def to_onnx(backbone: nn.Module, path: str | os.PathLike) -> float:
     with _in_eval_mode(backbone) as (network, device):
         generator = torch.Generator().manual_seed(0)
         images = [torch.rand(batch, 3, size, size, generator=generator) * 2 - 1 for batch in _CHECKED_BATCHES]
-        with _replacing(path) as part:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the exporter's own coming changes; the result is checked below
                 torch.onnx.export(
@@ -109,7 +111,8 @@ def to_safetensors(
     tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
     build = {"name": name, "embedding_dim": backbone.embedding_dim, "image_size": backbone.image_size}
     metadata = {"format": "pt", "attfc": FORMAT, "build": json.dumps({**build, "options": options or {}})}
-    with _replacing(Path(path)) as part:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(Path(path)) as part:
         safetensors.save_file(tensors, str(part), metadata)
 
 
@@ -161,17 +164,3 @@ def _in_eval_mode(backbone: nn.Module) -> Iterator[tuple[nn.Module, torch.device
     finally:
         for module in training:
             module.training = True
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, synced and renamed over it at the end; after an error it is gone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.tmp")
-    try:
-        yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attfc_cuda._files import replacing
 from attfc_cuda.data.duplicates import digest
 from attfc_cuda.data.faces import SlowNotice
 from attfc_cuda.data.mapped import DamagedFile, MappedFile
@@ -220,9 +221,5 @@ def _write_cache(path: Path, identity: dict[str, Any], index: RecordIndex) -> No
     arrays = [index.offsets.astype("<i8"), index.labels.astype("<i8"), index.digests.astype("<u8")]
     body = b"".join([head, *(array.tobytes() for array in arrays)])
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as part:
         part.write_bytes(_CACHE_HEAD.pack(_CACHE_MAGIC, len(head), zlib.crc32(body)) + body)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ pairs can support, and the errors.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from attfc_cuda._check import error
+from attfc_cuda._files import write_text
 
 FALSE_ACCEPT_RATES = (1e-2, 1e-3, 1e-4)
 
@@ -52,7 +52,7 @@ class VerificationResult:
         fields["tar_at_far"] = {f"{far:g}": tar for far, tar in self.tar_at_far.items()}
         text = json.dumps(fields, indent=2) + "\n"
         if path is not None:
-            _write_atomically(Path(path), text)
+            write_text(Path(path), text)
         return text
 
     def summary(self) -> str:
@@ -219,13 +219,3 @@ def _equal_error_rate(false_accepts: np.ndarray, true_accepts: np.ndarray) -> fl
     before = after - 1
     share = gap[before] / (gap[before] - gap[after])
     return float(false_accepts[before] + share * (false_accepts[after] - false_accepts[before]))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write beside the target, then rename: on one file system a rename is all or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from attfc_cuda._files import write_text
 from attfc_cuda.plan import report
 
 
@@ -64,7 +65,7 @@ def run(command: PlanCommand) -> int:
     if command.chart is not None:
         report.draw(plan, command.chart)
     if command.json is not None:
-        command.json.write_text(plan.to_json() + "\n", encoding="utf-8")
+        write_text(command.json, plan.to_json() + "\n")
     return 0
 
 

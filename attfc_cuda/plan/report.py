@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from attfc_cuda._check import error
+from attfc_cuda._files import replacing
 from attfc_cuda.plan.heads import HEADS, Head, head_needs
 from attfc_cuda.plan.networks import NetworkNeeds, network_needs
 
@@ -200,6 +201,5 @@ def draw(plan: Plan, path: Path) -> None:
     axes.set_xlabel("GiB in a training step")
     axes.set_title(f"{plan.identities:,} identities, batch {plan.batch}, {plan.network.name}", loc="left")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize="small")
-    part = path.with_name(f".{path.name}")
-    figure.savefig(part, dpi=150, format=path.suffix.lstrip(".") or "png")
-    os.replace(part, path)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150, format=path.suffix.lstrip(".") or "png")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attfc_cuda._check import error
+from attfc_cuda._files import write_text
 from attfc_cuda.data.augment import Augmentation
 
 
@@ -259,9 +259,7 @@ class TrainConfig:
 
     def save(self, path: Path) -> None:
         """Write as JSON, all of it or nothing."""
-        part = path.with_name(path.name + ".tmp")
-        part.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @staticmethod
     def load(path: Path) -> TrainConfig:

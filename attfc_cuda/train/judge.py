@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from attfc_cuda._files import write_text
 from attfc_cuda.evaluation import (
     SuiteEntry,
     TemplateSet,
@@ -102,9 +102,7 @@ def write_suite(judgements: list[Judgement], failures: dict[str, str], path: Pat
     results = {j.data: {"method": j.method, **json.loads(j.result.to_json())} for j in judgements}
     results |= {name: {"error": reason} for name, reason in failures.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, json.dumps(results, indent=2) + "\n")
 
 
 def print_table(judgements: list[Judgement], title: str, console: Console | None = None) -> None:

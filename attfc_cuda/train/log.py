@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+
+from attfc_cuda._files import write_text
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -141,9 +142,7 @@ def _keep_until(path: Path, step: int) -> None:
     """Cut the log back to what was known after `step` steps: an empty log for a fresh run."""
     records = read_log(path) if path.exists() and step else []
     kept = [record for record in records if record.get("step", 0) <= step and record["kind"] != "end"]
-    part = path.with_name(path.name + ".tmp")
-    part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _finite(value: Any) -> Any:

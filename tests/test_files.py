@@ -1,0 +1,30 @@
+"""A file is replaced whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from attfc_cuda._files import replacing, write_text
+
+
+def test_the_new_file_stands_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_text(path, "old")
+    write_text(path, "n\u00e9w")
+    assert path.read_bytes() == "n\u00e9w".encode() and list(tmp_path.iterdir()) == [path]
+
+
+def test_after_an_error_the_old_file_stands_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), replacing(path) as part:
+        part.write_text("half of")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "absent" / "a.json", "new")
