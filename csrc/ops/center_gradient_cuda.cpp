@@ -61,28 +61,10 @@ at::Tensor center_gradient_cuda(const at::Tensor& grad_lse, const at::Tensor& ls
     weight_scale = weight_scale_of(upstream, row_lse, target, operands, scale);
   }
 
-  cuda::CenterGradientArguments arguments{};
-  arguments.dtype = operands.dtype;
-  arguments.rows = rows;
-  arguments.centers = slots;
-  arguments.dim = static_cast<int>(dim);
+  auto arguments = operands.arguments<cuda::CenterGradientArguments>(scale, grad_tolerance);
   arguments.grad_lse = values_or_null(upstream);
   arguments.lse = values_or_null(row_lse);
   arguments.target_grad = values_or_null(target);
-  arguments.embeddings = operands.embeddings.const_data_ptr();
-  arguments.embedding_stride = operands.embeddings.stride(0);
-  arguments.center_data = operands.centers.const_data_ptr();
-  arguments.center_stride = operands.centers.stride(0);
-  arguments.labels = operands.labels.const_data_ptr<int64_t>();
-  arguments.center_labels = operands.center_labels.const_data_ptr<int64_t>();
-  arguments.center_scale = values_or_null(operands.center_scale);
-  arguments.reference = values_or_null(operands.reference);
-  arguments.threshold = values_or_null(operands.threshold);
-  arguments.quad = values_or_null(operands.quad);
-  arguments.lin = values_or_null(operands.lin);
-  arguments.constant = values_or_null(operands.constant);
-  arguments.scale = static_cast<float>(scale);
-  arguments.grad_tolerance = static_cast<float>(grad_tolerance);
   arguments.weight_scale = values_or_null(weight_scale);
   arguments.center_grad = center_grad.mutable_data_ptr();
 

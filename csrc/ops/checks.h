@@ -20,6 +20,21 @@ inline void check_like(const char* op, const char* name, const at::Tensor& tenso
   TORCH_CHECK_VALUE(tensor.device() == device, op, ": ", name, " must be on ", device, ", got ", tensor.device());
 }
 
+// The operands that every operator takes: two matrices of one dtype and D, and their labels.
+inline void check_operands_fit(const char* op, const at::Tensor& embeddings, const at::Tensor& centers,
+                               const at::Tensor& labels, const at::Tensor& center_labels) {
+  check_matrix(op, "embeddings", embeddings);
+  check_matrix(op, "centers", centers);
+  const at::Device device = embeddings.device();
+  const int64_t dim = embeddings.size(1);
+  TORCH_CHECK_VALUE(centers.size(1) == dim, op, ": centers must have D = ", dim, " columns, got ", centers.size(1));
+  TORCH_CHECK_TYPE(centers.scalar_type() == embeddings.scalar_type(), op, ": centers must be ",
+                   embeddings.scalar_type(), " as embeddings, got ", centers.scalar_type());
+  TORCH_CHECK_VALUE(centers.device() == device, op, ": centers must be on ", device, ", got ", centers.device());
+  check_like(op, "labels", labels, at::kLong, embeddings.size(0), device);
+  check_like(op, "center_labels", center_labels, at::kLong, centers.size(0), device);
+}
+
 // A tensor whose rows are contiguous (any row stride), copied only where they are not.
 inline at::Tensor with_contiguous_rows(const at::Tensor& matrix) {
   const bool rows_contiguous = matrix.stride(1) == 1 || matrix.size(1) <= 1;

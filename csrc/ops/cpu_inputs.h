@@ -17,15 +17,8 @@ class CpuInputs {
             const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,
             const std::optional<at::Tensor>& constant, double scale, double grad_tolerance)
       : op_(op), device_(embeddings.device()) {
-    check_matrix(op, "embeddings", embeddings);
-    check_matrix(op, "centers", centers);
+    check_operands_fit(op, embeddings, centers, labels, center_labels);
     const int64_t rows = embeddings.size(0), dim = embeddings.size(1), slots = centers.size(0);
-    TORCH_CHECK_VALUE(centers.size(1) == dim, op, ": centers must have D = ", dim, " columns, got ", centers.size(1));
-    TORCH_CHECK_TYPE(centers.scalar_type() == embeddings.scalar_type(), op, ": centers must be ",
-                     embeddings.scalar_type(), " as embeddings, got ", centers.scalar_type());
-    TORCH_CHECK_VALUE(centers.device() == device_, op, ": centers must be on ", device_, ", got ", centers.device());
-    check_like(op, "labels", labels, at::kLong, rows, device_);
-    check_like(op, "center_labels", center_labels, at::kLong, slots, device_);
     real = embeddings.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 
     inputs.dtype = dtype_of(embeddings.scalar_type());

@@ -32,25 +32,7 @@ NegativeLogSumExp negative_logsumexp_cuda(const at::Tensor& embeddings, const at
              hard_count = at::empty({rows}, options.dtype(at::kLong)),
              moments = at::empty({rows, 3}, options);  // the kernel writes them whether they are wanted or not
 
-  cuda::SweepArguments arguments{};
-  arguments.dtype = operands.dtype;
-  arguments.rows = rows;
-  arguments.centers = centers.size(0);
-  arguments.dim = static_cast<int>(dim);
-  arguments.embeddings = operands.embeddings.const_data_ptr();
-  arguments.embedding_stride = operands.embeddings.stride(0);
-  arguments.center_data = operands.centers.const_data_ptr();
-  arguments.center_stride = operands.centers.stride(0);
-  arguments.labels = operands.labels.const_data_ptr<int64_t>();
-  arguments.center_labels = operands.center_labels.const_data_ptr<int64_t>();
-  arguments.center_scale = values_or_null(operands.center_scale);
-  arguments.reference = values_or_null(operands.reference);
-  arguments.threshold = values_or_null(operands.threshold);
-  arguments.quad = values_or_null(operands.quad);
-  arguments.lin = values_or_null(operands.lin);
-  arguments.constant = values_or_null(operands.constant);
-  arguments.scale = static_cast<float>(scale);
-  arguments.grad_tolerance = static_cast<float>(grad_tolerance);
+  auto arguments = operands.arguments<cuda::SweepArguments>(scale, grad_tolerance);
   arguments.need_grad = need_grad;
   arguments.lse = lse.mutable_data_ptr<float>();
   arguments.hard_count = hard_count.mutable_data_ptr<int64_t>();

@@ -10,16 +10,9 @@ SweepOperands check_operands(const char* op, const at::Tensor& embeddings, const
                              const std::optional<at::Tensor>& center_scale, const std::optional<at::Tensor>& reference,
                              const std::optional<at::Tensor>& threshold, const std::optional<at::Tensor>& quad,
                              const std::optional<at::Tensor>& lin, const std::optional<at::Tensor>& constant) {
-  check_matrix(op, "embeddings", embeddings);
-  check_matrix(op, "centers", centers);
+  check_operands_fit(op, embeddings, centers, labels, center_labels);
   const at::Device device = embeddings.device();
-  const int64_t rows = embeddings.size(0), dim = embeddings.size(1), slots = centers.size(0);
-  TORCH_CHECK_VALUE(centers.size(1) == dim, op, ": centers must have D = ", dim, " columns, got ", centers.size(1));
-  TORCH_CHECK_TYPE(centers.scalar_type() == embeddings.scalar_type(), op, ": centers must be ",
-                   embeddings.scalar_type(), " as embeddings, got ", centers.scalar_type());
-  TORCH_CHECK_VALUE(centers.device() == device, op, ": centers must be on ", device, ", got ", centers.device());
-  check_like(op, "labels", labels, at::kLong, rows, device);
-  check_like(op, "center_labels", center_labels, at::kLong, slots, device);
+  const int64_t rows = embeddings.size(0), slots = centers.size(0);
   const std::optional<cuda::Dtype> dtype = kernel_dtype(embeddings.scalar_type());
   TORCH_CHECK_TYPE(dtype.has_value(), op, ": embeddings must be bfloat16 or float16 for backend cuda, got ",
                    embeddings.scalar_type());

@@ -137,26 +137,9 @@ long long expected_mma(const CenterGradientCase& c, long long needed) {
   return unit * (2 * tiles * blocks + needed);
 }
 
-// Rows are near the first 64 centres and opposite to all others, whose blocks carry no probability at scale 64.
+// Rows are near the first 64 centres and opposite to all others; their classes are in no slot.
 CenterGradientData clustered(const CenterGradientCase& c) {
-  testing::SweepData data = testing::make_data(c);
-  std::mt19937_64 random(7);
-  std::normal_distribution<float> normal;
-  const auto write = [&](std::vector<uint16_t>& out, int64_t row, float sign, float noise) {
-    std::vector<float> unit(static_cast<size_t>(c.dim));
-    double norm = 0;
-    for (size_t d = 0; d < unit.size(); ++d) {
-      unit[d] = sign * (d % 3 == 0 ? 1.0f : -0.5f) + noise * normal(random);
-      norm += static_cast<double>(unit[d]) * unit[d];
-    }
-    for (size_t d = 0; d < unit.size(); ++d) {
-      out[static_cast<size_t>(row * data.stride) + d] =
-          testing::narrow(c, unit[d] / static_cast<float>(std::sqrt(norm)));
-    }
-  };
-  for (int64_t row = 0; row < c.rows; ++row) write(data.embeddings, row, 1, 0.5f);
-  for (int64_t j = 0; j < c.centers; ++j) write(data.centers, j, j < 64 ? 1.0f : -1.0f, 0.7f);
-  // Rows' classes are in no slot.
+  testing::SweepData data = testing::clustered(c, 64);
   for (int64_t row = 0; row < c.rows; ++row) data.labels[static_cast<size_t>(row)] = 1000 + row;
   return testing::with_upstream(c, std::move(data));
 }

@@ -156,6 +156,28 @@ inline SweepData make_data(const SweepCase& c) {
   return data;
 }
 
+// Two clusters of centres: the first `near` by the embeddings, the others opposite: their tiles carry no probability at
+// scale 64.
+inline SweepData clustered(const SweepCase& c, int64_t near) {
+  SweepData data = make_data(c);
+  std::mt19937_64 random(7);
+  std::normal_distribution<float> normal;
+  const auto write = [&](std::vector<uint16_t>& out, int64_t row, float sign, float noise) {
+    std::vector<float> unit(static_cast<size_t>(c.dim));
+    double norm = 0;
+    for (size_t d = 0; d < unit.size(); ++d) {
+      unit[d] = sign * (d % 3 == 0 ? 1.0f : -0.5f) + noise * normal(random);
+      norm += static_cast<double>(unit[d]) * unit[d];
+    }
+    for (size_t d = 0; d < unit.size(); ++d) {
+      out[static_cast<size_t>(row * data.stride) + d] = narrow(c, unit[d] / static_cast<float>(std::sqrt(norm)));
+    }
+  };
+  for (int64_t row = 0; row < c.rows; ++row) write(data.embeddings, row, 1, 0.5f);
+  for (int64_t j = 0; j < c.centers; ++j) write(data.centers, j, j < near ? 1.0f : -1.0f, 0.7f);
+  return data;
+}
+
 template <class T>
 const T* data_or_null(const std::vector<T>& v, bool wanted) {
   return wanted ? v.data() : nullptr;

@@ -115,28 +115,6 @@ void add_values() {
              with([](SweepCase& c) { c.empty_share = 0.99, c.centers = 600, c.multiprocessors = 4; }));
 }
 
-// Two clusters of centres: near the embeddings, and opposite, whose tiles carry no probability at scale 64.
-testing::SweepData clustered(const SweepCase& c, int64_t near) {
-  testing::SweepData data = testing::make_data(c);
-  std::mt19937_64 random(7);
-  std::normal_distribution<float> normal;
-  const auto write = [&](std::vector<uint16_t>& out, int64_t row, float sign, float noise) {
-    std::vector<float> unit(static_cast<size_t>(c.dim));
-    double norm = 0;
-    for (size_t d = 0; d < unit.size(); ++d) {
-      unit[d] = sign * (d % 3 == 0 ? 1.0f : -0.5f) + noise * normal(random);
-      norm += static_cast<double>(unit[d]) * unit[d];
-    }
-    for (size_t d = 0; d < unit.size(); ++d) {
-      out[static_cast<size_t>(row * data.stride) + d] =
-          testing::narrow(c, unit[d] / static_cast<float>(std::sqrt(norm)));
-    }
-  };
-  for (int64_t row = 0; row < c.rows; ++row) write(data.embeddings, row, 1, 0.5f);
-  for (int64_t j = 0; j < c.centers; ++j) write(data.centers, j, j < near ? 1.0f : -1.0f, 0.7f);
-  return data;
-}
-
 void add_omission() {
   for (const bool half : {false, true}) {
     testing::add_case(std::string("omits_empty_tiles") + (half ? ".fp16" : ".bf16"), [half] {
@@ -147,7 +125,7 @@ void add_omission() {
       c.modulated = false;
       c.empty_share = 0;
       c.tolerance = 0x1p-12f;
-      const testing::SweepData data = clustered(c, 64);
+      const testing::SweepData data = testing::clustered(c, 64);
       const testing::SweepResult result = check_case(c, data);
       const long long with_omission = gpu::host::counters.mma;
       float omitted = 0;
