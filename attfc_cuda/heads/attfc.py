@@ -13,8 +13,16 @@ from attfc_cuda._check import error
 from attfc_cuda.container import DynamicClassContainer
 from attfc_cuda.distributed import Shards
 from attfc_cuda.heads.class_codes import class_codes
-from attfc_cuda.heads.rows import observe, require_finite, unit_rows, without_autocast
-from attfc_cuda.margins import AdaSin, Margin
+from attfc_cuda.heads.rows import (
+    check_inputs,
+    checked_margin,
+    observe,
+    own_class_pairs,
+    require_finite,
+    unit_rows,
+    without_autocast,
+)
+from attfc_cuda.margins import Margin
 
 ENQUEUE = ("before", "after")
 
@@ -115,10 +123,7 @@ class AttFC(nn.Module):
             raise error("AttFC", "center_memory", 'be 0 with policy="fifo"', center_memory, remedy)
         if center_memory and shards is not None:
             raise error("AttFC", "center_memory", "be 0 with shards", center_memory)
-        margin = AdaSin() if margin is None else margin
-        if not isinstance(margin, Margin):
-            remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'
-            raise error("AttFC", "margin", "be a margins.Margin", repr(margin), remedy, kind=TypeError)
+        margin = checked_margin("AttFC", margin)
         self.container = DynamicClassContainer(capacity, dim, num_classes, policy, dtype, check_labels, shards)
         self.margin, self.shards = margin, shards
         self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
@@ -251,7 +256,9 @@ class AttFC(nn.Module):
             grad_tolerance=self.grad_tolerance,
             backend=self.backend,
         )
-        self._stats = observe(output, labels, container.labels_here, self.margin, shards)
+        slot_labels = container.labels_here
+        own_pairs = own_class_pairs(labels, slot_labels)
+        self._stats = observe(output, labels, (slot_labels >= 0).sum(), own_pairs, self.margin, shards)
         sample, step_rows = (unit, labels, target_cosine), (labels >= 0).sum() + (extra_labels >= 0).sum()
         self._last_rows = (*(x[:_SAMPLE_ROWS].detach().clone() for x in sample), step_rows)
         if self.training and self.enqueue == "after":
@@ -289,18 +296,8 @@ class AttFC(nn.Module):
         if extra_centers.ndim != 2 or extra_centers.shape[1] != dim:
             raise error("AttFC", "extra_centers", f"have shape [M, {dim}]", list(extra_centers.shape))
         floats = {"embeddings": embeddings, "gallery_embeddings": gallery, "extra_centers": extra_centers}
-        for argument, value in floats.items():
-            if not value.is_floating_point():
-                raise error("AttFC", argument, "have a floating dtype", value.dtype, kind=TypeError)
-        integers = {"labels": labels, "extra_labels": extra_labels}
-        for (argument, value), count in zip(integers.items(), (rows, extra_centers.shape[0]), strict=True):
-            if value.shape != (count,):
-                raise error("AttFC", argument, f"have shape [{count}]", list(value.shape))
-            if value.dtype != torch.int64:
-                raise error("AttFC", argument, "have dtype torch.int64", value.dtype, f"{argument}.long()", TypeError)
-        for argument, value in {**floats, **integers}.items():
-            if value.device != device:
-                raise error("AttFC", argument, f"be on the head's device {device}", value.device, "head.to(device)")
+        integers = {"labels": (labels, rows), "extra_labels": (extra_labels, extra_centers.shape[0])}
+        check_inputs("AttFC", floats, integers, device)
         if self.check_finite:
             for argument, value in floats.items():
                 require_finite("AttFC", argument, value, extra_labels if argument == "extra_centers" else labels)

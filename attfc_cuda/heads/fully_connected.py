@@ -12,8 +12,8 @@ from attfc_cuda._check import error, require_labels, require_mapping
 from attfc_cuda._trained_centers import GradientSink
 from attfc_cuda.distributed import Shards, take_rows
 from attfc_cuda.heads.fused_optimizer import FusedOptimizer
-from attfc_cuda.heads.rows import observe, require_finite, unit_rows
-from attfc_cuda.margins import AdaSin, Margin
+from attfc_cuda.heads.rows import check_inputs, checked_margin, observe, require_finite, unit_rows
+from attfc_cuda.margins import Margin
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INITIAL_STD = 0.01
@@ -74,10 +74,7 @@ class FullyConnected(nn.Module):
                 raise error(self._name, argument, "be at least 1", value)
         if dtype not in _DTYPES:
             raise error(self._name, "dtype", f"be one of {_DTYPES}", dtype, kind=TypeError)
-        margin = AdaSin() if margin is None else margin
-        if not isinstance(margin, Margin):
-            remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'
-            raise error(self._name, "margin", "be a margins.Margin", repr(margin), remedy, kind=TypeError)
+        margin = checked_margin(self._name, margin)
         self.dim, self.num_classes, self.margin, self.shards = dim, num_classes, margin, shards
         self.check_labels, self.check_finite = check_labels, check_finite
         self.grad_tolerance, self.backend = grad_tolerance, backend
@@ -127,7 +124,10 @@ class FullyConnected(nn.Module):
             grad_tolerance=self.grad_tolerance,
             backend=self.backend,
         )
-        self._stats = observe(output, labels, selected.center_labels, self.margin, self.shards)
+        # A class has one centre: no need to look for pairs among N labels.
+        own_pairs = (selected.target_slot >= 0).sum()
+        fill = own_pairs.new_full((), len(selected.centers))
+        self._stats = observe(output, labels, fill, own_pairs, self.margin, self.shards)
         return output.loss
 
     def select(self, labels: Tensor) -> Selection:
@@ -195,15 +195,7 @@ class FullyConnected(nn.Module):
         name, device = self._name, self.centers.device
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
             raise error(name, "embeddings", f"have shape [B, {self.dim}]", list(embeddings.shape))
-        if not embeddings.is_floating_point():
-            raise error(name, "embeddings", "have a floating dtype", embeddings.dtype, kind=TypeError)
-        if labels.shape != embeddings.shape[:1]:
-            raise error(name, "labels", f"have shape [{embeddings.shape[0]}]", list(labels.shape))
-        if labels.dtype != torch.int64:
-            raise error(name, "labels", "have dtype torch.int64", labels.dtype, "labels.long()", TypeError)
-        for argument, value in {"embeddings": embeddings, "labels": labels}.items():
-            if value.device != device:
-                raise error(name, argument, f"be on the head's device {device}", value.device, "head.to(device)")
+        check_inputs(name, {"embeddings": embeddings}, {"labels": (labels, len(embeddings))}, device)
         if self.check_labels:
             require_labels(name, labels, self.num_classes)
         if self.check_finite:

@@ -39,10 +39,10 @@ class PartialFC(FullyConnected):
         """The batch's own classes and a random sample of the others, in ascending order."""
         count = len(self.centers)
         size = min(count, max(math.ceil(self.sample_rate * count), len(labels)))
+        whole = super().select(labels)
         if size == count or not self.training:
-            return super().select(labels)
-        here = (labels >= self.first) & (labels < self.last)
-        slot = torch.where(here, labels - self.first, 0)
+            return whole
+        here, slot = whole.target_slot >= 0, whole.target_slot.clamp_min(0)
         key = torch.rand(count, device=labels.device)
         # The batch's own classes come first: 2 is above every random key. amax leaves a key alone for rows not here.
         key.scatter_reduce_(0, slot, torch.where(here, 2.0, 0.0), "amax")

@@ -1,4 +1,4 @@
-"""What every head does with its rows: unit embeddings, the check for NaN, and the numbers of its last forward."""
+"""What every head does: check its margin and its rows, make unit embeddings, tell the numbers of its last forward."""
 
 from __future__ import annotations
 
@@ -7,13 +7,39 @@ import contextlib
 import torch
 from torch import Tensor
 
-from attfc_cuda._check import require_rows
+from attfc_cuda._check import error, require_rows
 from attfc_cuda.distributed import Shards
 from attfc_cuda.functional import MarginSoftmaxOutput
-from attfc_cuda.margins import Margin
+from attfc_cuda.margins import AdaSin, Margin
 
 # An embedding shorter than this has no direction worth the name: see `unit_rows`.
 _SHORTEST = 1e-6
+
+
+def checked_margin(head: str, margin: Margin | None) -> Margin:
+    """The margin, AdaSin() for None. Raises TypeError for anything else."""
+    margin = AdaSin() if margin is None else margin
+    if not isinstance(margin, Margin):
+        remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'
+        raise error(head, "margin", "be a margins.Margin", repr(margin), remedy, kind=TypeError)
+    return margin
+
+
+def check_inputs(
+    head: str, floats: dict[str, Tensor], integers: dict[str, tuple[Tensor, int]], device: torch.device
+) -> None:
+    """Demand floating dtypes, int64 labels [count], and the head's device; shapes of `floats` are the caller's."""
+    for argument, value in floats.items():
+        if not value.is_floating_point():
+            raise error(head, argument, "have a floating dtype", value.dtype, kind=TypeError)
+    for argument, (value, count) in integers.items():
+        if value.shape != (count,):
+            raise error(head, argument, f"have shape [{count}]", list(value.shape))
+        if value.dtype != torch.int64:
+            raise error(head, argument, "have dtype torch.int64", value.dtype, f"{argument}.long()", TypeError)
+    for argument, value in {**floats, **{name: value for name, (value, _) in integers.items()}}.items():
+        if value.device != device:
+            raise error(head, argument, f"be on the head's device {device}", value.device, "head.to(device)")
 
 
 def require_finite(head: str, argument: str, value: Tensor, labels: Tensor) -> None:
@@ -43,13 +69,21 @@ def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def observe(
-    output: MarginSoftmaxOutput, labels: Tensor, center_labels: Tensor, margin: Margin, shards: Shards | None = None
+    output: MarginSoftmaxOutput,
+    labels: Tensor,
+    fill: Tensor,
+    own_pairs: Tensor,
+    margin: Margin,
+    shards: Shards | None = None,
 ) -> dict[str, Tensor]:
-    """The `stats` of a head: 0-dim tensors, see `AttFC.stats`. Rows with a negative label count nowhere."""
+    """The `stats` of a head: 0-dim tensors, see `AttFC.stats`. Rows with a negative label count nowhere.
+
+    fill, own_pairs [] int64: centres that took part here, and (row, centre) pairs of the same class among them.
+    """
     counts = labels >= 0
     rows = counts.sum().clamp_min(1)
-    negatives, target_cosine, fill = output.negatives, output.target_cosine, (center_labels >= 0).sum()
-    pairs = counts.sum() * fill - _own_class_pairs(labels, center_labels)
+    negatives, target_cosine = output.negatives, output.target_cosine
+    pairs = counts.sum() * fill - own_pairs
     if shards is not None:
         pairs, fill = shards.sum_of_shards(torch.stack([pairs, fill])).unbind()
     stats = {
@@ -65,7 +99,7 @@ def observe(
     return {name: value.detach() for name, value in stats.items()}
 
 
-def _own_class_pairs(labels: Tensor, center_labels: Tensor) -> Tensor:
+def own_class_pairs(labels: Tensor, center_labels: Tensor) -> Tensor:
     """Number of (row, slot) pairs of the same class, 0-dim int64, without comparing B x S."""
     ordered = labels.sort().values
     same = torch.searchsorted(ordered, center_labels, right=True) - torch.searchsorted(ordered, center_labels)
