@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from attfc_cuda._check import error
 from attfc_cuda._trained_centers import STRETCH_NUMBERS
+from attfc_cuda.train.objective import DTYPES
 
 KINDS = ("attfc", "fc", "partial_fc", "explicit_fc")
-ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Accumulators and packed rows of a sweep: its workspace is bounded by this on the CPU (csrc/cpu), and of this order on
 # a GPU (one float32 row block a multiprocessor).
 _WORKSPACE_BYTES = 12 << 20
@@ -76,9 +76,9 @@ def head_needs(
     whether the optimizer keeps one, as SGD with momentum does.
     Raises: ValueError naming the argument.
     """
-    if precision not in ELEMENT_BYTES:
-        raise error("plan", "precision", f"be one of {', '.join(ELEMENT_BYTES)}", repr(precision))
-    element = ELEMENT_BYTES[precision]
+    if precision not in DTYPES:
+        raise error("plan", "precision", f"be one of {', '.join(DTYPES)}", repr(precision))
+    element = DTYPES[precision].itemsize
     rows = batch * dim * 4
     needs = HeadNeeds(product_flop=2.0 * batch * dim)
     if head.kind == "attfc":

@@ -14,8 +14,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from attfc_cuda import backbones
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from attfc_cuda.train.objective import DTYPES
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def network_needs(name: str, dim: int, image_size: int, batch: int, precision: s
         def forward() -> Tensor:
             return functional_call(network, state, (images,))
 
-        sizes = _saved_bytes(forward, state.values(), _DTYPES[precision])
+        sizes = _saved_bytes(forward, state.values(), DTYPES[precision])
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             forward()
         flop = counter.get_total_flops()

@@ -15,41 +15,35 @@ from torch import Tensor, nn
 from attfc_cuda import backbones
 from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
 from attfc_cuda.margins import ArcFace
-from attfc_cuda.plan.heads import Head, HeadNeeds
+from attfc_cuda.plan.heads import Head
 from attfc_cuda.plan.networks import NetworkNeeds
+from attfc_cuda.train.objective import DTYPES
 
 _IDENTITIES = {"cpu": 20_000, "cuda": 200_000}
 _IMAGES = {"cpu": 8, "cuda": 64}
 _ROUNDS = 3
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def seconds(
-    head: Head,
-    needs: HeadNeeds,
-    identities: int,
-    dim: int,
-    batch: int,
-    network: NetworkNeeds,
-    image_size: int,
-    images: float,
-    precision: str,
-) -> tuple[float, float]:
-    """(head, backbone) seconds of a step; images: how many forwards a step is worth (a backward counts as two)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = _DTYPES[precision]
+def head_seconds(head: Head, identities: int, dim: int, batch: int, precision: str) -> float:
+    """Seconds that the head takes of a step."""
+    device = _device()
     some = min(identities, _IDENTITIES[device])
-    step = _head_step(head, some, dim, batch, device, dtype)
-    head_seconds = _median(step, device) * identities / some
-    count = min(batch, _IMAGES[device])
-    return head_seconds, _median(_network_step(network.name, dim, image_size, count, device, dtype), device) * (
-        images / (3 * count)
-    )
+    return _median(head_step(head, some, dim, batch, device, DTYPES[precision]), device) * identities / some
 
 
-def _head_step(
-    head: Head, identities: int, dim: int, batch: int, device: str, dtype: torch.dtype
-) -> Callable[[], None]:
+def forward_seconds(network: NetworkNeeds, dim: int, image_size: int, precision: str) -> float:
+    """Seconds of one image's forward, a third of its training step (a backward counts as two forwards)."""
+    device = _device()
+    count = min(network.batch, _IMAGES[device])
+    step = _network_step(network.name, dim, image_size, count, device, DTYPES[precision])
+    return _median(step, device) / (3 * count)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def head_step(head: Head, identities: int, dim: int, batch: int, device: str, dtype: torch.dtype) -> Callable[[], None]:
     x = torch.randn(batch, dim, device=device, requires_grad=True)
     labels = torch.randint(identities, (batch,), device=device)
     if head.kind == "attfc":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from attfc_cuda._check import error
 from attfc_cuda._files import replacing
+from attfc_cuda.plan import rates
 from attfc_cuda.plan.heads import HEADS, Head, head_needs
 from attfc_cuda.plan.networks import NetworkNeeds, network_needs
 
@@ -96,6 +97,7 @@ def make_plan(
         "images": batch * 3 * image_size**2 * 4,
         "reserve": _RESERVE_BYTES[device],
     }
+    forward_seconds = rates.forward_seconds(network, dim, image_size, precision) if measure else None
     rows = []
     for head in heads:
         needs = head_needs(head, identities, dim, batch, precision, device)
@@ -107,11 +109,6 @@ def make_plan(
                 batch * gallery_size * (3 * image_size**2 * 4 + 3 * network.largest_bytes // batch)
             )
             images += gallery_size * batch
-        times = (None, None)
-        if measure:
-            from attfc_cuda.plan import rates
-
-            times = rates.seconds(head, needs, identities, dim, batch, network, image_size, images, precision)
         rows.append(
             Row(
                 head,
@@ -119,7 +116,8 @@ def make_plan(
                 needs.total,
                 needs.products * needs.product_flop,
                 network.forward_flop * images,
-                *times,
+                rates.head_seconds(head, identities, dim, batch, precision) if measure else None,
+                forward_seconds * images if measure else None,
             )
         )
     return Plan(identities, dim, batch, precision, device, network, limit_bytes, rows)

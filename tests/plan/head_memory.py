@@ -11,6 +11,7 @@ import torch
 from attfc_cuda import _backend
 from attfc_cuda.plan import rates
 from attfc_cuda.plan.heads import Head
+from attfc_cuda.train.objective import DTYPES
 
 
 def field(name: str) -> int:
@@ -24,10 +25,10 @@ def main() -> None:
     head = Head("measured", **options)
     _backend.available("cpu")
     # Whatever libraries take at their first use is not the head's.
-    rates._head_step(head, 4 * batch, dim, batch, "cpu", rates._DTYPES[precision])()
+    rates.head_step(head, 4 * batch, dim, batch, "cpu", DTYPES[precision])()
     Path("/proc/self/clear_refs").write_text("5")
     before = field("VmRSS:")
-    step = rates._head_step(head, identities, dim, batch, "cpu", rates._DTYPES[precision])
+    step = rates.head_step(head, identities, dim, batch, "cpu", DTYPES[precision])
     step()
     step()
     print(field("VmHWM:") - before)
