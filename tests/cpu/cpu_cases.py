@@ -20,6 +20,14 @@ from attfc_cuda.functional import negative_logsumexp
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # Best first, as the kernels choose.
 CAPABILITIES = ["avx512_bf16", "avx512", "avx2", "generic"]
+# The same numbers of a matrix in other places of memory.
+STRIDED_VIEWS = {
+    "rows apart": lambda t: torch.cat([t, torch.full_like(t, math.nan)], dim=1)[:, : t.shape[1]],
+    "odd rows apart": lambda t: torch.cat([t, torch.full_like(t[:, :1], math.nan)], dim=1)[:, : t.shape[1]],
+    "transposed": lambda t: t.T.contiguous().T,
+    "every other": lambda t: t.repeat_interleave(2, dim=1)[:, ::2],
+    "shifted": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
+}
 
 needs_extension = pytest.mark.skipif(
     not _backend.available("cpu"), reason=f"the CPU extension could not be built: {_backend.why_not('cpu')}"

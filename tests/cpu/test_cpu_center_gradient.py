@@ -7,6 +7,7 @@ import pytest
 import torch
 from cpu_cases import (
     DTYPES,
+    STRIDED_VIEWS,
     center_gradient,
     check_center_gradient,
     explicit_center_gradient,
@@ -276,14 +277,7 @@ def test_strided_inputs_are_read_right(dtype):
     options = {"raw": True, "modulation": "adasin", "empty": 0.0}
     given = make_center_case((9, 205, 48), dtype, **options)
     expected = center_gradient(given)
-    views = {
-        "rows apart": lambda t: torch.cat([t, torch.full_like(t, math.nan)], dim=1)[:, : t.shape[1]],
-        "odd rows apart": lambda t: torch.cat([t, torch.full_like(t[:, :1], math.nan)], dim=1)[:, : t.shape[1]],
-        "transposed": lambda t: t.T.contiguous().T,
-        "every other": lambda t: t.repeat_interleave(2, dim=1)[:, ::2],
-        "shifted": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
-    }
-    for name, view in views.items():
+    for name, view in STRIDED_VIEWS.items():
         strided = make_center_case((9, 205, 48), dtype, **options)
         strided.case.embeddings, strided.case.centers = view(given.case.embeddings), view(given.case.centers)
         strided.center_scale = given.center_scale.repeat_interleave(2)[::2]

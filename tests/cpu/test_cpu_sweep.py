@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from cpu_cases import DTYPES, check_sweep, needs_extension, raw_centers
+from cpu_cases import DTYPES, STRIDED_VIEWS, check_sweep, needs_extension, raw_centers
 
 from attfc_cuda import reference, testing
 from attfc_cuda.functional import negative_logsumexp
@@ -181,14 +181,7 @@ def test_a_nan_embedding_stays_in_its_row():
 def test_strided_inputs_are_read_right(dtype):
     case = testing.make_case((9, 205, 48), dtype, modulation="adasin", empty=0.0)
     expected = testing.run(negative_logsumexp, case, backend="cpu", grad_tolerance=0.0)
-    views = {
-        "rows apart": lambda t: torch.cat([t, torch.full_like(t, math.nan)], dim=1)[:, : t.shape[1]],
-        "odd rows apart": lambda t: torch.cat([t, torch.full_like(t[:, :1], math.nan)], dim=1)[:, : t.shape[1]],
-        "transposed": lambda t: t.T.contiguous().T,
-        "every other": lambda t: t.repeat_interleave(2, dim=1)[:, ::2],
-        "shifted": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
-    }
-    for name, view in views.items():
+    for name, view in STRIDED_VIEWS.items():
         strided = testing.make_case((9, 205, 48), dtype, modulation="adasin", empty=0.0)
         strided.embeddings, strided.centers = view(case.embeddings), view(case.centers)
         strided.labels = case.labels.repeat_interleave(2)[::2]
