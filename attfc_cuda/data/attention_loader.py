@@ -86,7 +86,7 @@ class AttentionLoader:
     negatives_per_batch: "auto" spreads the negatives evenly, each once a pass, so that M varies by one between batches;
     an int fixes M (at most the number of such images), going round them as often as it takes.
     augment: "none", or what is done to each image by itself, see `Augmentation`: "flip" mirrors it with probability
-    1/2; "flip,crop,photometric,lowres" also cuts, recolours and blurs some.
+    1/2; "flip,crop,photometric,gray,lowres" also cuts, recolours and blurs some.
     drop_last: leave out the last, short batch of a pass. rank, world_size: each rank gets its own part of every global
     batch, all equally long; up to world_size - 1 probes (of the global batch when drop_last) sit a pass out.
     num_workers: processes that prepare batches ahead; 0 works in this one.

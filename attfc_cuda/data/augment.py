@@ -9,7 +9,7 @@ import torch
 
 from attfc_cuda._check import error
 
-_ITEM = re.compile(r"(crop|photometric|lowres)(?::([0-9.]{1,20}))?")
+_ITEM = re.compile(r"(crop|photometric|gray|lowres)(?::([0-9.]{1,20}))?")
 _PROBABILITY = 0.2
 _LOWEST_SHARE = 0.2
 
@@ -43,12 +43,13 @@ class Augmentation:
         flip: mirrored, with probability 1/2 (the loader does it, by a bit of its own);
         crop: a part of 20 to 100 % of the area, 3:4 to 4:3, enlarged to the whole (`RandomResizedCrop`);
         photometric: brightness, contrast and saturation times 0.5 to 1.5 (`ColorJitter`);
+        gray: the three colours become their luma (`RandomGrayscale`);
         lowres: shrunk to 20 to 100 % of the side and enlarged again, by nearest, bilinear or bicubic interpolation.
-    The last three happen to an image with probability 0.2 each, or as given: "crop:0.5". Order: as listed here.
+    All but flip happen to an image with probability 0.2 each, or as given: "crop:0.5". Order: as listed here.
     Attributes: flip; random: whether anything but flip is asked for.
     Errors: ValueError for another spec; ImportError without torchvision where it is needed.
-    Source: the kinds, their ranges and 0.2 are AdaFace's (Kim et al., CVPR 2022); that a crop is enlarged rather than
-    left in place on black is torchvision's.
+    Source: the kinds, their ranges and 0.2 are AdaFace's (Kim et al., CVPR 2022), gray is our choice; that a crop is
+    enlarged rather than left in place on black is torchvision's.
     """
 
     def __init__(self, spec: str, image_size: int) -> None:
@@ -56,7 +57,7 @@ class Augmentation:
         matches = [_ITEM.fullmatch(item) for item in items if item not in ("flip", "none")]
         names = [item.partition(":")[0] for item in items]
         if not names or len(set(names)) < len(names) or None in matches or ("none" in names and len(names) > 1):
-            rule = 'be "none" or a list of flip, crop, photometric and lowres, each with a probability as in crop:0.2'
+            rule = 'be "none" or a list of flip, crop, photometric, gray and lowres, each with its share as in crop:0.2'
             raise error("AttentionLoader", "augment", rule, repr(spec))
         self.flip = "flip" in names
         self._chances = {match[1]: _probability(match[2], spec) for match in matches}
@@ -85,6 +86,7 @@ class Augmentation:
         kinds = {
             "crop": v2.RandomResizedCrop(size, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), antialias=True),
             "photometric": v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5),
+            "gray": v2.Grayscale(num_output_channels=3),
             "lowres": _lower_resolution,
         }
         return [(self._chances[name], step) for name, step in kinds.items() if name in self._chances]

@@ -42,8 +42,8 @@ class DatasetConfig:
     negatives_per_batch: int | Literal["auto"] = "auto"
     """Images a step of identities that are negatives only; `auto`: each is seen about once a pass; 0: none."""
     augment: str = "flip"
-    """`none`, or of flip, crop, photometric and lowres those that are wanted, separated by commas; `crop:0.5` gives the
-    share of the images (0.2 without it). All but flip need torchvision."""
+    """`none`, or of flip, crop, photometric, gray and lowres those that are wanted, separated by commas; `crop:0.5`
+    gives the share of the images (0.2 without it). All but flip need torchvision."""
     on_bad_image: Literal["skip", "raise"] = "skip"
     """An image that cannot be read: skip it and count it in the start-up report, or stop and name it."""
     cache: Literal["auto", "on", "off"] = "auto"

@@ -230,7 +230,7 @@ def test_report():
                                         "most 3 images for an identity; add images or lower min_images"),
         ({"negatives_per_batch": -1}, ValueError, "negatives_per_batch must be at least 0, got -1"),
         ({"negatives_per_batch": "all"}, ValueError, "negatives_per_batch must be \"auto\" or an int, got 'all'"),
-        ({"augment": "cut"}, ValueError, "augment must be \"none\" or a list of flip, crop, photometric and lowres"),
+        ({"augment": "cut"}, ValueError, 'augment must be "none" or a list of flip, crop, photometric, gray and'),
         ({"augment": "flip,flip"}, ValueError, "augment must be \"none\" or a list of"),
         ({"augment": "flip,none"}, ValueError, "augment must be \"none\" or a list of"),
         ({"augment": ""}, ValueError, "augment must be \"none\" or a list of"),

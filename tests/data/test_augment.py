@@ -43,10 +43,10 @@ def faces():
     return ProceduralFaces(6, 3, 32, cache=True)
 
 
-ALL = "flip,crop:0.5,photometric:0.5,lowres:0.5"
+ALL = "flip,crop:0.5,photometric:0.5,gray:0.5,lowres:0.5"
 
 
-@pytest.mark.parametrize("kind", ["crop", "photometric", "lowres"])
+@pytest.mark.parametrize("kind", ["crop", "photometric", "gray", "lowres"])
 def test_each_augmentation_changes_what_it_should(faces, kind):
     images = torch.stack([faces[i] for i in range(18)])
     before = images.clone()
@@ -59,6 +59,8 @@ def test_each_augmentation_changes_what_it_should(faces, kind):
         black = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
         Augmentation("photometric:1", 32).apply(black, [3])
         assert not black.any()
+    if kind == "gray":
+        assert (images == images[:, :1]).all()
     if kind == "lowres":  # detail is lost: neighbouring pixels differ less
         detail = [(x[..., 1:].float() - x[..., :-1].float()).abs().mean() for x in (images, faces._cache)]
         assert detail[0] < 0.8 * detail[1]
