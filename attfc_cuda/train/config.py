@@ -90,7 +90,7 @@ class HeadConfig:
     negatives alone."""
     capacity: int | None = None
     """Centres in the container; None: `capacity_share` of the identities, at least 4 batches."""
-    capacity_share: float = 0.3
+    capacity_share: float = 0.5
     """Container size as a share of the identities, where `capacity` is None."""
     policy: Literal["fifo", "refresh"] = "refresh"
     """fifo: newest centres, stale copies kept; refresh: one slot a class, the least recently refreshed leaves."""
