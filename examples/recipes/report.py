@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -37,17 +39,24 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     verification = {r["name"]: {k: r[k] for k in ("accuracy", "accuracy_std", "auc", "eer", "tar_at_far")}
                     for r in records if r["kind"] == "verify" and r["step"] == end["step"]}  # fmt: skip
     last = [r for r in records if r["kind"] == "step"][-1]
+    centers = int(last["fill"])  # of a step; Partial FC keeps more than it meets in one
+    kept = centers if config["head"]["head"] == "attfc" else trained_centers(records[0]["report"])
     return {
         "name": folder.name,
         "seed": config["run"]["seed"],
         "config": {group: config[group] for group in ("dataset", "model", "head", "optim")},
-        "centers": int(last["fill"]),
-        "head_mib": head_bytes(config, int(last["fill"])) / 2**20,
+        "centers": centers,
+        "head_mib": head_bytes(config, kept) / 2**20,
         "steps": end["step"],
         "training_s": round(end["seconds"], 1),
         "positive_cosine": last["positive_cosine"],
         "verification": verification,
     }
+
+
+def trained_centers(report: str) -> int:
+    """The classes of a full or Partial FC head, from the start-up report."""
+    return int(re.search(r"^head .*?(\d+) centres", report, re.MULTILINE)[1])
 
 
 def head_bytes(config: dict[str, Any], centers: int) -> int:
@@ -93,51 +102,53 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(runs: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
-    """Accuracy and TAR over the number of centres: AttFC as curves, other heads as dashed lines; PNG and SVG."""
+    """Accuracy and TAR over the centres of a step: AttFC as curves, Partial FC as squares, full FC as dashed lines;
+    means and standard deviations over seeds; PNG and SVG."""
     lists = list(dict.fromkeys(name for run in runs for name in run["verification"]))
-    groups = rows_of(runs)
-    figure = Figure(figsize=(11.0, 4.4), layout="constrained")
+    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
     for axes, label in zip(panels, ("accuracy", f"TAR at FAR {FAR}"), strict=True):
         for name, color in zip(lists, COLORS, strict=False):
-            points = []
-            for group in groups:
-                results = [run["verification"][name] for run in group if name in run["verification"]]
-                if not results:
-                    continue
-                values = [r["accuracy"] if label == "accuracy" else r["tar_at_far"][FAR] for r in results]
-                if group[0]["config"]["head"]["head"] == "attfc":
-                    points.append((group[0]["centers"], statistics.mean(values)))
-                else:
-                    kind = group[0]["config"]["head"]["head"].replace("_", " ").upper()
-                    text = f"{name}, {kind} ({group[0]['head_mib']:.1f} MiB)"
-                    axes.axhline(statistics.mean(values), color=color, linestyle="--", linewidth=1.2, label=text)
-            points.sort()
-            axes.plot(
-                [n for n, _ in points],
-                [v for _, v in points],
-                color=color,
-                marker="o",
-                markersize=4,
-                label=f"{name}, AttFC",
-            )
-        sizes = sorted(
-            {(g[0]["centers"], g[0]["head_mib"]) for g in groups if g[0]["config"]["head"]["head"] == "attfc"}
-        )
+            draw_list(axes, rows_of(runs), name, label == "accuracy", color)
+        sizes = sorted({(r["centers"], r["head_mib"]) for r in runs if kind_of(r) == "attfc"})
         axes.set_xscale("log")
         axes.set_xticks([s for s, _ in sizes], [f"{s}\n{mib:.2g} MiB" for s, mib in sizes], fontsize="small")
         axes.minorticks_off()
-        axes.set_xlabel("centres in the container, memory of the head")
+        axes.set_xlabel("centres that a step meets; memory of a container of that size")
         axes.set_ylabel(label)
         axes.grid(True, color="0.9")
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize="small"
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small"
     )
     files = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in files:
         figure.savefig(file, dpi=150)
     return files
+
+
+def kind_of(run: dict[str, Any]) -> str:
+    return run["config"]["head"]["head"]
+
+
+def draw_list(axes: Axes, groups: Sequence[list[dict[str, Any]]], name: str, accuracy: bool, color: str) -> None:
+    """One verification list's results under every head."""
+    points: dict[str, list[tuple[int, float, float]]] = {"attfc": [], "partial_fc": []}
+    for group in groups:
+        results = [run["verification"][name] for run in group if name in run["verification"]]
+        if not results:
+            continue
+        values = [r["accuracy"] if accuracy else r["tar_at_far"][FAR] for r in results]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        if kind_of(group[0]) == "fc":
+            text = f"{name}, full FC ({group[0]['head_mib']:.1f} MiB)"
+            axes.axhline(statistics.mean(values), color=color, linestyle="--", linewidth=1.2, label=text)
+        else:
+            points[kind_of(group[0])].append((group[0]["centers"], statistics.mean(values), spread))
+    for kind, style, text in (("attfc", "o-", "AttFC"), ("partial_fc", "s", "Partial FC")):
+        if points[kind]:
+            x, y, spread = zip(*sorted(points[kind]), strict=True)
+            axes.errorbar(x, y, spread, fmt=style, color=color, markersize=5, capsize=2, label=f"{name}, {text}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
