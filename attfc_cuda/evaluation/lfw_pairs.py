@@ -30,6 +30,9 @@ def lfw_pairs(path: Path, lines: Sequence[str], root: Path) -> Iterator[tuple[in
     first = next(k for k, line in enumerate(lines) if line.strip() and not line.startswith("#"))
     header = [int(number) for number in lines[first].split()]
     folds, count = header if len(header) == 2 else (1, header[0])
+    if folds < 1 or count < 1:
+        rule = "count at least one pair, and at least one fold where it counts folds"
+        raise error("read_pairs", f"line {first + 1} of {path}", rule, repr(lines[first].strip()))
     suffixes: dict[str, str] = {}
     read = 0
     for number, line in enumerate(lines[first + 1 :], start=first + 2):
@@ -37,7 +40,7 @@ def lfw_pairs(path: Path, lines: Sequence[str], root: Path) -> Iterator[tuple[in
             continue
         place = f"line {number} of {path}"
         match = _PAIR.fullmatch(line.strip())
-        genuine = count > 0 and read % (2 * count) < count
+        genuine = read % (2 * count) < count
         if match is None or (match["b"] is None) != genuine:
             rule = "hold a name and two numbers" if genuine else "hold a name and a number, twice"
             raise error("read_pairs", place, rule, repr(line.strip()[:80]))

@@ -54,8 +54,9 @@ def test_lfw_development_lists_are_dealt_into_folds(lfw):
         ("1\t1\n" + FOLD, r"line 3 of .*pairs.txt must hold a name and a number, twice, got 'Bob\\t3\\t4'"),
         ("1\t2\nAnn_A\t1\n", r"line 2 of .*pairs.txt must hold a name and two numbers, got 'Ann_A\\t1'"),
         ("1\t2\n" + FOLD.replace("2", "1", 1), r"line 2 of .*pairs.txt must pair two different images"),
-        ("1\t0\nBob\t1\t2\n", r"line 2 of .*pairs.txt must hold a name and a number, twice"),
-        ("1\t0\n", r"pairs.txt must hold at least one pair, got none"),
+        ("1\t0\nBob\t1\tCy\t2\n", r"line 1 of .*pairs.txt must count at least one pair, .*, got '1\\t0'"),
+        ("0\t2\n", r"line 1 of .*pairs.txt must count at least one pair, and at least one fold"),
+        ("0\n", r"line 1 of .*pairs.txt must count at least one pair"),
         ("\xff", r"must hold 4 tab-separated columns"),
     ],
 )
