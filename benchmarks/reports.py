@@ -1,0 +1,104 @@
+"""The JSON files of the benchmarks: read with a check, written whole or not at all, and how their numbers are put in words.
+
+A report is {"schema": "heads/1" | "scaling/1" | "training/1", "environment": {...}, "command": str, "rows": [{...}]};
+one without a schema that names a case is a sweep's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attfc_cuda._check import error
+from attfc_cuda._files import write_text
+
+SWEEP = "sweep/1"
+# What makes a row the same measurement in two reports.
+KEYS: dict[str, tuple[str, ...]] = {
+    "heads/1": ("case", "batch", "dim", "contender", "margin", "dtype", "backend"),
+    SWEEP: ("contender", "dtype"),
+    "scaling/1": ("centers", "dtype"),
+    "training/1": ("head",),
+}
+
+
+def read(function: str, path: Path, schemas: Sequence[str] = tuple(KEYS)) -> dict[str, Any]:
+    """The report in `path`, with its schema filled in, for `function`, which its errors name.
+
+    Raises ValueError for a file that cannot be read, is no report, or is one of a schema not in `schemas`; for rows that
+    are the same measurement twice.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise error(function, str(path), "be a readable JSON file", cause) from cause
+    if not isinstance(report, dict) or not isinstance(report.get("rows"), list):
+        remedy = "give a file that a command of benchmarks/ wrote with --output"
+        raise error(function, str(path), "be a benchmark's JSON with rows", _shape_of(report), remedy)
+    report.setdefault("schema", SWEEP if "case" in report else None)
+    if report["schema"] not in schemas:
+        raise error(function, str(path), f"be of schema {' or '.join(schemas)}", repr(report["schema"]))
+    if not isinstance(report.setdefault("environment", {}), dict):
+        raise error(function, f"environment of {path}", "be a JSON object", repr(report["environment"]))
+    keys, seen = KEYS[report["schema"]], set()
+    for number, row in enumerate(report["rows"]):
+        lacking = keys if not isinstance(row, dict) else [key for key in keys if key not in row]
+        if lacking:
+            raise error(function, f"row {number} of {path}", f"hold {', '.join(keys)}", f"no {', '.join(lacking)}")
+        if (identity := tuple(row[key] for key in keys)) in seen:
+            raise error(function, f"row {number} of {path}", "be there once", f"{describe(identity)} a second time")
+        seen.add(identity)
+    return report
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Write a report, all of it or nothing; called after each row, so that an interrupted run leaves those it has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(report, indent=1) + "\n")
+
+
+def describe(identity: Sequence[Any]) -> str:
+    """What a row measures, in a line: `ms1mv3, 384, 512, fc, adasin, float32`."""
+    return ", ".join(str(part) for part in identity if part is not None)
+
+
+def count_text(count: float) -> str:
+    """93431 -> "93k", 2_060_000 -> "2.06M", 1500 -> "1.5k"."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * size:
+            return f"{count / size:.0f}k" if unit == "k" and count >= 9995 else f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def memory_text(mib: float) -> str:
+    """0.5 -> "512 KiB", 156 -> "156 MiB", 4096 -> "4 GiB"."""
+    for size, unit in ((2.0**20, "TiB"), (2.0**10, "GiB"), (1.0, "MiB")):
+        if mib >= size:
+            return f"{mib / size:.3g} {unit}" if mib < 1000 * size else f"{mib / size:.0f} {unit}"
+    return f"{mib * 2**10:.3g} KiB"
+
+
+def seconds_text(seconds: float) -> str:
+    """0.0042 -> "4.2 ms", 12.5 -> "12.5 s"."""
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= 0.9995 * size:
+            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def machine_text(environment: dict[str, Any]) -> str:
+    """The machine of a report in a line."""
+    if environment.get("gpu"):
+        parts = [environment["gpu"]]
+    else:
+        threads = environment.get("threads")
+        parts = [environment.get("cpu") or "unknown machine", f"{threads} threads" if threads else ""]
+    return ", ".join([part for part in parts if part] + [f"torch {environment.get('torch', 'unknown')}"])
+
+
+def _shape_of(report: Any) -> str:
+    if isinstance(report, dict):
+        return f"an object of {', '.join(map(repr, list(report)[:6])) or 'nothing'}"
+    return f"a {type(report).__name__}"
