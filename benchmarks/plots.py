@@ -3,7 +3,7 @@
     python benchmarks/plots.py benchmarks/results/heads_cpu.json --prefix docs/benchmark
     -> docs/benchmark_memory.png, docs/benchmark_memory.svg, docs/benchmark_time.png, docs/benchmark_time.svg
 
-Both axes are logarithmic, one panel for each dtype (and one row of panels for each batch size). A hue is a kind of head;
+Both axes are logarithmic, one panel for each dtype and one row of panels for each batch size. A hue is a kind of head;
 ours are thick, peers that do the same work thin and dashed in its paler shades. A hollow point was measured on fewer
 identities and multiplied up; a cross in the band at the top ran out of memory.
 """
@@ -170,7 +170,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _styles(rows: list[dict[str, Any]]) -> dict[Series, Style]:
-    """The look of every line, ours first and then by group; margin and backend are named where they tell lines apart."""
+    """The look of every line, ours first, then by group; margin and backend are named where they tell lines apart."""
     of: dict[Series, dict[str, Any]] = {_series(row): row for row in reversed(rows)}
     colors = {**GROUP_COLORS}
     spare = [color for color in COLORS if color not in colors.values()]

@@ -1,7 +1,7 @@
-"""The JSON files of the benchmarks: read with a check, written whole or not at all, and how their numbers are put in words.
+"""The JSON files of the benchmarks: read with a check, written whole or not at all, their numbers put in words.
 
 A report is {"schema": "heads/1" | "scaling/1" | "training/1", "environment": {...}, "command": str, "rows": [{...}]};
-one without a schema that names a case is a sweep's.
+one without a schema that has one shape is a sweep's.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ KEYS: dict[str, tuple[str, ...]] = {
 def read(function: str, path: Path, schemas: Sequence[str] = tuple(KEYS)) -> dict[str, Any]:
     """The report in `path`, with its schema filled in, for `function`, which its errors name.
 
-    Raises ValueError for a file that cannot be read, is no report, or is one of a schema not in `schemas`; for rows that
-    are the same measurement twice.
+    Raises ValueError for a file that cannot be read, is no report, is of a schema not in `schemas`, or holds the same
+    measurement twice.
     """
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -37,7 +37,9 @@ def read(function: str, path: Path, schemas: Sequence[str] = tuple(KEYS)) -> dic
     if not isinstance(report, dict) or not isinstance(report.get("rows"), list):
         remedy = "give a file that a command of benchmarks/ wrote with --output"
         raise error(function, str(path), "be a benchmark's JSON with rows", _shape_of(report), remedy)
-    report.setdefault("schema", SWEEP if "case" in report else None)
+    report.setdefault("schema", SWEEP if "shape" in report else None)
+    if report["schema"] == SWEEP:
+        report.setdefault("case", "container")
     if report["schema"] not in schemas:
         raise error(function, str(path), f"be of schema {' or '.join(schemas)}", repr(report["schema"]))
     if not isinstance(report.setdefault("environment", {}), dict):
@@ -66,26 +68,31 @@ def describe(identity: Sequence[Any]) -> str:
 
 def count_text(count: float) -> str:
     """93431 -> "93k", 2_060_000 -> "2.06M", 1500 -> "1.5k"."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e9, "G"), (1e6, "M")):
         if count >= 0.9995 * size:
-            return f"{count / size:.0f}k" if unit == "k" and count >= 9995 else f"{count / size:.3g}{unit}"
-    return f"{count:.3g}"
+            return _three(count / size) + unit
+    return f"{count / 1e3:.0f}k" if count >= 9995 else _three(count / 1e3) + "k" if count >= 999.5 else _three(count)
 
 
 def memory_text(mib: float) -> str:
     """0.5 -> "512 KiB", 156 -> "156 MiB", 4096 -> "4 GiB"."""
     for size, unit in ((2.0**20, "TiB"), (2.0**10, "GiB"), (1.0, "MiB")):
         if mib >= size:
-            return f"{mib / size:.3g} {unit}" if mib < 1000 * size else f"{mib / size:.0f} {unit}"
-    return f"{mib * 2**10:.3g} KiB"
+            return f"{_three(mib / size)} {unit}"
+    return f"{_three(mib * 2**10)} KiB"
 
 
 def seconds_text(seconds: float) -> str:
     """0.0042 -> "4.2 ms", 12.5 -> "12.5 s"."""
     for size, unit in ((1.0, "s"), (1e-3, "ms")):
         if seconds >= 0.9995 * size:
-            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:.0f} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
+            return f"{_three(seconds / size)} {unit}"
+    return f"{_three(seconds * 1e6)} µs"
+
+
+def _three(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def machine_text(environment: dict[str, Any]) -> str:
