@@ -127,7 +127,7 @@ def measure_fresh(centers: int, dtype: str, given: argparse.Namespace) -> dict[s
         command += ["--threads", str(given.threads)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"measuring {centers} centres in {dtype} failed: {done.stderr}")
+        raise SystemExit(f"measuring {centers} centres in {dtype} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -174,7 +174,7 @@ def measure_fresh(head: str, given: argparse.Namespace) -> dict[str, Any]:
             command += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"training under {head} failed: {done.stderr}")
+        raise SystemExit(f"training under {head} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
