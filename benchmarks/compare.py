@@ -97,6 +97,9 @@ def _difference(
 ) -> Difference:
     time_ratio, x_ratio, memory_ratio = (_ratio(old, new, key) for key in ("median_s", "x_product", "peak_mib"))
     verdict, why = _verdict(old, new, tolerance, same_machine)
+    sizes = [row.get("measured_identities") for row in (old, new)]
+    if sizes[0] != sizes[1] and verdict != SAME:
+        why += f" (measured on {sizes[0]} and {sizes[1]} identities)"
     return Difference(
         reports.describe(identity),
         verdict,
@@ -121,9 +124,6 @@ def _verdict(old: dict[str, Any], new: dict[str, Any], tolerance: float, same_ma
         )
     if was != "ok":
         return SAME, was
-    sizes = [row.get("measured_identities") for row in (old, new)]
-    if sizes[0] != sizes[1]:
-        return UNJUDGED, f"measured on {sizes[0]} and {sizes[1]} identities"
     key = "median_s" if same_machine else "x_product"
     verdict, why = _time_verdict(old, new, key, tolerance)
     if same_machine:

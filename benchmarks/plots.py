@@ -40,6 +40,7 @@ GROUP_COLORS = {
     "partial_fc 10 %": COLORS[3],
     "product": "#777777",
 }
+SOFTMAX = "none (softmax)"  # the margin of a peer that has none: less work, to be told
 PEER_MARKERS = "s^DvPX<>*h"
 PEER_DASHES = ((4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (2.5, 1), (7, 2))
 PALE = (0.35, 0.0, 0.55, 0.2)  # shares of white in the shades of a group's peers
@@ -137,8 +138,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 def figure_of(report: dict[str, Any], quantity: Quantity) -> Figure:
     """One panel a (batch, dim) and dtype; every contender's line has its label in the legend below as gid."""
-    rows = [row for row in report["rows"] if row["status"] == "out of memory" or _is_number(row.get(quantity.key))]
-    if not any(_is_number(row.get(quantity.key)) for row in rows):
+    rows = [row for row in report["rows"] if row["status"] == "out of memory" or _has(row, quantity)]
+    if not any(_has(row, quantity) for row in rows):
         got = f"{len(report['rows'])} rows, none with a number in {quantity.key}"
         raise error("plots", "rows", "hold a measurement", got)
     shapes = sorted({(row["batch"], row["dim"]) for row in rows})
@@ -155,7 +156,7 @@ def figure_of(report: dict[str, Any], quantity: Quantity) -> Figure:
             axes.set_title(f"{dtype}, batch {batch}, dim {dim}", fontsize="medium")
     _finish_axes(panels, rows, quantity, math.ceil(crosses / CROSSES_A_ROW))
     shown = {_series(row) for row in rows}
-    scaled = any(row.get(quantity.scaled_key) for row in rows)
+    scaled = any(row.get(quantity.scaled_key) for row in rows if _has(row, quantity))
     _legend(figure, [style for series, style in styles.items() if series in shown], scaled, crosses > 0)
     figure.suptitle(f"{quantity.title}\n{reports.machine_text(report['environment'])}", fontsize="medium")
     return figure
@@ -165,8 +166,10 @@ def _series(row: dict[str, Any]) -> Series:
     return row["contender"], row["margin"], row["backend"]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+def _has(row: dict[str, Any], quantity: Quantity) -> bool:
+    """Whether there is a number to show. (A row that ran out of memory may tell how much it needs.)"""
+    value = row.get(quantity.key)
+    return row["status"] == "ok" and isinstance(value, (int, float)) and math.isfinite(value) and value > 0
 
 
 def _styles(rows: list[dict[str, Any]]) -> dict[Series, Style]:
@@ -186,6 +189,8 @@ def _styles(rows: list[dict[str, Any]]) -> dict[Series, Style]:
         label = contender
         if len({other[1] for other in same}) > 1:
             label += f", {margin}"
+        elif margin == SOFTMAX:
+            label += ", no margin"
         if backend and len({other[2] for other in same}) > 1:
             label += f", {backend}"
         if is_ours:
@@ -210,7 +215,7 @@ def _draw_panel(axes: Axes, rows: list[dict[str, Any]], styles: dict[Series, Sty
     lost: dict[int, list[Style]] = {}
     for series, style in styles.items():
         mine = sorted((row for row in rows if _series(row) == series), key=lambda row: row["identities"])
-        points = [row for row in mine if row["status"] == "ok" and _is_number(row.get(quantity.key))]
+        points = [row for row in mine if _has(row, quantity)]
         axes.plot(
             [row["identities"] for row in points],
             [row[quantity.key] for row in points],
@@ -260,7 +265,7 @@ def _cross(axes: Axes, identities: int, number: int, columns: int, style: Style)
 def _finish_axes(panels: Any, rows: list[dict[str, Any]], quantity: Quantity, band_rows: int) -> None:
     """The same limits everywhere, with room for the band of crosses above the highest point, and ticks in words."""
     identities = sorted({row["identities"] for row in rows})
-    values = [row[quantity.key] for row in rows if _is_number(row.get(quantity.key))]
+    values = [row[quantity.key] for row in rows if _has(row, quantity)]
     low, high = math.log(min(values)), math.log(max(values))
     pad = max(0.05 * (high - low), 0.15)
     low, high = low - pad, high + pad

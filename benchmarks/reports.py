@@ -17,7 +17,7 @@ from attfc_cuda._files import write_text
 SWEEP = "sweep/1"
 # What makes a row the same measurement in two reports.
 KEYS: dict[str, tuple[str, ...]] = {
-    "heads/1": ("case", "batch", "dim", "contender", "margin", "dtype", "backend"),
+    "heads/1": ("case", "identities", "batch", "dim", "contender", "margin", "dtype", "backend"),
     SWEEP: ("contender", "dtype"),
     "scaling/1": ("centers", "dtype"),
     "training/1": ("head",),

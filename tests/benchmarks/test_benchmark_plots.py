@@ -146,6 +146,30 @@ def test_margin_and_backend_are_named_only_where_they_tell_lines_apart() -> None
     assert set(lines) == {"fc, arcface, cpu", "fc, adasin, cpu", "fc, arcface, reference", "eager"}
 
 
+def test_a_peer_without_margin_says_so() -> None:
+    rows = [row("fc", "ms1mv3"), row("torch", "ms1mv3", margin="none (softmax)")]
+    assert set(artists(plots.figure_of(report(*rows), plots.TIME), "line")) == {"fc", "torch, no margin"}
+
+
+def test_two_heads_of_ours_in_a_group_differ_by_their_lines() -> None:
+    rows = [
+        row("fc", "ms1mv3"),
+        row("fc, torch.optim", "ms1mv3", ours=True),
+        row("attfc", "ms1mv3", ours=True, group="a"),
+    ]
+    lines = {line.get_gid(): line for line in plots.figure_of(report(*rows), plots.TIME).axes[0].lines}
+    one, two, other = (lines[f"line: {name}"] for name in ("fc", "fc, torch.optim", "attfc"))
+    assert one.get_color() == two.get_color() != other.get_color()
+    assert one.get_linestyle() == other.get_linestyle() == "-" and two.get_linestyle() == "--"
+
+
+def test_what_a_lost_head_would_need_is_not_drawn() -> None:
+    needs = row("eager", "webface42m", None, 10_000_000.0, status="out of memory")
+    figure = plots.figure_of(report(row("fc", "ms1mv3"), needs), plots.MEMORY)
+    assert artists(figure, "line")["eager"] == [] and list(artists(figure, "out of memory")) == ["eager"]
+    assert figure.axes[0].get_ylim()[1] < 1000
+
+
 def test_twelve_crosses_stay_in_their_band() -> None:
     rows = [row("fc", case) for case in IDENTITIES] + [lost(f"peer {k}", "webface42m") for k in range(12)]
     figure = plots.figure_of(report(*rows), plots.TIME)

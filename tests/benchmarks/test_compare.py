@@ -16,7 +16,15 @@ MACHINE = {"cpu": "EPYC", "gpu": None, "threads": 2, "torch": "2.14.1", "date": 
 
 
 def heads_row(contender: str = "fc", median: float | None = 1.0, mib: float | None = 100.0, **changes) -> dict:
-    key = {"case": "ms1mv3", "batch": 384, "dim": 512, "margin": "arcface", "dtype": "float32", "backend": "cpu"}
+    key = {
+        "case": "ms1mv3",
+        "identities": 93_431,
+        "batch": 384,
+        "dim": 512,
+        "margin": "arcface",
+        "dtype": "float32",
+        "backend": "cpu",
+    }
     values = {"contender": contender, "status": "ok", "median_s": median, "peak_mib": mib, "x_product": median}
     marks = {} if median is None else {"p20_s": 0.99 * median, "p80_s": 1.01 * median}
     return {**key, **values, **marks, "measured_identities": 93_431, **changes}
@@ -91,20 +99,28 @@ def test_changes_of_status() -> None:
     assert verdict(lost, lost) == ("same", "out of memory")
 
 
-def test_a_measurement_scaled_from_another_size_is_not_judged() -> None:
-    assert verdict(heads_row(), heads_row(median=9.0, measured_identities=1000))[0] == "-"
+def test_measurements_multiplied_up_from_different_sizes_say_so() -> None:
+    found = verdict(heads_row(), heads_row(median=9.0, measured_identities=1000))
+    assert found == ("REGRESSION", "time x 9.00 (measured on 93431 and 1000 identities)")
 
 
 def test_rows_of_one_side_are_listed_and_are_no_regression() -> None:
     before, after = heads(heads_row("fc"), heads_row("liger", backend=None)), heads(heads_row("quack"), heads_row("fc"))
     result = compare.compare(before, after)
-    assert result.missing == ["ms1mv3, 384, 512, liger, arcface, float32"]
-    assert result.new == ["ms1mv3, 384, 512, quack, arcface, float32, cpu"]
+    assert result.missing == ["ms1mv3, 93431, 384, 512, liger, arcface, float32"]
+    assert result.new == ["ms1mv3, 93431, 384, 512, quack, arcface, float32, cpu"]
     assert len(result.differences) == 1 and not result.regressions
 
 
 def test_every_part_of_the_key_tells_rows_apart() -> None:
-    changes = [{"case": "1m"}, {"batch": 128}, {"dim": 256}, {"margin": "adasin"}, {"dtype": "bfloat16"}]
+    changes = [
+        {"case": "1m"},
+        {"identities": 7},
+        {"batch": 128},
+        {"dim": 256},
+        {"margin": "adasin"},
+        {"dtype": "bfloat16"},
+    ]
     changes += [{"backend": "reference"}, {"contender": "x"}]
     for change in changes:
         assert not compare.compare(heads(heads_row()), heads(heads_row(**change))).differences
@@ -158,8 +174,8 @@ def test_the_table_shows_what_happened(tmp_path: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "warning: not the same machine (threads 2 and 4): only x product is compared" in out
     assert "REGRESSION: x product x 1.50" in out and "1 regression\n" in out
-    assert "missing in the second: ms1mv3, 384, 512, gone" in out
-    assert "new in the second: ms1mv3, 384, 512, fresh" in out
+    assert "missing in the second: ms1mv3, 93431, 384, 512, gone" in out
+    assert "new in the second: ms1mv3, 93431, 384, 512, fresh" in out
 
 
 @pytest.mark.parametrize(
