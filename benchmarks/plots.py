@@ -68,12 +68,12 @@ MEMORY = Quantity(
     "peak memory above the inputs",
     "Memory of a head's training step",
     reports.memory_text,
-    (4.0, 16.0),
+    (2.0, 4.0, 16.0),
 )
 TIME = Quantity(
     "median_s",
     "time_scaled",
-    "time, median",
+    "time of a step, median",
     "Time of a head's training step",
     reports.seconds_text,
     (10.0**0.5, 10.0),
@@ -174,13 +174,15 @@ def _has(row: dict[str, Any], quantity: Quantity) -> bool:
 
 def _styles(rows: list[dict[str, Any]]) -> dict[Series, Style]:
     """The look of every line, ours first, then by group; margin and backend are named where they tell lines apart."""
-    of: dict[Series, dict[str, Any]] = {_series(row): row for row in reversed(rows)}
+    of: dict[Series, dict[str, Any]] = {}
+    for row in rows:
+        of.setdefault(_series(row), row)
     colors = {**GROUP_COLORS}
     spare = [color for color in COLORS if color not in colors.values()]
     for row in rows:
         if row["group"] not in colors:
             colors[row["group"]] = spare[len(colors) % len(spare)]
-    order = sorted(reversed(of), key=lambda series: (not of[series]["ours"], list(colors).index(of[series]["group"])))
+    order = sorted(of, key=lambda series: (not of[series]["ours"], list(colors).index(of[series]["group"])))
     styles, peers, ours = {}, dict.fromkeys(colors, 0), dict.fromkeys(colors, 0)
     for series in order:
         contender, margin, backend = series

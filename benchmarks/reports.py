@@ -101,7 +101,10 @@ def machine_text(environment: dict[str, Any]) -> str:
         parts = [environment["gpu"]]
     else:
         threads = environment.get("threads")
-        parts = [environment.get("cpu") or "unknown machine", f"{threads} threads" if threads else ""]
+        parts = [
+            environment.get("cpu") or "unknown machine",
+            f"{threads} thread{'s' if threads > 1 else ''}" if threads else "",
+        ]
     return ", ".join([part for part in parts if part] + [f"torch {environment.get('torch', 'unknown')}"])
 
 
