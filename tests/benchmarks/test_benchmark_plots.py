@@ -171,10 +171,11 @@ def test_what_a_lost_head_would_need_is_not_drawn() -> None:
 
 
 def test_twelve_crosses_stay_in_their_band() -> None:
-    rows = [row("fc", case) for case in IDENTITIES] + [lost(f"peer {k}", "webface42m") for k in range(12)]
+    rows = [row("fc", case, seconds) for case, seconds in zip(IDENTITIES, (0.1, 1.0, 100.0), strict=True)]
+    rows += [lost(f"peer {k}", "webface42m") for k in range(12)]
     figure = plots.figure_of(report(*rows), plots.TIME)
     axes = figure.axes[0]
-    top = axes.transLimits.transform(axes.transScale.transform([(93_431, 1.0)]))[0, 1]
+    top = axes.transLimits.transform(axes.transScale.transform([(2_059_906, 100.0)]))[0, 1]
     heights = [points[0][1] for points in artists(figure, "out of memory").values()]
     assert len(heights) == 12 and min(heights) > top and max(heights) < 1
 
