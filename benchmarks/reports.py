@@ -6,6 +6,7 @@ one without a schema that has one shape is a sweep's.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,18 @@ def write(path: Path, report: dict[str, Any]) -> None:
     """Write a report, all of it or nothing; called after each row, so that an interrupted run leaves those it has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(report, indent=1) + "\n")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The flags that say where the JSON goes."""
+    parser.add_argument("--output", type=Path, default=None, help="JSON, written after each row")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output")
+
+
+def check_output(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Exit with the reason where --output is there already and may not be replaced."""
+    if given.output is not None and given.output.exists() and not given.overwrite:
+        parser.error(f"--output {given.output} exists: add --overwrite, or name another file")
 
 
 def describe(identity: Sequence[Any]) -> str:

@@ -246,14 +246,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=SECONDS_A_POINT, help="aimed at for a point; default 4")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: PyTorch's choice")
-    parser.add_argument(
-        "--output", type=Path, default=None, help="write the rows, the lines and the environment as JSON"
-    )
+    reports.add_output(parser)
     parser.add_argument("--plot", type=Path, default=None, help="write PLOT.png and PLOT.svg")
     parser.add_argument(
         "--point", type=int, default=None, help=argparse.SUPPRESS
     )  # what the fresh processes are called with
     given = parser.parse_args(arguments)
+    reports.check_output(parser, given)
     if min(given.centers) < 1 or min(given.batch, given.dim) < 1:
         parser.error("--centers, --batch and --dim must be at least 1")
     return given

@@ -233,9 +233,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: PyTorch's choice")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("--output", type=Path, default=None, help="write the rows and the environment as JSON")
+    reports.add_output(parser)
     parser.add_argument("--of", choices=HEADS, default=None, help=argparse.SUPPRESS)  # how fresh processes are called
     given = parser.parse_args(arguments)
+    reports.check_output(parser, given)
     if given.steps < 3:
         parser.error("--steps must be 3 or more")
     return given

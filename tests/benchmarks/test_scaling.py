@@ -162,6 +162,15 @@ def test_a_process_that_fails_is_told_and_what_is_there_stays(tmp_path: Path, mo
     assert [row["centers"] for row in json.loads(output.read_text())["rows"]] == [1000]
 
 
+def test_a_file_that_is_there_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "scaling.json"
+    output.write_text("{}")
+    with pytest.raises(SystemExit):
+        scaling.parse_arguments(["--output", str(output)])
+    assert f"--output {output} exists: add --overwrite" in capsys.readouterr().err
+    assert scaling.parse_arguments(["--output", str(output), "--overwrite"]).output == output
+
+
 def test_a_wrong_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         scaling.parse_arguments(["--centers", "0"])
