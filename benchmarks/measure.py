@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import datetime
+import gc
+import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+if sys.platform == "linux":
+    import resource
+
+_CGROUP_1 = (("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),)
 
 
 def time_interleaved(functions: dict[str, Callable[[], Any]], rounds: int, tick: Callable[[str], None]) -> dict:
@@ -40,20 +50,50 @@ def spread(values: list[float]) -> dict[str, float]:
 def peak_above_start_mib(function: Callable[[], Any]) -> float | None:
     """Largest resident set while `function` runs, above what was resident before; None where the system cannot tell.
 
-    Meant for a fresh process: memory that an earlier call left to the allocator would be used again unseen.
+    Meant for a fresh process: memory that an earlier call left to a library would be used again unseen. What it left to
+    the C library's allocator is given back first, where that is glibc's.
     """
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    clear = Path("/proc/self/clear_refs")
     if not clear.exists():
         return None
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
     clear.write_text("5")  # the peak becomes what is resident now
-
-    def field(name: str) -> float:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-        return int(line.split()[1]) / 1024
-
-    before = field("VmRSS:")
+    before = _status_mib("VmRSS:")
     function()
-    return field("VmHWM:") - before
+    return _status_mib("VmHWM:") - before
+
+
+def _status_mib(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+
+def available_bytes() -> int:
+    """Main memory that a process may still take: what the system has to spare, or less where a cgroup limits it."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        line = next((line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")), None)
+        found += [] if line is None else [int(line.split()[1]) * 1024]
+    cgroup = Path("/sys/fs/cgroup")
+    for limit, used in (("memory.max", "memory.current"), *_CGROUP_1):
+        with contextlib.suppress(OSError, ValueError):  # absent, or "max": no limit
+            found.append(int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
+    return min(found)
+
+
+def limit_memory(further_bytes: int) -> None:
+    """From here on this process gets that much more memory and no more: an allocation beyond fails, with an error.
+
+    Without it a system that promises more memory than it has would kill the process instead. Linux only: elsewhere
+    nothing happens.
+    """
+    if sys.platform == "linux":
+        used = int(_status_mib("VmData:") * 2**20)
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (used + further_bytes, hard))
 
 
 def environment() -> dict[str, Any]:
@@ -66,12 +106,19 @@ def environment() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
     )
+    gpu, driver = torch.cuda.is_available(), None
+    if gpu:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+        with contextlib.suppress(OSError):
+            driver = subprocess.run(query, capture_output=True, text=True).stdout.strip() or None
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": model,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "cuda": torch.version.cuda if gpu else None,
+        "driver": driver,
         "commit": commit.stdout.strip() or None,
     }

@@ -1,147 +1,347 @@
-"""Times the sweep against plain PyTorch on this machine and measures memory.
+"""Measures training steps of the heads and of what others offer, by number of identities: time and memory.
 
-    python benchmarks/run.py                              # B 384, S 100 000, D 512, float32 and bfloat16
-    python benchmarks/run.py --case trained-centers       # gradients of the embeddings and of raw centres
-    python benchmarks/run.py --shape small --rounds 3     # a quick look
-    python benchmarks/run.py --output benchmarks/results/NAME.json
+    python benchmarks/run.py                                        # every case and contender, at most 25 minutes
+    python benchmarks/run.py --list                                 # what there is, and what cannot run here
+    python benchmarks/run.py --cases ms1mv3 --contenders "attfc 10 %" "full fc, eager"
+    python benchmarks/run.py --output benchmarks/results/heads_NAME.json --plots docs/images/heads
+    python benchmarks/run.py --output ... --resume                  # after an interruption: the missing rows
 
-Every contender is checked against float64 on a small shape before it is timed. Times are medians over interleaved
-rounds, memory is the peak above the inputs (and the gradient of the centres) in a fresh process, and "x product"
-compares with the bare X @ W.T of the same dtype in the same run: medians, and the best of each for a busy machine.
+A step is forward, backward to the embeddings, and the update of what the head keeps. Every contender does the same work
+on the same inputs, is checked against float64 first (loss, gradient, moved centres) and is measured in a fresh process:
+
+  time       median, 20 and 80 % and best over rounds in turn with the bare product X @ W.T of the step's centres;
+             "x product" is the multiple of it
+  memory     the peak above the inputs, from before the head exists to the end of a step: CUDA's allocator on a GPU, the
+             resident set on a CPU. A head that needs more than --memory-limit is a row "out of memory"
+  TFLOP/s    useful ones: two products of the centres for AttFC (logits, gradient of the embeddings), three where centres
+             are trained, one for the bare product
+  GB/s       the least bytes that a step must move: the container once, or trained centres and momentum read and written
+
+What takes longer than --row-seconds is measured on a half, a quarter, ... of the identities and multiplied up: "~" in the
+table, time_scaled and memory_scaled in the JSON. Random inputs: every centre carries probability, nothing can be skipped.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import cases  # noqa: E402
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import heads  # noqa: E402
 import measure  # noqa: E402
+import table  # noqa: E402
+import worker  # noqa: E402
+from contenders import CONTENDERS  # noqa: E402
+from heads import CASES, Contender, Problem  # noqa: E402
+
+from attfc_cuda import _backend, margins  # noqa: E402
+from attfc_cuda._files import write_text  # noqa: E402
+from attfc_cuda.plan.report import parse_bytes  # noqa: E402
+
+SCHEMA = "heads/1"
+_RUN_SECONDS, _START_SECONDS = (
+    25 * 60,
+    6,
+)  # of the default run; of a row before its budget begins: imports and the check
+_LEAST_ROW_SECONDS, _MOST_ROW_SECONDS = 2.0, 60.0
+_DEFAULT_MARGINS = {"attfc": "adasin"}  # of our heads; the others' is ArcFace, which the peers have
 
 
-def parse_arguments() -> argparse.Namespace:
+@dataclasses.dataclass(frozen=True)
+class Task:
+    case: str
+    contender: Contender
+    problem: Problem
+
+    @property
+    def key(self) -> tuple:
+        """What tells a row from the others."""
+        row = worker.empty_row(self.contender, self.problem)
+        return key_of({**row, "case": self.case})
+
+
+def key_of(row: dict[str, Any]) -> tuple:
+    return tuple(row[name] for name in ("case", "identities", "batch", "dtype", "contender", "margin", "backend"))
+
+
+def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=cases.CASES, default="container")
-    parser.add_argument("--shape", choices=cases.SHAPES, default="100k")
-    parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=["float32", "bfloat16"])
-    parser.add_argument("--contenders", nargs="+", metavar="NAME", default=None, help="default: all of the case")
-    parser.add_argument("--rounds", type=int, default=9, help="timed rounds, 2 or more (one more warms up)")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: PyTorch's choice")
-    parser.add_argument("--no-memory", action="store_true", help="skip the memory column")
-    parser.add_argument("--output", type=Path, default=None, help="write the rows and the environment as JSON")
-    parser.add_argument("--peak-of", default=None, help=argparse.SUPPRESS)  # what the fresh processes are called with
-    arguments = parser.parse_args()
-    known = cases.CASES[arguments.case].contenders
-    arguments.contenders = arguments.contenders or list(known)
-    for name in arguments.contenders:
-        if name not in known:
-            parser.error(f"--contenders must be of {', '.join(map(repr, known))}, got {name!r}")
+    sizes = ", ".join(f"{name} ({count:,})" for name, count in CASES.items())
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=None, help=f"default: all of {sizes}")
+    parser.add_argument("--identities", nargs="+", type=int, default=[], help="numbers of identities in place of cases")
+    parser.add_argument("--batches", nargs="+", type=int, default=[384], help="rows of a step (default: 384)")
+    parser.add_argument("--dim", type=int, default=512, help="length of an embedding (default: 512)")
+    parser.add_argument(
+        "--heads", "--contenders", nargs="+", metavar="NAME", default=list(CONTENDERS), help="default: all of --list"
+    )
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=heads.DTYPES, default=None, help="of the products; default: all (float16: a GPU)"
+    )
+    parser.add_argument(
+        "--margins", nargs="+", choices=margins.NAMES, default=None,
+        help="of our heads (default: adasin for AttFC, arcface for the others); peers keep the one they have",
+    )  # fmt: skip
+    parser.add_argument("--backends", nargs="+", choices=("auto", *_backend.BACKENDS), default=["auto"], help="of ours")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds, 2 or more (one more warms up; default: 5)")
+    parser.add_argument(
+        "--row-seconds", type=float, default=None,
+        help="for the memory and time of a row, start-up and check not counted (default: 25 minutes for the whole run)",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument(
+        "--memory-limit", type=parse_bytes, default=None, metavar="SIZE",
+        help="that a head may take above the inputs, such as 16GiB (default: 90 %% of what is free at the start)",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, default=None, help="JSON, written after each row")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume", action="store_true", help="keep the rows of --output and measure the missing ones"
+    )
+    existing.add_argument("--overwrite", action="store_true", help="replace --output")
+    parser.add_argument(
+        "--plots", type=Path, default=None, metavar="PREFIX", help="draw PREFIX_*.png and .svg (plots.py)"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--list", action="store_true", help="print cases and contenders, and measure nothing")
+    arguments = parser.parse_args(given)
+    if arguments.device == "auto":
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    if arguments.dtypes is None:
+        arguments.dtypes = [name for name in heads.DTYPES if name != "float16" or arguments.device == "cuda"]
+    elif "float16" in arguments.dtypes and arguments.device == "cpu":
+        parser.error("--dtypes float16 needs a GPU")
+    for name in arguments.heads:
+        if name not in CONTENDERS:
+            parser.error(f"--heads must be of {', '.join(map(repr, CONTENDERS))}, got {name!r}")
     if arguments.rounds < 2:
         parser.error("--rounds must be 2 or more")
+    if min(arguments.identities + arguments.batches + [arguments.dim]) < 1:
+        parser.error("--identities, --batches and --dim must be 1 or more")
+    if arguments.output is not None and arguments.output.exists() and not (arguments.resume or arguments.overwrite):
+        parser.error(f"--output {arguments.output} exists: add --resume or --overwrite")
+    if arguments.resume and arguments.output is None:
+        parser.error("--resume needs --output")
     return arguments
 
 
-def peak_in_fresh_process(name: str, arguments: argparse.Namespace, dtype: str) -> float | None:
-    command = [sys.executable, __file__, "--peak-of", name, "--case", arguments.case]
-    command += ["--shape", arguments.shape, "--dtypes", dtype]
-    if arguments.threads:
-        command += ["--threads", str(arguments.threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"measuring the memory of {name} failed: {done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+def cases_of(arguments: argparse.Namespace) -> dict[str, int]:
+    named = arguments.cases
+    if named is None:
+        named = [] if arguments.identities else list(CASES)
+    return {**{name: CASES[name] for name in named}, **{str(count): count for count in arguments.identities}}
 
 
-def peak_here(name: str, case: cases.Case, shape: cases.Shape, dtype: str) -> float | None:
-    contender = case.contenders[name]
-    # Loads and compiles on another shape; the timed shape's buffers are then all new.
-    contender.run(cases.make_inputs(cases.SHAPES["small"], cases.DTYPES[dtype], contender.kind, case.raw))
-    inputs = cases.make_inputs(shape, cases.DTYPES[dtype], contender.kind, case.raw)
-    peak = measure.peak_above_start_mib(lambda: contender.run(inputs))
-    has_center_gradient = case.raw and contender is not cases.PRODUCT
-    return peak if peak is None or not has_center_gradient else peak - inputs.centers.nbytes / 2**20
+def tasks_of(arguments: argparse.Namespace) -> list[Task]:
+    """Every row to measure, in order: by case, batch, dtype and contender."""
+    tasks = []
+    for case, identities in cases_of(arguments).items():
+        for batch in arguments.batches:
+            for dtype in arguments.dtypes:
+                for name in arguments.heads:
+                    contender = CONTENDERS[name]
+                    for margin in margins_of(contender, arguments.margins):
+                        for backend in arguments.backends if contender.ours else ["auto"]:
+                            problem = Problem(
+                                identities, batch, arguments.dim, dtype, arguments.device, margin, backend
+                            )
+                            tasks.append(Task(case, contender, problem))
+    return list({task.key: task for task in tasks}.values())
 
 
-def rows_of(dtype: str, arguments: argparse.Namespace) -> list[dict]:
-    case, shape = cases.CASES[arguments.case], cases.SHAPES[arguments.shape]
-    errors = {}
-    for name in arguments.contenders:
-        contender = case.contenders[name]
-        if contender.truth is not None:
-            print(f"checking {dtype} {name} ...", file=sys.stderr)
-            small = cases.make_inputs(cases.SHAPES["small"], cases.DTYPES[dtype], contender.kind, case.raw)
-            errors[name] = cases.check(contender, small, cases.DTYPES[dtype])
-    inputs = {kind: cases.make_inputs(shape, cases.DTYPES[dtype], kind, case.raw) for kind in ("random", "trained")}
-    names = list(dict.fromkeys(["bare product", *arguments.contenders]))
-    functions = {
-        name: functools.partial(case.contenders[name].run, inputs[case.contenders[name].kind]) for name in names
-    }
-    print(f"timing {dtype}: {arguments.rounds} rounds of {len(names)} ", end="", file=sys.stderr, flush=True)
-    times = measure.time_interleaved(
-        functions, arguments.rounds, lambda _: print(".", end="", file=sys.stderr, flush=True)
-    )
-    print(file=sys.stderr)
-    bare = times["bare product"]
-    rows = []
-    for name in names:
-        peak = None if arguments.no_memory else peak_in_fresh_process(name, arguments, dtype)
-        seconds = times[name]["median_s"]
-        rows.append(
-            {
-                "contender": name,
-                "dtype": dtype,
-                **times[name],
-                "x_product": seconds / bare["median_s"],
-                "x_product_best": times[name]["best_s"] / bare["best_s"],
-                "gflop_per_s": (1 if name == "bare product" else case.products) * shape.product_flop / seconds / 1e9,
-                "peak_mib": peak,
-                "note": case.contenders[name].note,
-                **errors.get(name, {}),
-            }
+def margins_of(contender: Contender, wanted: list[str] | None) -> Sequence[str]:
+    if contender.margins is not None:
+        return contender.margins
+    return wanted or [_DEFAULT_MARGINS.get(contender.group.split()[0], "arcface")]
+
+
+def row_seconds_of(arguments: argparse.Namespace, tasks: Sequence[Task]) -> float:
+    if arguments.row_seconds is not None:
+        return arguments.row_seconds
+    able = sum(task.contender.unavailable(task.problem) is None for task in tasks)
+    share = _RUN_SECONDS / max(1, able) - _START_SECONDS
+    return round(min(_MOST_ROW_SECONDS, max(_LEAST_ROW_SECONDS, share)), 1)
+
+
+def memory_limit_of(arguments: argparse.Namespace) -> int:
+    if arguments.memory_limit is not None:
+        return arguments.memory_limit
+    free = torch.cuda.mem_get_info()[0] if arguments.device == "cuda" else measure.available_bytes()
+    return int(0.9 * free)
+
+
+def measured(task: Task, arguments: argparse.Namespace, seconds: float, limit_bytes: int) -> dict[str, Any]:
+    """The row of a task, from a fresh process. Exits the program where the contender's check fails or it has a fault."""
+    row = {"case": task.case, **worker.empty_row(task.contender, task.problem)}
+    if row["status"] == "unavailable":
+        return row
+    job = worker.Job(task.contender.name, task.problem, seconds, arguments.rounds, limit_bytes, arguments.threads)
+    command = [sys.executable, str(HERE / "worker.py"), json.dumps(dataclasses.asdict(job))]
+    # Compilers of a process of its own would outlive it and take memory of their own.
+    variables = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    allowed = 180 + 4 * seconds
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=allowed)
+    except subprocess.TimeoutExpired:
+        return {**row, "status": "unavailable", "reason": f"not done after {allowed:.0f} s"}
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        status = "out of memory" if name == "SIGKILL" else "unavailable"
+        return {**row, "status": status, "reason": f"the process was ended by {name}"}
+    last = done.stdout.splitlines()[-1:] or ["{}"]
+    found = json.loads(last[0]) if done.returncode == 0 else {"failed": done.stderr.strip()[-2000:]}
+    if "failed" in found:
+        where = f"{task.contender.name}, {task.case}, {task.problem.dtype}"
+        if task.contender.ours or done.returncode == 0:
+            raise SystemExit(f"run.py: {where}: {found['failed']}")
+        return {**row, "status": "unavailable", "reason": found["failed"].splitlines()[-1]}
+    return {**row, **found}
+
+
+class Report:
+    """The JSON: what was asked, on what machine, and the rows so far."""
+
+    def __init__(self, arguments: argparse.Namespace, seconds: float, limit_bytes: int) -> None:
+        self.path = arguments.output
+        names = (
+            "batches",
+            "dim",
+            "heads",
+            "dtypes",
+            "margins",
+            "backends",
+            "device",
+            "rounds",
+            "row_seconds",
+            "threads",
         )
-    return rows
+        settings = {name: getattr(arguments, name) for name in names}
+        settings.update(cases=cases_of(arguments), memory_limit=arguments.memory_limit)
+        self.content: dict[str, Any] = {
+            "schema": SCHEMA,
+            "environment": measure.environment(),
+            "command": "python " + shlex.join(["benchmarks/run.py", *sys.argv[1:]]),
+            "settings": settings,
+            "row_seconds": seconds,
+            "memory_limit_mib": limit_bytes / 2**20,
+            "rows": [],
+        }
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.content["rows"]
+
+    def resume(self) -> None:
+        """Take the rows of the file over. Exits the program where they were measured under other conditions."""
+        if not self.path.exists():
+            return
+        before = json.loads(self.path.read_text())
+        for part in ("schema", "settings", "environment"):
+            old, new = (
+                {**found[part], "date": None} if part != "schema" else found[part] for found in self._both(before)
+            )
+            if old != new:
+                differing = part if part == "schema" else [name for name in new if old.get(name) != new[name]]
+                raise SystemExit(
+                    f"run.py: --resume: {part} of {self.path} must be this run's, but differs: {differing}"
+                )
+        self.content["rows"] = before["rows"]
+
+    def _both(self, before: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        # As the file would hold it: tuples and the like are gone.
+        return before, json.loads(json.dumps(self.content))
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self.write()
+
+    def write(self) -> None:
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
 
-def print_table(rows: list[dict]) -> None:
-    heads = f"{'ms':>8}{'20%':>8}{'80%':>8} {'x product':>10} {'x best':>7} {'GFLOP/s':>8} {'MiB':>7}"
-    print(f"{'dtype':<9} {'contender':<27} {heads}")
-    for row in rows:
-        peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        times = "".join(f"{1e3 * row[key]:>8.1f}" for key in ("median_s", "p20_s", "p80_s"))
-        ratios = f"{row['x_product']:>10.2f} {row['x_product_best']:>7.2f} {row['gflop_per_s']:>8.0f} {peak:>7}"
-        print(f"{row['dtype']:<9} {row['contender']:<27} {times} {ratios}  {row['note']}")
+def print_list(arguments: argparse.Namespace) -> None:
+    print("cases:")
+    for name, count in CASES.items():
+        print(f"  {name:<12} {count:>10,} identities")
+    print("heads:")
+    for contender in CONTENDERS.values():
+        margin = margins_of(contender, None)[0]
+        problem = Problem(1000, 8, arguments.dim, arguments.dtypes[0], arguments.device, margin)
+        reason = contender.unavailable(problem)
+        told = contender.note if reason is None else f"unavailable: {reason}"
+        print(f"  {contender.name:<28} {'any' if contender.margins is None else margin:<16} {told}".rstrip())
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def main(given: Sequence[str] | None = None) -> None:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    arguments = parse_arguments(given)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    if arguments.peak_of:
-        print(
-            json.dumps(
-                peak_here(
-                    arguments.peak_of, cases.CASES[arguments.case], cases.SHAPES[arguments.shape], arguments.dtypes[0]
-                )
-            )
-        )
+    if arguments.list:
+        print_list(arguments)
         return
-    rows = [row for dtype in arguments.dtypes for row in rows_of(dtype, arguments)]
-    environment = measure.environment()
-    print_table(rows)
+    tasks = tasks_of(arguments)
+    seconds, limit_bytes = row_seconds_of(arguments, tasks), memory_limit_of(arguments)
+    report = Report(arguments, seconds, limit_bytes)
+    if arguments.resume:
+        report.resume()
+    done = {key_of(row) for row in report.rows}
+    missing = [task for task in tasks if task.key not in done]
+    console = Console(stderr=True)
+    console.print(f"{len(missing)} rows of about {seconds} s, memory limit {worker.gib(limit_bytes / 2**20)}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=len(missing))
+        for task in missing:
+            progress.update(bar, description=f"{task.case}, {task.problem.dtype}: {task.contender.name}")
+            report.add(measured(task, arguments, seconds, limit_bytes))
+            progress.advance(bar)
+    if arguments.markdown:
+        print(table.markdown(report.rows))
+    else:
+        table.show(report.rows)
+    environment = report.content["environment"]
     print(", ".join(f"{key} {value}" for key, value in environment.items() if value is not None))
-    if arguments.output:
-        shape = cases.SHAPES[arguments.shape]
-        report = {"environment": environment, "case": arguments.case, "shape": vars(shape), "rows": rows}
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.output is not None:
         print(f"written: {arguments.output}")
+    if arguments.plots is not None:
+        import plots
+
+        plots.draw(report.content, arguments.plots)
 
 
 if __name__ == "__main__":
