@@ -75,7 +75,7 @@ _ALL = (
     ),
     _peer(
         "full fc, torch.compile",
-        build=peers.build_full(peers.compiled_loss),
+        build=peers.build_full(peers.compiled_loss, compiles=True),
         truth=oracle.trained(1, _STRAIGHT),
         note=_STORES,
     ),

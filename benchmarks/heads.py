@@ -4,7 +4,7 @@ A contender builds a `Step` for a `Problem`. Its `run` does all that a training 
 down to the embeddings, and the update of whatever the head keeps (SGD with momentum 0.9 on class centres; a container's
 enqueue). Peers are in peers.py, what every contender is checked against in oracle.py.
 
-Inputs are random: every tile of centres carries probability and the sweep can skip none, the slowest case for our heads.
+Inputs are random: every tile of centres carries probability and the sweep can skip none, our heads' slowest case.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Contender:
     """build(problem) makes its step; truth(problem) the same in float64 (oracle.py), None for the bare product.
 
     margins: those it can run; None: any of attfc_cuda.margins. products: of size 2 B D centers that its task needs.
-    package: what must be installed. only_gpu: needs a CUDA device. compiles: through torch.compile.
+    package: what must be installed. only_gpu: needs a CUDA device.
     """
 
     name: str
@@ -223,10 +223,7 @@ def build_trained(share: float, fused: bool) -> Callable[[Problem], Step]:
             else:
                 head = PartialFC(problem.dim, problem.identities, share, **options)
         head.to(problem.device)
-        if fused:
-            optimizer = head.fuse_optimizer(LEARNING_RATE, MOMENTUM)
-        else:
-            optimizer = sgd([head.centers])
+        optimizer = head.fuse_optimizer(LEARNING_RATE, MOMENTUM) if fused else sgd([head.centers])
 
         def run(inputs: Inputs) -> Tensor:
             inputs.embeddings.grad = None

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 if sys.platform == "linux":
     import resource
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _CGROUP_1 = (("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),)
 
 
@@ -50,19 +51,35 @@ def spread(values: list[float]) -> dict[str, float]:
 def peak_above_start_mib(function: Callable[[], Any]) -> float | None:
     """Largest resident set while `function` runs, above what was resident before; None where the system cannot tell.
 
-    Meant for a fresh process: memory that an earlier call left to a library would be used again unseen. What it left to
-    the C library's allocator is given back first, where that is glibc's.
+    Meant for a fresh process: memory that an earlier call left to a library would be used again unseen. Where the C
+    library's allocator is glibc's, what it holds is given back first, and what is freed meanwhile at once.
     """
     clear = Path("/proc/self/clear_refs")
     if not clear.exists():
         return None
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-    clear.write_text("5")  # the peak becomes what is resident now
-    before = _status_mib("VmRSS:")
-    function()
-    return _status_mib("VmHWM:") - before
+    with _frugal_allocator():
+        clear.write_text("5")  # the peak becomes what is resident now
+        before = _status_mib("VmRSS:")
+        function()
+        return _status_mib("VmHWM:") - before
+
+
+@contextlib.contextmanager
+def _frugal_allocator() -> Iterator[None]:
+    """Within it each buffer of 1 MiB or more has pages of its own; after it, of 32 MiB or more, as in a process that
+    has run for a while. Without it the peak of middling tensors would be that of a fragmented heap."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+        yield
+        return
+    library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    library.malloc_trim(0)
+    try:
+        yield
+    finally:
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+        library.mallopt(_M_TRIM_THRESHOLD, 1 << 26)
 
 
 def _status_mib(name: str) -> float:

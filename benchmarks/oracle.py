@@ -64,14 +64,13 @@ def check(contender: Contender, problem: Problem) -> dict[str, float]:
     limit = max(1e-4, SCALE * torch.finfo(problem.torch_dtype).eps)
     if not all(error <= limit for error in errors.values()):
         found = ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
-        raise AssertionError(
-            f"{contender.name} ({problem.margin}, {problem.dtype}) must agree with float64 within {limit:.2g}, got {found}"
-        )
+        name = f"{contender.name} ({problem.margin}, {problem.dtype})"
+        raise AssertionError(f"{name} must agree with float64 within {limit:.2g}, got {found}")
     return errors
 
 
 def identities_of(contender: Contender, problem: Problem) -> int:
-    """Enough that its share of them is half again a batch: some rows meet their own class in a container, some do not."""
+    """Enough that its share of them is half again a batch: some rows find their own class in a container, some not."""
     return min(problem.identities, max(_LEAST_IDENTITIES, math.ceil(1.5 * problem.batch / contender.share)))
 
 

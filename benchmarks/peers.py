@@ -1,8 +1,8 @@
 """What others offer for the last layer, as training steps of the same inputs: plain PyTorch and packages.
 
-Plain PyTorch is our own restatement of how public trainers are built, at their memory: InsightFace's (all logits stored,
-the target's replaced in place, a softmax in place; Partial FC by gathering centres and momentum and scattering them
-back) and that of AttFC's authors (a queue, logits over all of it stored, the own class masked, then enqueued).
+Plain PyTorch is our own restatement of how public trainers are built: InsightFace's (all logits stored, the target's
+replaced in place, a softmax in place; Partial FC by gathering centres and momentum and scattering them back) and that
+of AttFC's authors (a queue, logits over all of it stored, the own class masked, then enqueued).
 Packages without margins run a plain softmax over centres as they are, not normalised: less work than the others.
 """
 
@@ -63,14 +63,17 @@ def compiled_loss() -> Loss:
     return torch.compile(lambda x, centers, labels: F.cross_entropy(arcface_logits(x, centers, labels), labels))
 
 
-def build_full(make_loss: Callable[[], Loss]) -> Callable[[Problem], Step]:
-    """A weight [N, D] under torch.optim.SGD and a loss of (embeddings, weight, labels)."""
+def build_full(make_loss: Callable[[], Loss], compiles: bool = False) -> Callable[[Problem], Step]:
+    """A weight [N, D] under torch.optim.SGD and a loss of (embeddings, weight, labels).
+
+    compiles: through torch.compile, which is then to make one graph for every number of identities.
+    """
 
     def build(problem: Problem) -> Step:
         loss_of = make_loss()
         weight = initial_centers(problem.identities, problem.dim, problem.device).requires_grad_()
-        # For torch.compile: one graph for every number of identities.
-        torch._dynamo.maybe_mark_dynamic(weight, 0)
+        if compiles:
+            torch._dynamo.maybe_mark_dynamic(weight, 0)
         optimizer = sgd([weight])
 
         def run(inputs: Inputs) -> Tensor:
@@ -117,7 +120,7 @@ def build_partial(share: float) -> Callable[[Problem], Step]:
 
 
 def build_queue(share: float) -> Callable[[Problem], Step]:
-    """AttFC as published: centres by attention over the gallery, a queue in order of arrival, enqueued after the loss."""
+    """AttFC as published: centres by attention over the gallery, a queue in order of arrival, filled after the loss."""
 
     def build(problem: Problem) -> Step:
         slots = slots_of(share, problem.identities, problem.batch)

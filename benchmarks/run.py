@@ -13,12 +13,13 @@ on the same inputs, is checked against float64 first (loss, gradient, moved cent
              "x product" is the multiple of it
   memory     the peak above the inputs, from before the head exists to the end of a step: CUDA's allocator on a GPU, the
              resident set on a CPU. A head that needs more than --memory-limit is a row "out of memory"
-  TFLOP/s    useful ones: two products of the centres for AttFC (logits, gradient of the embeddings), three where centres
-             are trained, one for the bare product
+  TFLOP/s    useful ones: two products of the centres for AttFC (logits, gradient of the embeddings), three where
+             centres are trained, one for the bare product
   GB/s       the least bytes that a step must move: the container once, or trained centres and momentum read and written
 
-What takes longer than --row-seconds is measured on a half, a quarter, ... of the identities and multiplied up: "~" in the
-table, time_scaled and memory_scaled in the JSON. Random inputs: every centre carries probability, nothing can be skipped.
+What takes longer than --row-seconds is measured on a half, a quarter, ... of the identities and multiplied up: "~" in
+the table, time_scaled and memory_scaled in the JSON. Inputs are random: every centre carries probability, so that our
+heads can skip none, their slowest case.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ def memory_limit_of(arguments: argparse.Namespace) -> int:
 
 
 def measured(task: Task, arguments: argparse.Namespace, seconds: float, limit_bytes: int) -> dict[str, Any]:
-    """The row of a task, from a fresh process. Exits the program where the contender's check fails or it has a fault."""
+    """The row of a task, from a fresh process. Ends the program where the contender's check fails."""
     row = {"case": task.case, **worker.empty_row(task.contender, task.problem)}
     if row["status"] == "unavailable":
         return row

@@ -1,9 +1,9 @@
-"""Times the sweep against plain PyTorch on this machine and measures memory.
+"""Times the sweep alone against plain PyTorch on this machine and measures memory; whole heads: run.py.
 
-    python benchmarks/run.py                              # B 384, S 100 000, D 512, float32 and bfloat16
-    python benchmarks/run.py --case trained-centers       # gradients of the embeddings and of raw centres
-    python benchmarks/run.py --shape small --rounds 3     # a quick look
-    python benchmarks/run.py --output benchmarks/results/NAME.json
+    python benchmarks/sweep.py                              # B 384, S 100 000, D 512, float32 and bfloat16
+    python benchmarks/sweep.py --case trained-centers       # gradients of the embeddings and of raw centres
+    python benchmarks/sweep.py --shape small --rounds 3     # a quick look
+    python benchmarks/sweep.py --output benchmarks/results/NAME.json
 
 Every contender is checked against float64 on a small shape before it is timed. Times are medians over interleaved
 rounds, memory is the peak above the inputs (and the gradient of the centres) in a fresh process, and "x product"

@@ -37,6 +37,7 @@ _PILOT_CENTERS = 8192
 _PRODUCT_CENTERS = 1 << 17
 _MEMORY_SHARE = 0.5  # of the budget
 _LEAST_ROUNDS = 2
+_SECONDS_A_ROUND = 0.02  # of a step that takes less: it is run that long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,11 @@ class Run:
         function()
         self.wait()
         return time.perf_counter() - start
+
+    def repeat(self, function: Callable[[], Any], count: int) -> None:
+        for _ in range(count):
+            function()
+        self.wait()
 
     def wait(self) -> None:
         if self.problem.device == "cuda":
@@ -138,21 +144,25 @@ class Run:
         centers = [self.contender.centers(size, problem.batch) for size in sizes]
         product = self.product(min(_PRODUCT_CENTERS, centers[0]))
         product_size = product.centers
+        self.timed(lambda: product.run(self.inputs))
         product_s = self.timed(lambda: product.run(self.inputs))
         left = self.left() - product_s * (1 + self.job.rounds)
         cost = (self.job.rounds + 1.5) * self.seconds_per_identity + self.build_per_identity
         number = next((n for n, size in enumerate(sizes) if cost * size <= left), len(sizes) - 1)
         step, inputs = self.build(sizes[number])
-        round_s = self.seconds_per_identity * sizes[number] + product_s
+        step_s = self.seconds_per_identity * sizes[number]
+        repeats = {"step": _repeats(step_s), "product": _repeats(product_s)}
+        round_s = step_s * repeats["step"] + product_s * repeats["product"]
         rounds = max(_LEAST_ROUNDS, min(self.job.rounds, int(self.left() / round_s) - 1))
         times = measure.time_interleaved(
             {
-                "step": lambda: (step.run(inputs), self.wait()),
-                "product": lambda: (product.run(self.inputs), self.wait()),
+                "step": lambda: self.repeat(lambda: step.run(inputs), repeats["step"]),
+                "product": lambda: self.repeat(lambda: product.run(self.inputs), repeats["product"]),
             },
             rounds,
             lambda name: None,
         )
+        times = {name: {key: s / repeats[name] for key, s in found.items()} for name, found in times.items()}
         scale = centers[0] / centers[number]
         spread = {name: seconds * scale for name, seconds in times["step"].items()}
         seconds = spread["median_s"]
@@ -231,6 +241,10 @@ def empty_row(contender: Contender, problem: Problem) -> dict[str, Any]:
         "errors": {},
         "note": contender.note,
     }
+
+
+def _repeats(seconds: float) -> int:
+    return max(1, int(_SECONDS_A_ROUND / max(seconds, 1e-7)))
 
 
 def is_out_of_memory(cause: Exception) -> bool:
