@@ -33,6 +33,8 @@ from contenders import CONTENDERS  # noqa: E402
 from heads import Contender, Inputs, Problem, Step  # noqa: E402
 
 _PILOT_CENTERS = 8192
+# Fewer numbers in the centres, and what the allocator and libraries add would be multiplied up with them.
+_LEAST_MEMORY_NUMBERS = 1 << 25
 # The yardstick's own matrices stay small; its time is proportional to the centres.
 _PRODUCT_CENTERS = 1 << 17
 _MEMORY_SHARE = 0.5  # of the budget
@@ -69,10 +71,10 @@ class Run:
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
-    def fractions(self) -> list[int]:
-        """All identities, a half, a quarter, ... down to where a step costs nothing; large enough for a batch."""
+    def fractions(self, least_centers: int = _PILOT_CENTERS) -> list[int]:
+        """All identities, a half, a quarter, ... down to so many centres; half of the last still holds a batch."""
         sizes = [self.problem.identities]
-        smallest = max(_PILOT_CENTERS, 2 * self.problem.batch) / self.contender.share
+        smallest = max(least_centers, 2 * self.problem.batch) / self.contender.share
         while sizes[-1] / 2 >= smallest:
             sizes.append(self.problem.identities >> len(sizes))
         return sizes
@@ -126,15 +128,14 @@ class Run:
     def memory(self) -> dict[str, Any]:
         # The first step in new memory takes longer than one in memory that is there.
         cost = 1.5 * self.seconds_per_identity + self.build_per_identity
-        sizes = self.fractions()
-        size = sizes[-1]
-        if len(sizes) > 1:
-            budget = _MEMORY_SHARE * self.left()
-            fits = (each for each in sizes if cost * each * (1 if each == sizes[0] else 1.5) <= budget)
-            size = next(fits, sizes[-1])
+        sizes = self.fractions(_LEAST_MEMORY_NUMBERS // self.problem.dim)
+        budget = _MEMORY_SHARE * self.left()
+        fits = (each for each in sizes if cost * each * (1 if each == sizes[0] else 1.5) <= budget)
+        size = next(fits, sizes[-1])
         if size == sizes[0]:
             return {"peak_mib": self.peak_mib(size), "memory_scaled": False, "memory_identities": size}
-        half, whole = self.peak_mib(size // 2), self.peak_mib(size)
+        # In this order, so that what a library keeps from then on is in neither or in both.
+        whole, half = self.peak_mib(size), self.peak_mib(size // 2)
         if whole is not None:
             whole += max(0.0, whole - half) / (size - size // 2) * (sizes[0] - size)
         return {"peak_mib": whole, "memory_scaled": True, "memory_identities": size}

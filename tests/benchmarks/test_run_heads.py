@@ -108,16 +108,17 @@ def in_fresh_process(name: str, problem: Problem, seconds: float, limit_mib: flo
 )
 def test_peak_memory_is_what_the_plan_says(name: str, head: Head, scaled: bool) -> None:
     """Measured at full size with time enough, extended from two smaller sizes without."""
-    problem = Problem(200_000, 32, 256, "float32", "cpu", "arcface")
+    problem = Problem(600_000, 32, 128, "float32", "cpu", "arcface")
     row = in_fresh_process(name, problem, 0.0 if scaled else 60.0)
     assert row["status"] == "ok" and row["memory_scaled"] is scaled and row["time_scaled"] is scaled
-    assert (row["measured_identities"] < 200_000) is scaled and (row["memory_identities"] < 200_000) is scaled
+    assert (row["measured_identities"] < 600_000) is scaled
+    assert row["memory_identities"] == (300_000 if scaled else 600_000)
     predicted = head_needs(head, problem.identities, problem.dim, problem.batch).total / 2**20
     assert abs(row["peak_mib"] - predicted) < 0.1 * predicted + CONSTANT_MIB, (row["peak_mib"], predicted)
     assert 0 < row["best_s"] <= row["p20_s"] <= row["median_s"] <= row["p80_s"]
-    flop = (3 if scaled else 2) * 2 * 32 * 256 * row["centers"]
+    flop = (3 if scaled else 2) * 2 * 32 * 128 * row["centers"]
     assert row["tflop_per_s"] == pytest.approx(flop / row["median_s"] / 1e12)
-    least = (200_000 * 256 * 4 * 4 + 2 * 32 * 256 * 4) if scaled else (60_000 + 5 * 32) * 256 * 4
+    least = (4 * 600_000 + 2 * 32) * 128 * 4 if scaled else (180_000 + 5 * 32) * 128 * 4
     assert row["gb_per_s"] == pytest.approx(least / row["median_s"] / 1e9)
 
 
@@ -132,13 +133,12 @@ def test_a_head_over_the_memory_limit_is_a_row_that_says_what_it_asked_for() -> 
 def test_a_prediction_over_the_limit_is_out_of_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "limit_memory", lambda further_bytes: None)
     monkeypatch.setattr(worker.Run, "peak_mib", lambda self, identities: 1.0 + identities / 1000)
-    problem = dataclasses.replace(SMALL, identities=100_000)
-    job = worker.Job("full fc, fused", problem, 0.0, 2, 100 * 2**20)
-    row = worker.measured(job)
-    assert row["status"] == "out of memory" and row["peak_mib"] == pytest.approx(101.0)
-    # A power-of-two fraction of the identities, as small as a pilot of 8192 centres allows.
-    assert row["memory_identities"] == 100_000 // 8 and row["memory_scaled"]
-    assert row["reason"] == "needs about 101 MiB, the limit is 100 MiB (extended from 12,500 identities)"
+    problem = dataclasses.replace(SMALL, identities=10_000_000)
+    row = worker.measured(worker.Job("full fc, fused", problem, 0.0, 2, 100 * 2**20))
+    assert row["status"] == "out of memory" and row["peak_mib"] == pytest.approx(10_001)
+    # The smallest power-of-two fraction whose centres are of 2^25 numbers.
+    assert row["memory_identities"] == 1_250_000 and row["memory_scaled"]
+    assert row["reason"] == "needs about 9.8 GiB, the limit is 100 MiB (extended from 1,250,000 identities)"
 
 
 ARGUMENTS = ["--identities", "2000", "--batches", "32", "--dim", "64", "--dtypes", "float32", "--row-seconds", "0.5"]
