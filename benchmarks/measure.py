@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,35 +51,30 @@ def spread(values: list[float]) -> dict[str, float]:
 def peak_above_start_mib(function: Callable[[], Any]) -> float | None:
     """Largest resident set while `function` runs, above what was resident before; None where the system cannot tell.
 
-    Meant for a fresh process: memory that an earlier call left to a library would be used again unseen. Where the C
-    library's allocator is glibc's, what it holds is given back first, and what is freed meanwhile at once.
+    Meant for a fresh process: memory that an earlier call left to a library would be used again unseen. What the C
+    library's allocator holds is given back first; call `frugal_allocator` at the start, or its holes count as well.
     """
     clear = Path("/proc/self/clear_refs")
     if not clear.exists():
         return None
     gc.collect()
-    with _frugal_allocator():
-        clear.write_text("5")  # the peak becomes what is resident now
-        before = _status_mib("VmRSS:")
-        function()
-        return _status_mib("VmHWM:") - before
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+    clear.write_text("5")  # the peak becomes what is resident now
+    before = _status_mib("VmRSS:")
+    function()
+    return _status_mib("VmHWM:") - before
 
 
-@contextlib.contextmanager
-def _frugal_allocator() -> Iterator[None]:
-    """Within it each buffer of 1 MiB or more has pages of its own; after it, of 32 MiB or more, as in a process that
-    has run for a while. Without it the peak of middling tensors would be that of a fragmented heap."""
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
-        yield
-        return
-    library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-    library.malloc_trim(0)
-    try:
-        yield
-    finally:
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 25)
-        library.mallopt(_M_TRIM_THRESHOLD, 1 << 26)
+def frugal_allocator(on: bool = True) -> None:
+    """From here on each buffer of 1 MiB or more has pages of its own, given back when it is freed: the resident set is
+    what tensors take, not a fragmented heap. Off: of 32 MiB or more, as in a process that has run for a while.
+
+    glibc only: elsewhere nothing happens."""
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << (20 if on else 25))
+        mallopt(_M_TRIM_THRESHOLD, 1 << (21 if on else 26))
 
 
 def _status_mib(name: str) -> float:

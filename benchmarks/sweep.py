@@ -61,6 +61,7 @@ def peak_in_fresh_process(name: str, arguments: argparse.Namespace, dtype: str) 
 
 def peak_here(name: str, case: cases.Case, shape: cases.Shape, dtype: str) -> float | None:
     contender = case.contenders[name]
+    measure.frugal_allocator()
     # Loads and compiles on another shape; the timed shape's buffers are then all new.
     contender.run(cases.make_inputs(cases.SHAPES["small"], cases.DTYPES[dtype], contender.kind, case.raw))
     inputs = cases.make_inputs(shape, cases.DTYPES[dtype], contender.kind, case.raw)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import math
 import re
 import sys
 import time
@@ -34,7 +35,7 @@ from heads import Contender, Inputs, Problem, Step  # noqa: E402
 
 _PILOT_CENTERS = 8192
 # Fewer numbers in the centres, and what the allocator and libraries add would be multiplied up with them.
-_LEAST_MEMORY_NUMBERS = 1 << 25
+_LEAST_MEMORY_NUMBERS = 1 << 24
 # The yardstick's own matrices stay small; its time is proportional to the centres.
 _PRODUCT_CENTERS = 1 << 17
 _MEMORY_SHARE = 0.5  # of the budget
@@ -128,7 +129,10 @@ class Run:
     def memory(self) -> dict[str, Any]:
         # The first step in new memory takes longer than one in memory that is there.
         cost = 1.5 * self.seconds_per_identity + self.build_per_identity
-        sizes = self.fractions(_LEAST_MEMORY_NUMBERS // self.problem.dim)
+        least = _LEAST_MEMORY_NUMBERS / self.problem.dim
+        # Partial FC keeps all centres, whatever a step meets of them.
+        least *= self.contender.share if self.contender.group.startswith("partial") else 1
+        sizes = self.fractions(math.ceil(least))
         budget = _MEMORY_SHARE * self.left()
         fits = (each for each in sizes if cost * each * (1 if each == sizes[0] else 1.5) <= budget)
         size = next(fits, sizes[-1])
@@ -189,6 +193,7 @@ class Run:
 def measured(job: Job) -> dict[str, Any]:
     """The row of one job; its contender must be available. Raises AssertionError where the check fails."""
     contender, problem = CONTENDERS[job.contender], job.problem
+    measure.frugal_allocator()
     row = empty_row(contender, problem)
     if contender.truth is not None:
         row["errors"] = oracle.check(contender, problem)
@@ -207,6 +212,7 @@ def measured(job: Job) -> dict[str, Any]:
             needs = f"needs about {gib(row['peak_mib'])}, the limit is {gib(limit_mib)}"
             how = f" (extended from {row['memory_identities']:,} identities)" if row["memory_scaled"] else ""
             return {**row, "status": "out of memory", "reason": needs + how}
+        measure.frugal_allocator(False)
         row.update(run.time())
     except (RuntimeError, MemoryError) as cause:
         if not is_out_of_memory(cause):

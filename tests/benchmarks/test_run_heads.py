@@ -112,7 +112,7 @@ def test_peak_memory_is_what_the_plan_says(name: str, head: Head, scaled: bool) 
     row = in_fresh_process(name, problem, 0.0 if scaled else 60.0)
     assert row["status"] == "ok" and row["memory_scaled"] is scaled and row["time_scaled"] is scaled
     assert (row["measured_identities"] < 600_000) is scaled
-    assert row["memory_identities"] == (300_000 if scaled else 600_000)
+    assert row["memory_identities"] == (150_000 if scaled else 600_000)
     predicted = head_needs(head, problem.identities, problem.dim, problem.batch).total / 2**20
     assert abs(row["peak_mib"] - predicted) < 0.1 * predicted + CONSTANT_MIB, (row["peak_mib"], predicted)
     assert 0 < row["best_s"] <= row["p20_s"] <= row["median_s"] <= row["p80_s"]
@@ -136,9 +136,9 @@ def test_a_prediction_over_the_limit_is_out_of_memory_too(monkeypatch: pytest.Mo
     problem = dataclasses.replace(SMALL, identities=10_000_000)
     row = worker.measured(worker.Job("full fc, fused", problem, 0.0, 2, 100 * 2**20))
     assert row["status"] == "out of memory" and row["peak_mib"] == pytest.approx(10_001)
-    # The smallest power-of-two fraction whose centres are of 2^25 numbers.
-    assert row["memory_identities"] == 1_250_000 and row["memory_scaled"]
-    assert row["reason"] == "needs about 9.8 GiB, the limit is 100 MiB (extended from 1,250,000 identities)"
+    # The smallest power-of-two fraction whose centres are of 2^24 numbers.
+    assert row["memory_identities"] == 625_000 and row["memory_scaled"]
+    assert row["reason"] == "needs about 9.8 GiB, the limit is 100 MiB (extended from 625,000 identities)"
 
 
 ARGUMENTS = ["--identities", "2000", "--batches", "32", "--dim", "64", "--dtypes", "float32", "--row-seconds", "0.5"]
