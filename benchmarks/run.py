@@ -53,10 +53,8 @@ from attfc_cuda._files import write_text  # noqa: E402
 from attfc_cuda.plan.report import parse_bytes  # noqa: E402
 
 SCHEMA = "heads/1"
-_RUN_SECONDS, _START_SECONDS = (
-    25 * 60,
-    6,
-)  # of the default run; of a row before its budget begins: imports and the check
+_RUN_SECONDS = 25 * 60  # of the default run
+_START_SECONDS = 6  # of a row before its budget begins: imports and the check
 _LEAST_ROW_SECONDS, _MOST_ROW_SECONDS = 2.0, 60.0
 _DEFAULT_MARGINS = {"attfc": "adasin"}  # of our heads; the others' is ArcFace, which the peers have
 

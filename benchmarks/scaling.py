@@ -248,9 +248,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: PyTorch's choice")
     reports.add_output(parser)
     parser.add_argument("--plot", type=Path, default=None, help="write PLOT.png and PLOT.svg")
-    parser.add_argument(
-        "--point", type=int, default=None, help=argparse.SUPPRESS
-    )  # what the fresh processes are called with
+    parser.add_argument("--point", type=int, default=None, help=argparse.SUPPRESS)  # how fresh processes are called
     given = parser.parse_args(arguments)
     reports.check_output(parser, given)
     if min(given.centers) < 1 or min(given.batch, given.dim) < 1:
