@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -168,6 +168,8 @@ def plot_cosines(
             ages, percentiles[:, 0], percentiles[:, 2], color=COLORS[2], alpha=0.2, label="98 % of others"
         )
         by_age.plot(ages, percentiles[:, 1], color=COLORS[2], marker="o", markersize=3, label="others, median")
+    by_age.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by_age.set_ylim(-1.0, 1.0)
     by_age.set_xlabel("age of the centre (steps)")
     by_age.set_ylabel("cosine")
     by_age.legend(fontsize="small", framealpha=0.85)
