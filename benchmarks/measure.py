@@ -8,6 +8,7 @@ import datetime
 import gc
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -28,14 +29,16 @@ _CGROUP_1 = (("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),)
 def time_interleaved(functions: dict[str, Callable[[], Any]], rounds: int, tick: Callable[[str], None]) -> dict:
     """Seconds of each function: best, median and 20/80 percentiles over `rounds`.
 
-    All functions run once in every round, so that whatever else the machine does meets them alike; the first round
-    warms up and is dropped.
+    All functions run once in every round, so that whatever else the machine does meets them alike, and each round in an
+    order of its own, so that none always runs in the memory and caches that the same other one leaves behind. The first
+    round warms up and is dropped.
     """
+    order = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
-        for name, function in functions.items():
+        for name in order.sample(list(functions), len(functions)):
             start = time.perf_counter()
-            function()
+            functions[name]()
             if number:
                 seconds[name].append(time.perf_counter() - start)
             tick(name)
