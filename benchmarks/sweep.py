@@ -5,9 +5,10 @@
     python benchmarks/sweep.py --shape small --rounds 3     # a quick look
     python benchmarks/sweep.py --output benchmarks/results/NAME.json
 
-Every contender is checked against float64 on a small shape before it is timed. Times are medians over interleaved
-rounds, memory is the peak above the inputs (and the gradient of the centres) in a fresh process, and "x product"
-compares with the bare X @ W.T of the same dtype in the same run: medians, and the best of each for a busy machine.
+Every contender is checked against float64 on a small shape before it is timed. Times are medians over rounds in turn
+with the bare X @ W.T of the same dtype alone: beside others, a contender pays the page faults of the memory that they
+left in pieces. "x product" compares with that product: medians, and the best of each for a busy machine. Memory is the
+peak above the inputs (and the gradient of the centres) in a fresh process.
 """
 
 from __future__ import annotations
@@ -81,17 +82,17 @@ def rows_of(dtype: str, arguments: argparse.Namespace) -> list[dict]:
             errors[name] = cases.check(contender, small, cases.DTYPES[dtype])
     inputs = {kind: cases.make_inputs(shape, cases.DTYPES[dtype], kind, case.raw) for kind in ("random", "trained")}
     names = list(dict.fromkeys(["bare product", *arguments.contenders]))
-    functions = {
-        name: functools.partial(case.contenders[name].run, inputs[case.contenders[name].kind]) for name in names
-    }
     print(f"timing {dtype}: {arguments.rounds} rounds of {len(names)} ", end="", file=sys.stderr, flush=True)
-    times = measure.time_interleaved(
-        functions, arguments.rounds, lambda _: print(".", end="", file=sys.stderr, flush=True)
-    )
-    print(file=sys.stderr)
-    bare = times["bare product"]
     rows = []
     for name in names:
+        contender = case.contenders[name]
+        pair = {
+            "bare product": functools.partial(cases.bare_product, inputs["random"]),
+            name: functools.partial(contender.run, inputs[contender.kind]),
+        }
+        times = measure.time_interleaved(pair, arguments.rounds, lambda _: None)
+        print(".", end="", file=sys.stderr, flush=True)
+        bare = times["bare product"]
         peak = None if arguments.no_memory else peak_in_fresh_process(name, arguments, dtype)
         seconds = times[name]["median_s"]
         rows.append(
@@ -103,10 +104,11 @@ def rows_of(dtype: str, arguments: argparse.Namespace) -> list[dict]:
                 "x_product_best": times[name]["best_s"] / bare["best_s"],
                 "gflop_per_s": (1 if name == "bare product" else case.products) * shape.product_flop / seconds / 1e9,
                 "peak_mib": peak,
-                "note": case.contenders[name].note,
+                "note": contender.note,
                 **errors.get(name, {}),
             }
         )
+    print(file=sys.stderr)
     return rows
 
 
