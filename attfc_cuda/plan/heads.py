@@ -39,6 +39,7 @@ class Head:
 HEADS = (
     Head("AttFC 10 %", "attfc", 0.1),
     Head("AttFC 30 %", "attfc", 0.3),
+    Head("AttFC 50 %", "attfc", 0.5),
     Head("Partial FC 10 %, fused", "partial_fc", 0.1),
     Head("full FC, fused", "fc"),
     Head("full FC, torch.optim", "fc", fused=False),
