@@ -116,7 +116,7 @@ def parse_attfc(arguments: list[str]) -> object:
 
 
 def check_script(program: str, arguments: list[str]) -> None:
-    """The script is one of ours and its source knows the flags, by itself or as flags of `attfc train`."""
+    """The script is one of ours and knows the flags: in its source, a module beside it, or those of `attfc train`."""
     if arguments[:2] == ["-m", "pytest"] and program == "python":
         paths = [argument for argument in arguments[2:] if "/" in argument]
         assert all((ROOT / path.partition("::")[0]).exists() for path in paths), f"no such test: {arguments}"
@@ -128,7 +128,9 @@ def check_script(program: str, arguments: list[str]) -> None:
     assert place is not None, f"no script in: {arguments}"
     script = ROOT / arguments[place]
     assert script.is_file(), f"no such script: {script}"
-    source, flags = script.read_text(), [flag for flag in arguments[place + 1 :] if flag.startswith("--")]
+    beside = (script.parent / f"{name}.py" for name in re.findall(r"^import (\w+)", script.read_text(), re.MULTILINE))
+    source = "\n".join(path.read_text() for path in (script, *beside) if path.is_file())
+    flags = [flag for flag in arguments[place + 1 :] if flag.startswith("--")]
     if "cli.main" in source:
         parse_attfc(["train", *arguments[place + 1 :]])
     else:
