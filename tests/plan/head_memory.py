@@ -13,10 +13,8 @@ from attfc_cuda.plan import rates
 from attfc_cuda.plan.heads import Head
 from attfc_cuda.train.objective import DTYPES
 
-
-def field(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import measure
 
 
 def main() -> None:
@@ -24,15 +22,16 @@ def main() -> None:
     identities, dim, batch, precision = (options.pop(key) for key in ("identities", "dim", "batch", "precision"))
     head = Head("measured", **options)
     _backend.available("cpu")
+    measure.frugal_allocator()
     # Whatever libraries take at their first use is not the head's.
     rates.head_step(head, 4 * batch, dim, batch, "cpu", DTYPES[precision])()
-    Path("/proc/self/clear_refs").write_text("5")
-    before, mapped = field("VmRSS:"), field("RssFile:")
-    step = rates.head_step(head, identities, dim, batch, "cpu", DTYPES[precision])
-    step()
-    step()
-    # Pages of libraries come and go as the system likes; a head's memory is none of them.
-    print(field("VmHWM:") - before - max(0, field("RssFile:") - mapped))
+
+    def make_and_run() -> None:
+        step = rates.head_step(head, identities, dim, batch, "cpu", DTYPES[precision])
+        step()
+        step()
+
+    print(round(measure.peak_above_start_mib(make_and_run) * 2**20))
 
 
 if __name__ == "__main__":
