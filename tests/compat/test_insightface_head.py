@@ -77,7 +77,12 @@ def test_the_example_runs_as_it_says(
 @pytest.mark.parametrize("numbers", MARGINS.values(), ids=MARGINS.keys())
 @pytest.mark.parametrize("rows", [1, 7])
 def test_one_step_in_float32_loses_no_more_than_theirs(example: dict[str, Any], numbers: tuple, rows: int) -> None:
-    """Loss and both gradients against theirs in float64, within twice of what theirs loses in float32."""
+    """Loss and both gradients against theirs in float64, within twice of what theirs loses in float32.
+
+    Theirs may lose nothing by luck, so that what rounding explains is allowed as well: target and negatives are cosines,
+    each within four roundings, times the scale. The loss moves by as much as they do where it is large, and in proportion
+    to itself where it is small; the gradients always in proportion.
+    """
     margin_loss = example["TheirMargin"](64.0, *numbers)
     torch.manual_seed(rows)
     weight, embeddings = torch.randn(31, 16), torch.randn(rows, 16)
@@ -95,9 +100,10 @@ def test_one_step_in_float32_loses_no_more_than_theirs(example: dict[str, Any], 
         return [loss.detach().double(), x.grad.double(), head.weight.grad.double()]
 
     truth, plain = step(example["TheirHead"], torch.float64), step(example["TheirHead"], torch.float32)
+    rounding = 64.0 * 2 * 4 * torch.finfo(torch.float32).eps / 2
     for exact, theirs, ours in zip(truth, plain, step(PartialFC_V2, torch.float32), strict=True):
-        floor = 2e-6 * exact.abs().max()
-        assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max() + floor
+        size = exact.abs().max() if exact.ndim else exact.clamp(max=1.0)
+        assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max() + rounding * size
 
 
 def test_margins_are_known_by_their_attributes() -> None:
