@@ -3,7 +3,7 @@
 //
 // A task walks its share of the tiles (kTile centres), and for each tile the batch in blocks of kBlock rows:
 //     1. cosines:   C[kTile][kPanel]  = tile . panel, for each panel of the block
-//     2. weights:   G[kTile][kBlock]  = d / d cosine, and which stretches of kLanes rows matter to the tile
+//     2. weights:   G[kTile][kBlock]  = d / d cosine, and which stretches of kStretch rows matter to the tile
 //     3. gradient:  A[kTile][dim]    += G . block, over the rows of those stretches alone
 // then projects A and writes it, once. Every tile is its own sum in a fixed order: tasks and threads change nothing.
 
@@ -20,9 +20,12 @@ class CenterGradient {
   static constexpr int kLanes = Panels::kLanes, kVectors = Panels::kVectors, kPanel = Panels::kPanel;
   static constexpr int kOut = Panels::kOut, kTile = Panels::kTile;
   static constexpr bool kPairs = Operand::kNumbersPerStep == 2;
-  static constexpr int kBlock = kPanel < 64 ? 64 : kPanel;  // long enough sums, while G stays in the first-level cache
+  // Long enough sums, while G stays in the first-level cache (of the matrix unit: in the second).
+  static constexpr int kBlock = Operand::kInMatrixUnit ? 128 : kPanel < 64 ? 64 : kPanel;
   static constexpr int kBlockSteps = kBlock / Operand::kNumbersPerStep;
-  static constexpr int kStretches = kBlock / kLanes;
+  static constexpr int kStretch = Operand::kInMatrixUnit ? 32 : kLanes;  // rows that are left out together
+  static constexpr int kStretches = kBlock / kStretch;
+  static constexpr int kNarrowStrip = Operand::kInMatrixUnit ? 2 : 1;  // vectors
   static constexpr int kTargetTasks = 64;
   static_assert(kBlock % kPanel == 0 && kLanes % Operand::kNumbersPerStep == 0);
 
@@ -78,7 +81,7 @@ class CenterGradient {
   void for_each_strip(const Body& body) const {
     int64_t d = 0;
     for (; d + kPanel <= panels_.padded_dim; d += kPanel) body(std::integral_constant<int, kVectors>{}, d);
-    for (; d < panels_.padded_dim; d += kLanes) body(std::integral_constant<int, 1>{}, d);
+    for (; d < panels_.padded_dim; d += kNarrowStrip * kLanes) body(std::integral_constant<int, kNarrowStrip>{}, d);
   }
 
   void pack(int64_t block) const {
@@ -159,12 +162,21 @@ class CenterGradient {
 
   // Adds the rows of stretches first ... last - 1 of the block to the tile's sums, or begins them.
   void accumulate(int64_t block, int first, int last, const Weight* weight, Real* sums, bool begin) const {
-    const int64_t step = first * kLanes / Operand::kNumbersPerStep;
-    const int64_t steps = (last - first) * kLanes / Operand::kNumbersPerStep;
+    const int64_t step = first * kStretch / Operand::kNumbersPerStep;
+    const int64_t steps = (last - first) * kStretch / Operand::kNumbersPerStep;
     const Scalar* weights = reinterpret_cast<const Scalar*>(weight) + step;
     for_each_strip([&](auto width, int64_t d) {
       constexpr int kWidth = decltype(width)::value;
       const Scalar* vectors = block_vectors(block) + d * kBlockSteps + step * kWidth * kLanes;
+      if constexpr (Operand::kInMatrixUnit) {
+        for (int column = 0; column < kWidth * kLanes; column += Operand::kColumns)
+          for (int j = 0; j < kTile; j += 2 * Operand::kRows)
+            Operand::template multiply<2>(weights + j * kBlockSteps, kBlockSteps * sizeof(Scalar), vectors + column,
+                                          kWidth * kLanes * sizeof(Scalar),
+                                          sums + j * panels_.padded_dim + d + column, panels_.padded_dim, steps,
+                                          !begin);
+        return;
+      }
       for (int j = 0; j < kTile; j += kOut) {
         const Scalar* scalars[kOut];
         Real* out[kOut];
@@ -187,6 +199,7 @@ class CenterGradient {
     Tile<Input, kTile> tile(packed, panels_.padded_dim);
     Weight* weight = reinterpret_cast<Weight*>(packed + Tile<Input, kTile>::scratch_scalars(panels_.padded_dim, false));
     const ClassIds<Int> ids = panels_.class_ids();
+    const typename Operand::Unit unit;
 
     const int64_t last_tile = std::min(tiles_, (task + 1) * tiles_per_task_);
     for (int64_t t = task * tiles_per_task_; t < last_tile; ++t) {
@@ -219,10 +232,10 @@ class CenterGradient {
       if (panel >= panels_.panels) break;
       panels_.cosines(tile, panel, cosine);
       for (int v = 0; v < kVectors; ++v) {
-        const int stretch = p * kVectors + v;
+        const int row = p * kPanel + v * kLanes;  // in the block
         const bool is_needed =
-            weigh<kModulated>(tile, slots, panel * kPanel + v * kLanes, cosine + v * kLanes, weight + stretch * kLanes);
-        matters |= uint64_t{is_needed} << stretch;
+            weigh<kModulated>(tile, slots, panel * kPanel + v * kLanes, cosine + v * kLanes, weight + row);
+        matters |= uint64_t{is_needed} << row / kStretch;
       }
     }
     return matters;

@@ -17,8 +17,15 @@ ATTFC_DECLARE_KERNELS(generic)
 ATTFC_DECLARE_KERNELS(avx2)
 ATTFC_DECLARE_KERNELS(avx512)
 ATTFC_DECLARE_KERNELS(avx512_bf16)
+#ifdef ATTFC_BUILDS_AMX
+ATTFC_DECLARE_KERNELS(amx)
+#define ATTFC_DISPATCH_AMX(call) return amx::call
+#else
+#define ATTFC_DISPATCH_AMX(call) break
+#endif
 #define ATTFC_DISPATCH(call)                         \
   switch (active_isa()) {                            \
+    case Isa::kAmx: ATTFC_DISPATCH_AMX(call);        \
     case Isa::kAvx512Bf16: return avx512_bf16::call; \
     case Isa::kAvx512: return avx512::call;          \
     case Isa::kAvx2: return avx2::call;              \

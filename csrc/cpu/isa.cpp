@@ -6,10 +6,27 @@
 #include <stdexcept>
 #include <string>
 
+#ifdef ATTFC_BUILDS_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace attfc::cpu {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kGeneric};
+constexpr Isa kAll[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kGeneric};
+
+#ifdef ATTFC_BUILDS_AMX
+// Asks the system for the matrix unit's registers, which it lends to processes that ask; false where there are none.
+bool may_use_matrix_unit() {
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBf16) || !(d & kTile)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of asm/prctl.h and the processor's manual
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 bool processor_has(Isa isa) {
 #if defined(__x86_64__)
@@ -17,6 +34,11 @@ bool processor_has(Isa isa) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   switch (isa) {
+#ifdef ATTFC_BUILDS_AMX
+    case Isa::kAmx: return processor_has(Isa::kAvx512Bf16) && may_use_matrix_unit();
+#else
+    case Isa::kAmx: return false;
+#endif
     case Isa::kAvx512Bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
     case Isa::kAvx512: return avx512;
     case Isa::kAvx2: return avx2;
@@ -37,7 +59,7 @@ Isa choose_isa() {
   }
   if (!known)
     throw std::invalid_argument(
-        std::string("attfc_cuda: ATTFC_CPU_CAPABILITY must be generic, avx2, avx512 or avx512_bf16, got ") + wanted);
+        std::string("attfc_cuda: ATTFC_CPU_CAPABILITY must be generic, avx2, avx512, avx512_bf16 or amx, got ") + wanted);
   return chosen;
 }
 
@@ -45,6 +67,7 @@ Isa choose_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAmx: return "amx";
     case Isa::kAvx512Bf16: return "avx512_bf16";
     case Isa::kAvx512: return "avx512";
     case Isa::kAvx2: return "avx2";

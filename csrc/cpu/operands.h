@@ -2,9 +2,16 @@
 // side of a multiply-accumulate look. Included inside a kernels_<isa>.cpp, after simd.h.
 //
 // Both products have the form  out[a][v] += sum_k vector[k][v] * scalar[a][k]. One step along k may hold one number
-// (FloatOperand, DoubleOperand) or a pair of bfloat16 (PairOperand).
+// (FloatOperand, DoubleOperand) or a pair of bfloat16 (PairOperand, MatrixOperand).
 
-struct FloatOperand {
+struct VectorOperand {
+  static constexpr bool kInMatrixUnit = false;
+  struct Unit {
+    Unit() {}  // nothing to prepare
+  };
+};
+
+struct FloatOperand : VectorOperand {
   using Scalar = float;  // what is broadcast
   using Real = float;    // what is accumulated
   static constexpr int kNumbersPerStep = 1;
@@ -12,7 +19,7 @@ struct FloatOperand {
   ATTFC_HOST_DEVICE static VectorF step(VectorF sum, VectorF vector, Scalar scalar) { return sum + vector * scalar; }
 };
 
-struct DoubleOperand {
+struct DoubleOperand : VectorOperand {
   using Scalar = double;
   using Real = double;
   static constexpr int kNumbersPerStep = 1;
@@ -21,7 +28,7 @@ struct DoubleOperand {
 };
 
 #ifdef ATTFC_HAS_BF16_DOT
-struct PairOperand {
+struct PairOperand : VectorOperand {
   using Scalar = uint32_t;  // two bfloat16, the lower index in the lower half
   using Real = float;
   static constexpr int kNumbersPerStep = 2;
@@ -43,6 +50,9 @@ struct PairOperand {
     std::memcpy(to, &narrow, sizeof(narrow));
   }
 };
+#endif
+#ifdef ATTFC_HAS_MATRIX_UNIT
+#include "matrix_operand.h"
 #endif
 
 // Inputs, by their bits.
@@ -129,7 +139,12 @@ template <>
 struct OperandOf<double> {
   using Type = DoubleOperand;
 };
-#ifdef ATTFC_HAS_BF16_DOT
+#if defined(ATTFC_HAS_MATRIX_UNIT)
+template <>
+struct OperandOf<BFloat16> {
+  using Type = MatrixOperand;
+};
+#elif defined(ATTFC_HAS_BF16_DOT)
 template <>
 struct OperandOf<BFloat16> {
   using Type = PairOperand;

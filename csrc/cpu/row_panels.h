@@ -30,12 +30,15 @@ class RowPanels {
   static constexpr int kVectors = ATTFC_SIMD_VECTORS;
   static constexpr int kPanel = kVectors * kLanes;
   static constexpr int kOut = 6;    // sums of the products that share a vector; kOut x kVectors fill the registers
-  static constexpr int kTile = 48;  // cosines and weights of a panel stay in the first-level cache
+  // Cosines and weights of a panel stay in the first-level cache; the matrix unit, which is done with them sooner than
+  // with moving its sums of the second product in and out, takes more centres at a time.
+  static constexpr int kTile = Operand::kInMatrixUnit ? 128 : 48;
   static constexpr int kStepsPerBlock = 64;  // so does this much of a panel
-  static_assert(kTile % kOut == 0 && kTile % 2 == 0, "a tile is whole groups of outputs and of pairs");
+  static_assert(kTile % (Operand::kInMatrixUnit ? 32 : kOut) == 0, "a tile is whole groups of outputs");
+  static_assert(kTile % Operand::kNumbersPerStep == 0, "and of pairs");
 
   RowPanels(const SweepInputs& arguments, Workspace& workspace) : arg_(arguments), workspace_(workspace) {
-    constexpr int64_t kDimUnit = kLanes > 2 ? kLanes : 2;
+    constexpr int64_t kDimUnit = Operand::kInMatrixUnit ? 32 : kLanes > 2 ? kLanes : 2;
     panels = (arg_.rows + kPanel - 1) / kPanel;
     padded_rows = panels * kPanel;
     padded_dim = (arg_.dim + kDimUnit - 1) / kDimUnit * kDimUnit;
@@ -93,6 +96,13 @@ class RowPanels {
   // cosine[kTile][kPanel], before center_scale.
   void cosines(const Tile<Input, kTile>& tile, int64_t panel, Real* cosine) const {
     const Scalar* packed = packed_panel(panel);
+    if constexpr (Operand::kInMatrixUnit) {
+      for (int j = 0; j < kTile; j += 2 * Operand::kRows)
+        for (int lane = 0; lane < kPanel; lane += Operand::kColumns)
+          Operand::template multiply<2>(tile.center[j], tile.center_stride_bytes, packed + lane,
+                                        kPanel * sizeof(Scalar), cosine + j * kPanel + lane, kPanel, steps, false);
+      return;
+    }
     for (int64_t step = 0; step < steps; step += kStepsPerBlock) {
       const int64_t count = std::min<int64_t>(kStepsPerBlock, steps - step);
       for (int j = 0; j < kTile; j += kOut) {

@@ -23,7 +23,7 @@ class Sweep {
   static constexpr int kOut = Panels::kOut, kTile = Panels::kTile;
   static constexpr int kPanelsPerBlock = 3;  // panels, their accumulators and a tile share the second level
   static constexpr int kTargetTasks = 32;    // enough for many threads, few enough for the workspace
-  static constexpr int kMinTilesPerSplit = 8;
+  static constexpr int kMinTilesPerSplit = 8 * 48 / kTile;
 
   using Rows = RowSums<Real, kPanelsPerBlock * kPanel>;
 
@@ -142,6 +142,49 @@ class Sweep {
     stretches_of(std::integral_constant<int, 1>{});
   }
 
+  // The same in the matrix unit, whose left side is the weights of 16 rows: the live ones are brought together.
+  void accumulate_gradient_in_matrix_unit(Tile<Input, kTile>& tile, int64_t split, int64_t panel, Real* weight,
+                                          const int* live, int live_count) const {
+    constexpr int kRows = Operand::kRows, kColumns = Operand::kColumns, kSteps = kTile / 2;
+    const Scalar* pairs = reinterpret_cast<const Scalar*>(weight);
+    Scalar* left = reinterpret_cast<Scalar*>(weight) + kSteps * kPanel;  // pairs fill one half of the weights' memory
+    for (int row = 0; row < kPanel; row += kRows)
+      for (int step = 0; step < kSteps; step += Operand::kSteps)
+        Operand::transpose(pairs + step * kPanel + row, kPanel, left + row * kSteps + step, kSteps);
+    if (live_count < kPanel)
+      for (int i = 0; i < live_count; ++i) std::memmove(left + i * kSteps, left + live[i] * kSteps, kSteps * sizeof(Scalar));
+    const Scalar* vectors = tile.vectors();
+    const int64_t vector_bytes = tile.vector_stride() * sizeof(Scalar);
+    const auto are_neighbours = [&](int first, int count) {
+      return first + count <= live_count && live[first + count - 1] - live[first] == count - 1;
+    };
+    for (int64_t d = 0; d < panels_.padded_dim; d += kColumns)
+      for (int first = 0; first < live_count;) {
+        const Scalar* rows = left + first * kSteps;
+        Real* sums = accumulator(split, panel * kPanel + live[first]) + d;
+        if (are_neighbours(first, 2 * kRows)) {
+          Operand::template multiply<2>(rows, kSteps * sizeof(Scalar), vectors + d, vector_bytes, sums,
+                                        panels_.padded_dim, kSteps, true);
+          first += 2 * kRows;
+          continue;
+        }
+        if (are_neighbours(first, kRows)) {
+          Operand::template multiply<1>(rows, kSteps * sizeof(Scalar), vectors + d, vector_bytes, sums,
+                                        panels_.padded_dim, kSteps, true);
+        } else {
+          alignas(64) Real apart[kRows * kColumns];
+          Operand::template multiply<1>(rows, kSteps * sizeof(Scalar), vectors + d, vector_bytes, apart, kColumns,
+                                        kSteps, false);
+          for (int i = 0; i < std::min(kRows, live_count - first); ++i) {
+            Real* to = accumulator(split, panel * kPanel + live[first + i]) + d;
+            for (int v = 0; v < kColumns; v += kLanes)
+              store(to + v, load<Vector>(to + v) + load<Vector>(apart + i * kColumns + v));
+          }
+        }
+        first += kRows;
+      }
+  }
+
   // ---- a task, and the end ----
   template <bool kModulated, bool kMoments>
   void run_task(int64_t task) const {
@@ -152,6 +195,7 @@ class Sweep {
     Real* weight = cosine + kTile * kPanel;
     Tile<Input, kTile> tile(reinterpret_cast<Scalar*>(weight + kTile * kPanel), panels_.padded_dim);
     const ClassIds<Int> ids = panels_.class_ids();
+    const typename Operand::Unit unit;
 
     Rows rows;
     const int64_t first_row = first_panel * kPanel, last_row = last_panel * kPanel;
@@ -167,7 +211,11 @@ class Sweep {
         panels_.cosines(tile, panel, cosine);
         const int first = static_cast<int>((panel - first_panel) * kPanel);
         const int live_count = weigh<kModulated, kMoments>(tile, split, panel, rows, first, cosine, weight, live);
-        if (arg_.need_grad && live_count > 0) accumulate_gradient(tile, split, panel, weight, live, live_count);
+        if (!arg_.need_grad || live_count == 0) continue;
+        if constexpr (Operand::kInMatrixUnit)
+          accumulate_gradient_in_matrix_unit(tile, split, panel, weight, live, live_count);
+        else
+          accumulate_gradient(tile, split, panel, weight, live, live_count);
       }
     }
     for (int64_t row = first_row; row < last_row; ++row)

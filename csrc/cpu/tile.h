@@ -114,6 +114,7 @@ class Tile {
         pack_vector(from, arguments.dim, to, steps_, 1);
       center[j] = to;
     }
+    center_stride_bytes = in_place ? arguments.center_stride * int64_t{sizeof(Input)} : steps_ * int64_t{sizeof(Scalar)};
     vectors_ = kPairs ? nullptr : center[0];
     stride_ = kPairs ? padded_dim_ : in_place ? arguments.center_stride : steps_;
     return true;
@@ -130,6 +131,7 @@ class Tile {
   int64_t vector_stride() const { return stride_; }
 
   const Scalar* center[kCenters];  // the scalar side of the first product: step k of each centre
+  int64_t center_stride_bytes;     // from centre to centre
   Int id[kCenters];
   const Real* scale;  // what the cosines of each centre are multiplied by, or null: 1
 

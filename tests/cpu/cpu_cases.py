@@ -19,7 +19,7 @@ from attfc_cuda.functional import negative_logsumexp
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # Best first, as the kernels choose.
-CAPABILITIES = ["avx512_bf16", "avx512", "avx2", "generic"]
+CAPABILITIES = ["amx", "avx512_bf16", "avx512", "avx2", "generic"]
 # The same numbers of a matrix in other places of memory.
 STRIDED_VIEWS = {
     "rows apart": lambda t: torch.cat([t, torch.full_like(t, math.nan)], dim=1)[:, : t.shape[1]],
