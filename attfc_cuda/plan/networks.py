@@ -34,14 +34,14 @@ class NetworkNeeds:
 def network_needs(name: str, dim: int, image_size: int, batch: int, precision: str = "fp32") -> NetworkNeeds:
     """The needs of the backbone of that name (`backbones.build`) in training mode.
 
-    saved_bytes counts each storage that autograd saves once, parameters left out. Nothing is computed or allocated.
+    saved_bytes counts each storage that autograd saves once, parameters left out. Nothing is computed or allocated, and
+    torch's random state stays as it is.
     Raises: ValueError naming an unknown backbone.
     """
-    network = backbones.build(name, embedding_dim=dim, image_size=image_size).train()
-    with FakeTensorMode() as fakes:
-        state = {
-            key: fakes.from_tensor(value) for key, value in chain(network.named_parameters(), network.named_buffers())
-        }
+    with torch.device("meta"):
+        network = backbones.build(name, embedding_dim=dim, image_size=image_size).train()
+    with FakeTensorMode():
+        state = {key: _on_cpu(value) for key, value in chain(network.named_parameters(), network.named_buffers())}
         images = torch.empty(batch, 3, image_size, image_size)
 
         def forward() -> Tensor:
@@ -60,6 +60,11 @@ def network_needs(name: str, dim: int, image_size: int, batch: int, precision: s
         max(sizes),
         flop / batch,
     )
+
+
+def _on_cpu(value: Tensor) -> Tensor:
+    """Like the meta tensor `value`; the CPU's autocast acts on tensors of the CPU alone."""
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, requires_grad=value.requires_grad)
 
 
 def _saved_bytes(forward: Callable[[], Tensor], state: Iterable[Tensor], dtype: torch.dtype) -> list[int]:
