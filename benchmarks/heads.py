@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from attfc_cuda import AttFC, FullyConnected, PartialFC, _backend, margins
 from attfc_cuda.heads import fully_connected
+from attfc_cuda.plan.heads import container_slots, sampled_classes
 
 SCALE = 64.0  # of every loss; margins keep their own default, m = 0.5 for AdaSin and ArcFace
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
@@ -32,7 +32,10 @@ _BLOCK = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One measurement's task. dtype: of the products (a container is kept in it; trained centres are float32)."""
+    """One measurement's task, of at least as many identities as the batch has rows.
+
+    dtype: of the products (a container is kept in it; trained centres are float32).
+    """
 
     identities: int
     batch: int
@@ -113,8 +116,8 @@ class Contender:
     def centers(self, identities: int, batch: int) -> int:
         """How many centres a step of it meets."""
         if self.group.startswith("attfc"):
-            return slots_of(self.share, identities, batch)
-        return min(identities, max(batch, math.ceil(self.share * identities)))
+            return container_slots(self.share, identities, batch)
+        return sampled_classes(self.share, identities, batch)
 
     def least_bytes(self, problem: Problem, centers: int) -> int:
         """The least that a step has to move to and from memory, whatever its code.
@@ -129,10 +132,6 @@ class Contender:
         if self.group.startswith("attfc"):
             return centers * problem.dim * element + problem.batch * problem.dim * element + (2 + GALLERY) * rows
         return 4 * centers * problem.dim * 4 + 2 * rows
-
-
-def slots_of(share: float, identities: int, batch: int) -> int:
-    return min(identities, max(batch, round(share * identities)))
 
 
 def make_inputs(problem: Problem, seed: int = 0) -> Inputs:
@@ -175,7 +174,7 @@ def build_attfc(share: float) -> Callable[[Problem], Step]:
     """`AttFC` with a full container, policy "refresh" and enqueue "before": the trainer's defaults."""
 
     def build(problem: Problem) -> Step:
-        slots = slots_of(share, problem.identities, problem.batch)
+        slots = container_slots(share, problem.identities, problem.batch)
         with torch.device(problem.device):
             head = AttFC(
                 problem.dim,
@@ -234,7 +233,7 @@ def build_trained(share: float, fused: bool) -> Callable[[Problem], Step]:
             optimizer.step()
             return loss.detach()
 
-        sampled = min(problem.identities, max(problem.batch, math.ceil(share * problem.identities)))
+        sampled = sampled_classes(share, problem.identities, problem.batch)
         return Step(run, lambda: head.centers.detach().double(), sampled)
 
     return build

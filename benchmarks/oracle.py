@@ -26,7 +26,6 @@ from heads import (
     initial_slots,
     make_inputs,
     make_margin,
-    slots_of,
 )
 from torch import Tensor
 
@@ -137,7 +136,7 @@ def attfc(share: float, policy: str, enqueue: str) -> Callable[[Problem], Step]:
     ("fifo": state by slot)."""
 
     def build(problem: Problem) -> Step:
-        slots = slots_of(share, problem.identities, problem.batch)
+        slots = max(problem.batch, round(share * problem.identities))
         margin = make_margin(problem).double().to(problem.device)
         # A list of rows by age; where the queue's oldest row stands is all that a ring adds.
         rows = list(F.normalize(initial_centers(slots, problem.dim, problem.device).double()))

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from heads import LEARNING_RATE, MOMENTUM, SCALE, Inputs, Problem, Step, initial_centers, initial_slots, sgd, slots_of
+from heads import LEARNING_RATE, MOMENTUM, SCALE, Inputs, Problem, Step, initial_centers, initial_slots, sgd
 from torch import Tensor
+
+from attfc_cuda.plan.heads import container_slots, sampled_classes
 
 M_RAD = 0.5
 
@@ -96,7 +98,7 @@ def build_partial(share: float) -> Callable[[Problem], Step]:
     def build(problem: Problem) -> Step:
         weight = initial_centers(problem.identities, problem.dim, problem.device)
         momentum = torch.zeros_like(weight)
-        size = min(len(weight), max(problem.batch, math.ceil(share * len(weight))))
+        size = sampled_classes(share, len(weight), problem.batch)
 
         def run(inputs: Inputs) -> Tensor:
             inputs.embeddings.grad = None
@@ -123,7 +125,7 @@ def build_queue(share: float) -> Callable[[Problem], Step]:
     """AttFC as published: centres by attention over the gallery, a queue in order of arrival, filled after the loss."""
 
     def build(problem: Problem) -> Step:
-        slots = slots_of(share, problem.identities, problem.batch)
+        slots = container_slots(share, problem.identities, problem.batch)
         queue = F.normalize(initial_centers(slots, problem.dim, problem.device)).to(problem.torch_dtype)
         queue_labels = initial_slots(slots, problem.identities, problem.device)
         pointer = 0

@@ -134,6 +134,8 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--rounds must be 2 or more")
     if min(arguments.identities + arguments.batches + [arguments.dim]) < 1:
         parser.error("--identities, --batches and --dim must be 1 or more")
+    if min(cases_of(arguments).values(), default=max(arguments.batches)) < max(arguments.batches):
+        parser.error("--identities must be at least as many as a batch has rows (--batches)")
     if arguments.output is not None and arguments.output.exists() and not (arguments.resume or arguments.overwrite):
         parser.error(f"--output {arguments.output} exists: add --resume or --overwrite")
     if arguments.resume and arguments.output is None:

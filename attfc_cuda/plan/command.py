@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Literal
 
 import torch
 
+from attfc_cuda._check import error
 from attfc_cuda._files import write_text
 from attfc_cuda.plan import report
+from attfc_cuda.train.config import OptimizerConfig
 
 
 @dataclass
@@ -29,8 +32,8 @@ class PlanCommand:
     """Side of an image in pixels."""
     memory: str | None = None
     """Memory to fit into, e.g. 24GiB; None: that of this machine's GPU, or its main memory without one."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Format of the products and of the container; trained weights are float32."""
+    precision: Literal["bf16", "fp16", "fp32"] = OptimizerConfig.precision
+    """Format of the products and of the container, as in `attfc train`; trained weights are float32."""
     gallery_size: int = 2
     """Gallery images of each probe, for AttFC."""
     measure: bool = False
@@ -45,6 +48,12 @@ class PlanCommand:
 
 def run(command: PlanCommand) -> int:
     """Make the plan and show it; exit code 0."""
+    if not math.isfinite(command.identities):
+        raise error("plan", "identities", "be a finite number", command.identities)
+    if command.chart is not None:
+        report.check_chart(command.chart)
+    _check_folder("chart", command.chart)
+    _check_folder("json", command.json)
     device = "cuda" if torch.cuda.is_available() or command.memory else "cpu"
     limit = _memory_of_this_machine() if command.memory is None else report.parse_bytes(command.memory)
     plan = report.make_plan(
@@ -67,6 +76,11 @@ def run(command: PlanCommand) -> int:
     if command.json is not None:
         write_text(command.json, plan.to_json() + "\n")
     return 0
+
+
+def _check_folder(argument: str, path: Path | None) -> None:
+    if path is not None and not path.parent.is_dir():
+        raise error("plan", argument, "lie in a folder that exists", path)
 
 
 def _memory_of_this_machine() -> int:

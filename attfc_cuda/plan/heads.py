@@ -47,6 +47,23 @@ HEADS = (
 )
 
 
+def container_slots(share: float, identities: int, batch: int) -> int:
+    """Slots of a container for a share of the identities; a step's own centres enter together, so it holds a batch."""
+    return max(batch, round(share * identities))
+
+
+def sampled_classes(share: float, identities: int, batch: int) -> int:
+    """Classes that a step of Partial FC meets: those of the batch always."""
+    return min(identities, max(batch, math.ceil(share * identities)))
+
+
+def centers_met(head: Head, identities: int, batch: int) -> int:
+    """Centres in the products of a step of `head`."""
+    if head.kind == "attfc":
+        return container_slots(head.share, identities, batch)
+    return sampled_classes(head.share, identities, batch) if head.kind == "partial_fc" else identities
+
+
 @dataclass
 class HeadNeeds:
     """bytes kept between steps and of a step's peak, by item; products: of size `product_flop` in a step."""
@@ -81,15 +98,14 @@ def head_needs(
         raise error("plan", "precision", f"be one of {', '.join(DTYPES)}", repr(precision))
     element = DTYPES[precision].itemsize
     rows = batch * dim * 4
-    needs = HeadNeeds(product_flop=2.0 * batch * dim)
+    active = centers_met(head, identities, batch)
+    needs = HeadNeeds(product_flop=2.0 * batch * dim * active)
     if head.kind == "attfc":
-        slots = max(batch, round(head.share * identities))
-        needs.kept["container"] = slots * dim * element
-        needs.kept["container labels"] = slots * _INDEX_BYTES * (2 if policy == "refresh" else 1)
+        needs.kept["container"] = active * dim * element
+        needs.kept["container labels"] = active * _INDEX_BYTES * (2 if policy == "refresh" else 1)
         if policy == "refresh":
             needs.kept["slot of each class"] = (identities + 1) * 4
         needs.step["sweep"] = _WORKSPACE_BYTES + 6 * rows
-        needs.product_flop *= slots
         needs.products = 2
         return needs
 
@@ -102,12 +118,10 @@ def head_needs(
         # In the backward of the normalisation: its result, that one's gradient, and the quotient on its way back.
         needs.step["normalised centres and their gradient"] = 3 * identities * dim * element
         needs.step["logits, probabilities and gradients"] = batch * identities * (2 * element + 4 + 4)
-        needs.product_flop *= identities
         needs.products = 3
         return needs
 
     needs.kept["classes"] = identities * _INDEX_BYTES
-    active = identities if head.kind == "fc" else min(identities, max(batch, math.ceil(head.share * identities)))
     needs.step["inverse norms"] = active * 4
     needs.step["sweep"] = _WORKSPACE_BYTES + 6 * rows
     if head.kind == "partial_fc" and active < identities:
@@ -124,6 +138,5 @@ def head_needs(
         needs.step["gradient of the centres"] = weights
         if active < identities:
             needs.step["gradient of the sampled centres"] = active * dim * 4
-    needs.product_flop *= active
     needs.products = 4
     return needs

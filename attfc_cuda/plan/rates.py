@@ -1,10 +1,13 @@
-"""Time of a step on this machine: head and backbone each run once at a size that takes a moment, then scaled.
+"""Time of a step on this machine, from runs of head and backbone at sizes that take a moment.
 
-A head's time is proportional to its centres, a backbone's to its images (both shown by benchmarks/run.py).
+A head's time is a straight line in the number of centres that a step meets (benchmarks/scaling.py), so two sizes give
+it. A backbone's is taken to be proportional to its images: an assumption, closer on a CPU than on a GPU, which a small
+batch may leave half idle.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -15,20 +18,36 @@ from torch import Tensor, nn
 from attfc_cuda import backbones
 from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
 from attfc_cuda.margins import ArcFace
-from attfc_cuda.plan.heads import Head
+from attfc_cuda.plan.heads import Head, centers_met
 from attfc_cuda.plan.networks import NetworkNeeds
 from attfc_cuda.train.objective import DTYPES
 
-_IDENTITIES = {"cpu": 20_000, "cuda": 200_000}
+# Centres of the larger of the two sizes. Much fewer, and what a call costs by itself drowns the centres' own time.
+_CENTERS = {"cpu": 20_000, "cuda": 100_000}
 _IMAGES = {"cpu": 8, "cuda": 64}
 _ROUNDS = 3
+_ENQUEUED = 4096  # rows at a time, so that filling a container takes little more memory than it does
 
 
 def head_seconds(head: Head, identities: int, dim: int, batch: int, precision: str) -> float:
     """Seconds that the head takes of a step."""
-    device = _device()
-    some = min(identities, _IDENTITIES[device])
-    return _median(head_step(head, some, dim, batch, device, DTYPES[precision]), device) * identities / some
+    device, centers = _device(), centers_met(head, identities, batch)
+
+    def measured(size: int) -> tuple[int, float]:
+        step = head_step(head, size, dim, batch, device, DTYPES[precision])
+        return centers_met(head, size, batch), _median(step, device)
+
+    some = math.ceil(max(_CENTERS[device], 4 * batch) / head.share)
+    if identities <= some:
+        return measured(identities)[1]
+    return on_line(centers, measured(some // 4), measured(some))
+
+
+def on_line(centers: int, small: tuple[int, float], large: tuple[int, float]) -> float:
+    """Seconds at so many centres on the line through two measurements (centres, seconds)."""
+    slope = (large[1] - small[1]) / (large[0] - small[0])
+    # A disturbed measurement may turn the line over; more centres never take less time.
+    return large[1] + max(slope, 0.0) * (centers - large[0])
 
 
 def forward_seconds(network: NetworkNeeds, dim: int, image_size: int, precision: str) -> float:
@@ -47,11 +66,10 @@ def head_step(head: Head, identities: int, dim: int, batch: int, device: str, dt
     x = torch.randn(batch, dim, device=device, requires_grad=True)
     labels = torch.randint(identities, (batch,), device=device)
     if head.kind == "attfc":
-        slots = max(batch, round(head.share * identities))
+        slots = centers_met(head, identities, batch)
         attfc = AttFC(dim, slots, ArcFace(), "refresh", num_classes=identities, dtype=dtype).to(device)
-        for stretch in attfc.container.centers.split(4096):
-            stretch.copy_(F.normalize(torch.randn(stretch.shape, device=device)))
-        attfc.container.labels.copy_(torch.randperm(identities, device=device)[:slots])
+        for classes in torch.randperm(identities, device=device)[:slots].split(min(slots, _ENQUEUED)):
+            attfc.container.enqueue(F.normalize(torch.randn(len(classes), dim, device=device)), classes)
         gallery = torch.randn(batch, 2, dim, device=device)
         return lambda: attfc(x, labels, gallery).backward()
     if head.kind == "explicit_fc":

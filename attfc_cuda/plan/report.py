@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -14,8 +15,12 @@ from attfc_cuda._files import replacing
 from attfc_cuda.plan import rates
 from attfc_cuda.plan.heads import HEADS, Head, head_needs
 from attfc_cuda.plan.networks import NetworkNeeds, network_needs
+from attfc_cuda.train.config import OptimizerConfig
+from attfc_cuda.train.objective import DTYPES
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 1e3, "mb": 1e6, "gb": 1e9}
+_SIZE = re.compile(r"\s*((?:\d+\.?\d*|\.\d+)(?:e\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+_CHARTS = (".png", ".svg", ".pdf")
 # What the driver, the libraries' kernels and the allocator's rounding take on a GPU before and beside any tensor.
 _RESERVE_BYTES = {"cuda": 3 << 29, "cpu": 3 << 28}
 
@@ -63,10 +68,17 @@ class Plan:
 
 def parse_bytes(text: str) -> int:
     """Bytes from `24GiB`, `80 GB`, `512MiB` or a plain number. Raises ValueError."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
-    if not match or match[2].lower() not in _UNITS or not float(match[1]) > 0:
+    match = _SIZE.fullmatch(text)
+    size = float(match[1]) * _UNITS.get(match[2].lower(), math.nan) if match else math.nan
+    if not 1 <= size < math.inf:
         raise error("plan", "memory", "be a size such as 24GiB or 80GB", repr(text))
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return int(size)
+
+
+def check_chart(path: Path) -> None:
+    """Raise ValueError for a path that `draw` cannot write."""
+    if path.suffix.lower() not in _CHARTS:
+        raise error("plan", "chart", f"end in {', '.join(_CHARTS[:-1])} or {_CHARTS[-1]}", path)
 
 
 def make_plan(
@@ -76,7 +88,7 @@ def make_plan(
     backbone: str,
     image_size: int,
     limit_bytes: int,
-    precision: str = "bf16",
+    precision: str = OptimizerConfig.precision,
     device: str = "cuda",
     gallery_size: int = 2,
     heads: Sequence[Head] = HEADS,
@@ -87,9 +99,12 @@ def make_plan(
     Weights are float32 with a gradient and one momentum (SGD); activations of the backbone are those that autograd
     saves, by running it on fake tensors; AttFC adds the momentum encoder and its forward over the gallery.
     """
-    for argument, value in {"identities": identities, "dim": dim, "batch": batch}.items():
+    sizes = {"identities": identities, "dim": dim, "batch": batch, "image_size": image_size}
+    for argument, value in {**sizes, "gallery_size": gallery_size}.items():
         if value < 1:
             raise error("plan", argument, "be at least 1", value)
+    if precision not in DTYPES:
+        raise error("plan", "precision", f"be one of {', '.join(DTYPES)}", repr(precision))
     network = network_needs(backbone, dim, image_size, batch, precision)
     network_memory = {
         "backbone: weights, gradient, momentum": 3 * 4 * network.parameters + 4 * network.buffers,
@@ -131,7 +146,8 @@ def print_table(plan: Plan) -> None:
     network = plan.network
     title = (
         f"{plan.identities:,} identities x {plan.dim}, batch {plan.batch}, {network.name} "
-        f"({network.parameters / 1e6:.1f} M parameters), {plan.precision}, into {plan.limit_bytes / 2**30:.1f} GiB"
+        f"({network.parameters / 1e6:.1f} M parameters), precision {plan.precision}, "
+        f"into {plan.limit_bytes / 2**30:.1f} GiB"
     )
     table = Table(title=title, title_justify="left")
     for column in ("head", "head GiB", "all GiB", "fits", "head TFLOP", "all TFLOP"):
@@ -167,7 +183,11 @@ def print_items(plan: Plan) -> None:
 
 
 def draw(plan: Plan, path: Path) -> None:
-    """Write the plan as stacked bars, one a head, with the limit as a line; PNG, SVG or PDF by the path's suffix."""
+    """Write the plan as stacked bars, one a head, with the limit as a line; PNG, SVG or PDF by the path's suffix.
+
+    Raises: ValueError for another suffix.
+    """
+    check_chart(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -197,7 +217,8 @@ def draw(plan: Plan, path: Path) -> None:
     axes.set_yticks(range(len(plan.rows)), [row.head.label for row in plan.rows])
     axes.invert_yaxis()
     axes.set_xlabel("GiB in a training step")
-    axes.set_title(f"{plan.identities:,} identities, batch {plan.batch}, {plan.network.name}", loc="left")
+    title = f"{plan.identities:,} identities, batch {plan.batch}, {plan.network.name}, {plan.precision}"
+    axes.set_title(title, loc="left")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize="small")
     with replacing(path) as part:
-        figure.savefig(part, dpi=150, format=path.suffix.lstrip(".") or "png")
+        figure.savefig(part, dpi=150, format=path.suffix[1:].lower())

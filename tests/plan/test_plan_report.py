@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from attfc_cuda import backbones, cli
-from attfc_cuda.plan import HEADS, Head, head_needs, make_plan, network_needs
+from attfc_cuda import AttFC, backbones, cli
+from attfc_cuda.plan import HEADS, Head, head_needs, make_plan, network_needs, rates, report
+from attfc_cuda.plan.command import PlanCommand
+from attfc_cuda.plan.heads import centers_met, container_slots, sampled_classes
 from attfc_cuda.plan.report import parse_bytes
+from attfc_cuda.train import TrainConfig
 
 
 @pytest.mark.parametrize("name", ["small", "mobilefacenet", "iresnet18"])
@@ -35,6 +38,14 @@ def test_backbone_on_fake_tensors_is_the_real_one(name: str) -> None:
     assert twice.forward_flop == pytest.approx(needs.forward_flop, rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["small", "iresnet18"])
+def test_a_backbone_is_looked_at_without_a_trace(name: str) -> None:
+    """The caller's random numbers are the ones they would have been."""
+    before = torch.get_rng_state()
+    network_needs(name, 32, 32, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_iresnet50_has_its_published_size() -> None:
     """43.6 M parameters, 6.3 G multiply-adds an image of 112 x 112."""
     needs = network_needs("iresnet50", 512, 112, 2)
@@ -42,7 +53,7 @@ def test_iresnet50_has_its_published_size() -> None:
 
 
 def test_ten_million_identities_fit_only_with_a_container() -> None:
-    plan = make_plan(10_000_000, 512, 384, "iresnet50", 112, parse_bytes("80GiB"))
+    plan = make_plan(10_000_000, 512, 384, "iresnet50", 112, parse_bytes("80GiB"), "bf16")
     fits = {row.head.label: row.total <= plan.limit_bytes for row in plan.rows}
     assert fits["AttFC 10 %"] and not fits["full FC, plain PyTorch"]
     totals = [head_needs(head, 10_000_000, 512, 384, "bf16", "cuda").total for head in HEADS]
@@ -73,7 +84,7 @@ def test_command_prints_draws_and_saves(tmp_path: Path, capsys: pytest.CaptureFi
     ]
     assert cli.main([*arguments, "--chart", str(chart), "--json", str(saved)]) == 0
     printed = capsys.readouterr().out
-    assert "200,000 identities x 512" in printed and "MiB  momentum encoder" in printed
+    assert "200,000 identities x 512" in printed and "precision fp32" in printed and "MiB  momentum encoder" in printed
     for head in HEADS:
         assert head.label in printed
     assert chart.read_text().count("<svg") == 1
@@ -81,6 +92,49 @@ def test_command_prints_draws_and_saves(tmp_path: Path, capsys: pytest.CaptureFi
     assert plan["limit_bytes"] == 4 * 2**30 and len(plan["rows"]) == len(HEADS)
     assert all(row["total"] == sum(row["memory"].values()) for row in plan["rows"])
     assert plan["rows"][0]["head_seconds"] is None
+
+
+def test_precision_is_the_trainers_unless_it_is_given() -> None:
+    trained = TrainConfig().optim.precision
+    assert PlanCommand().precision == trained
+    assert make_plan(1000, 16, 8, "small", 32, 2**30).precision == trained
+
+
+def test_sizes_of_a_step() -> None:
+    assert container_slots(0.3, 1000, 8) == 300 and container_slots(0.1, 100, 384) == 384
+    assert sampled_classes(0.3001, 1000, 8) == 301 and sampled_classes(0.1, 1000, 384) == 384
+    assert sampled_classes(0.1, 100, 384) == 100
+    assert centers_met(Head("", "fc", 0.5), 100, 384) == centers_met(Head("", "explicit_fc"), 100, 8) == 100
+
+
+@pytest.mark.parametrize("head", [Head("", "attfc", 0.1), Head("", "partial_fc", 0.1), Head("", "fc")])
+def test_a_heads_time_lies_on_the_line_of_two_sizes(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 ms a call and 2 us a centre are found again, whatever sizes are measured."""
+    monkeypatch.setattr(rates, "head_step", lambda head, size, dim, batch, *rest: centers_met(head, size, batch))
+    monkeypatch.setattr(rates, "_median", lambda centers, device: 3e-3 + 2e-6 * centers)
+    for batch in (8, 384, 1_000_000):
+        for identities in (10, 5_000_000, 50_000_000):
+            expected = 3e-3 + 2e-6 * centers_met(head, identities, batch)
+            assert rates.head_seconds(head, identities, 16, batch, "fp32") == pytest.approx(expected)
+
+
+def test_a_disturbed_measurement_does_not_turn_the_line_over() -> None:
+    assert rates.on_line(10**6, (5000, 0.2), (20_000, 0.1)) == 0.1
+
+
+def test_a_measured_container_is_full_of_classes_that_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(rates, "AttFC", lambda *args, **options: made.append(AttFC(*args, **options)) or made[0])
+    rates.head_step(Head("", "attfc", 0.5), 10_000, 16, 8, "cpu", torch.float32)()
+    container = made[0].container
+    assert len(container.labels.unique()) == container.capacity == 5000
+    stored, held = container.lookup(container.labels)
+    assert held.all() and torch.allclose(stored.norm(dim=1), torch.ones(5000))
+
+
+def test_fewer_identities_than_a_batch_can_be_measured() -> None:
+    plan = make_plan(20, 16, 32, "small", 16, 2**30, device="cpu", measure=True)
+    assert all(row.head_seconds > 0 for row in plan.rows)
 
 
 def test_measured_times_are_there_and_positive(capsys: pytest.CaptureFixture) -> None:
@@ -101,16 +155,28 @@ def test_measured_times_are_there_and_positive(capsys: pytest.CaptureFixture) ->
         (["--identities", "0"], "plan: identities must be at least 1, got 0"),
         (["--batch", "0"], "plan: batch must be at least 1, got 0"),
         (["--backbone", "vgg"], "vgg"),
+        (["--identities", "nan"], "plan: identities must be a finite number, got nan"),
+        (["--identities", "inf"], "plan: identities must be a finite number, got inf"),
+        (["--gallery-size", "0"], "plan: gallery_size must be at least 1, got 0"),
+        (["--gallery-size", "-3"], "plan: gallery_size must be at least 1, got -3"),
+        (["--chart", "x.txt"], "plan: chart must end in .png, .svg or .pdf, got x.txt"),
+        (["--chart", "none/x.png"], "plan: chart must lie in a folder that exists, got none/x.png"),
+        (["--json", "none/x.json"], "plan: json must lie in a folder that exists, got none/x.json"),
     ],
 )
-def test_bad_input_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+def test_bad_input_is_named_before_the_work(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "vgg" not in arguments:
+        monkeypatch.setattr(report, "network_needs", lambda *_: pytest.fail("the work has begun"))
     assert cli.main(["plan", "--image-size", "32", "--backbone", "small", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_sizes_in_words() -> None:
     assert parse_bytes("24GiB") == 24 * 2**30 and parse_bytes("80 GB") == 80e9 and parse_bytes("512") == 512
-    for bad in ("", "-1GiB", "0", "GiB"):
+    assert parse_bytes("1E2GiB") == parse_bytes("1e2 gib") == parse_bytes("100.GiB") == 100 * 2**30
+    for bad in ("", "-1GiB", "0", "GiB", "1.2.3GiB", ".", "1e400", "0.1", "3PiB"):
         with pytest.raises(ValueError, match="plan: memory must be a size"):
             parse_bytes(bad)
 
