@@ -5,7 +5,7 @@
 Rows are matched by what they measure. A row whose median time or peak memory grew beyond the tolerance is a regression;
 where the 20/80 % marks of both times overlap it is noise. On another machine, with other threads or another torch,
 seconds and bytes say nothing: then only the multiple of the bare product is compared. The exit code is 1 with
-regressions, 0 without, 2 for files that cannot be compared.
+regressions, 0 without, 2 for files that cannot be compared or have no row in common.
 """
 
 from __future__ import annotations
@@ -218,7 +218,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON instead of a table")
     given = parser.parse_args(arguments)
     try:
-        result = compare(reports.read("compare", given.before), reports.read("compare", given.after), given.tolerance)
+        before, after = (reports.read("compare", path) for path in (given.before, given.after))
+        result = compare(before, after, given.tolerance)
+        if not result.differences:
+            got = f"none in common ({len(before['rows'])} and {len(after['rows'])} rows)"
+            raise error("compare", "the files", "hold a row that measures the same", got)
     except ValueError as wrong:
         print(wrong, file=sys.stderr)
         return 2

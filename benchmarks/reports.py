@@ -20,8 +20,8 @@ SWEEP = "sweep/1"
 KEYS: dict[str, tuple[str, ...]] = {
     "heads/1": ("case", "identities", "batch", "dim", "contender", "margin", "dtype", "backend"),
     SWEEP: ("contender", "dtype"),
-    "scaling/1": ("centers", "dtype"),
-    "training/1": ("head",),
+    "scaling/1": ("centers", "batch", "dim", "dtype"),
+    "training/1": ("head", "identities", "batch", "image_size", "backbone"),
 }
 
 

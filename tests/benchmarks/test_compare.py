@@ -133,8 +133,10 @@ def sweep(median: float, **changes) -> dict:
 
 
 def others() -> dict[str, dict]:
+    size = {"batch": 128, "dim": 512, "identities": 800, "image_size": 64, "backbone": "small"}
     scaling = {"centers": 1000, "dtype": "float32", "median_s": 1.0, "p20_s": 1.0, "p80_s": 1.0, "peak_mib": 9.0}
     training = {"head": "attfc", "median_s": 0.3, "p20_s": 0.3, "p80_s": 0.3, "peak_mib": 900.0}
+    scaling, training = {**size, **scaling}, {**size, **training}
     return {
         "scaling/1": {"schema": "scaling/1", "environment": MACHINE, "rows": [scaling]},
         "training/1": {"schema": "training/1", "environment": MACHINE, "rows": [training]},
@@ -156,6 +158,27 @@ def test_the_other_benchmarks_files(schema: str, tmp_path: Path, capsys: pytest.
     assert compare.main([*paths, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["schema"] == schema and found["regressions"] == 1 and found["differences"][0]["time_ratio"] == 2.0
+
+
+OF_ANOTHER_SIZE = [
+    ("scaling/1", {"batch": 64}),
+    ("scaling/1", {"dim": 128}),
+    ("training/1", {"identities": 80}),
+    ("training/1", {"batch": 64}),
+    ("training/1", {"image_size": 112}),
+    ("training/1", {"backbone": "iresnet18"}),
+]
+
+
+@pytest.mark.parametrize(("schema", "change"), OF_ANOTHER_SIZE)
+def test_rows_of_another_size_are_not_the_same_measurement(
+    schema: str, change: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = others()[schema]
+    after = {**before, "rows": [{**before["rows"][0], **change}]}
+    assert run(tmp_path, json.dumps(before), json.dumps(after)) == 2
+    told = "compare: the files must hold a row that measures the same, got none in common (1 and 1 rows)\n"
+    assert capsys.readouterr().err == told
 
 
 def run(tmp_path: Path, *texts: str, arguments: tuple[str, ...] = ()) -> int:
@@ -188,8 +211,11 @@ def test_the_table_shows_what_happened(tmp_path: Path, capsys: pytest.CaptureFix
         ('{"rows": []}', "got None"),
         ('{"rows": [], "schema": "heads/1", "environment": 3}', "must be a JSON object, got 3"),
         ('{"rows": [{"dtype": "x"}], "schema": "scaling/1"}', "row 0 of"),
-        ('{"rows": [7], "schema": "scaling/1"}', "must hold centers, dtype, got no centers, dtype"),
-        ('{"rows": [{"head": "a"}, {"head": "a"}], "schema": "training/1"}', "must be there once, got a a second time"),
+        ('{"rows": [7], "schema": "scaling/1"}', "must hold centers, batch, dim, dtype, got no centers, batch, dim"),
+        (
+            json.dumps({**others()["training/1"], "rows": 2 * others()["training/1"]["rows"]}),
+            "attfc, 800, 128, 64, sma",
+        ),
     ],
 )
 def test_files_that_are_no_report(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
