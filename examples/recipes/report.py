@@ -25,8 +25,9 @@ from matplotlib.figure import Figure
 from attfc_cuda.evaluation.plots import COLORS
 from attfc_cuda.train.log import read_log
 
-BYTES = 4  # of a float32
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
 FAR = "0.01"
+TEXTBOOK = re.compile(r"^head .*class weights", re.MULTILINE)  # the start-up report of examples/full_fc_arcface.py
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -39,14 +40,18 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     verification = {r["name"]: {k: r[k] for k in ("accuracy", "accuracy_std", "auc", "eer", "tar_at_far")}
                     for r in records if r["kind"] == "verify" and r["step"] == end["step"]}  # fmt: skip
     last = [r for r in records if r["kind"] == "step"][-1]
-    centers = int(last["fill"])  # of a step; Partial FC keeps more than it meets in one
-    kept = centers if config["head"]["head"] == "attfc" else trained_centers(records[0]["report"])
+    report = records[0]["report"]
+    head = "textbook" if TEXTBOOK.search(report) else config["head"]["head"]
+    kept = int(last["fill"]) if head == "attfc" else trained_centers(report)
+    # Partial FC keeps more than it meets in a step; the textbook's head meets all and does not log how many.
+    centers = int(last.get("fill", kept))
     return {
         "name": folder.name,
+        "head": head,
         "seed": config["run"]["seed"],
         "config": {group: config[group] for group in ("dataset", "model", "head", "optim")},
         "centers": centers,
-        "head_mib": head_bytes(config, kept) / 2**20,
+        "head_mib": head_bytes(config, head, kept) / 2**20,
         "steps": end["step"],
         "training_s": round(end["seconds"], 1),
         "positive_cosine": last["positive_cosine"],
@@ -56,22 +61,27 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 def trained_centers(report: str) -> int:
     """The classes of a full or Partial FC head, from the start-up report."""
-    return int(re.search(r"^head .*?(\d+) centres", report, re.MULTILINE)[1])
+    return int(re.search(r"^head .*?(\d+) (centres|class weights)", report, re.MULTILINE)[1])
 
 
-def head_bytes(config: dict[str, Any], centers: int) -> int:
-    """What the head keeps between steps, with SGD: a container its centres; trained centres also their momentum, and
-    unless the optimizer runs within the backward pass their gradient."""
-    trained = 2 if config["head"].get("fuse_optimizer") else 3
-    copies = 1 if config["head"]["head"] == "attfc" else trained
-    return copies * centers * config["model"]["embedding_dim"] * BYTES
+def head_bytes(config: dict[str, Any], head: str, centers: int) -> int:
+    """What the head keeps between steps: a container its centres, in their format; trained centres, in float32, also
+    the optimizer's moments (one with SGD, two with AdamW), and unless it runs within the backward pass their gradient.
+    """
+    numbers = centers * config["model"]["embedding_dim"]
+    if head == "attfc":
+        dtype = config["head"].get("container_dtype", "auto")
+        return numbers * BYTES[config["optim"]["precision"] if dtype == "auto" else dtype]
+    moments = 2 if config["optim"].get("optimizer") == "adamw" else 1
+    fused = head != "textbook" and config["head"].get("fuse_optimizer")
+    return numbers * BYTES["float32"] * (1 + moments + (not fused))
 
 
 def rows_of(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The runs by recipe, in the order given."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(run["config"], sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps([run["head"], run["config"]], sort_keys=True), []).append(run)
     return list(groups.values())
 
 
@@ -111,7 +121,7 @@ def plot(runs: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
     for axes, label in zip(panels, ("accuracy", f"TAR at FAR {FAR}"), strict=True):
         for name, color in zip(lists, COLORS, strict=False):
             draw_list(axes, rows_of(runs), name, label == "accuracy", color)
-        sizes = sorted({(r["centers"], r["head_mib"]) for r in runs if kind_of(r) == "attfc"})
+        sizes = sorted({(r["centers"], r["head_mib"]) for r in runs if r["head"] == "attfc"})
         axes.set_xscale("log")
         axes.set_xticks([s for s, _ in sizes], [f"{s}\n{mib:.2g} MiB" for s, mib in sizes], fontsize="small")
         axes.minorticks_off()
@@ -127,10 +137,6 @@ def plot(runs: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
     return files
 
 
-def kind_of(run: dict[str, Any]) -> str:
-    return run["config"]["head"]["head"]
-
-
 def draw_list(axes: Axes, groups: Sequence[list[dict[str, Any]]], name: str, accuracy: bool, color: str) -> None:
     """One verification list's results under every head."""
     points: dict[str, list[tuple[int, float, float]]] = {"attfc": [], "partial_fc": []}
@@ -140,11 +146,13 @@ def draw_list(axes: Axes, groups: Sequence[list[dict[str, Any]]], name: str, acc
             continue
         values = [r["accuracy"] if accuracy else r["tar_at_far"][FAR] for r in results]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        if kind_of(group[0]) == "fc":
-            text = f"{name}, full FC ({group[0]['head_mib']:.1f} MiB)"
+        head = group[0]["head"]
+        if head in ("fc", "textbook"):
+            words = "full FC" if head == "fc" else "full FC, textbook"
+            text = f"{name}, {words} ({group[0]['head_mib']:.1f} MiB)"
             axes.axhline(statistics.mean(values), color=color, linestyle="--", linewidth=1.2, label=text)
         else:
-            points[kind_of(group[0])].append((group[0]["centers"], statistics.mean(values), spread))
+            points[head].append((group[0]["centers"], statistics.mean(values), spread))
     for kind, style, text in (("attfc", "o-", "AttFC"), ("partial_fc", "s", "Partial FC")):
         if points[kind]:
             x, y, spread = zip(*sorted(points[kind]), strict=True)
