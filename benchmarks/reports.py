@@ -64,14 +64,27 @@ def write(path: Path, report: dict[str, Any]) -> None:
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """The flags that say where the JSON goes."""
-    parser.add_argument("--output", type=Path, default=None, help="JSON, written after each row")
+    parser.add_argument("--output", type=Path, default=None, help="JSON, written as rows come in")
     parser.add_argument("--overwrite", action="store_true", help="replace --output")
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """The flag that says how many threads measure."""
+    parser.add_argument("--threads", type=_at_least_1, default=None, help="CPU threads (default: PyTorch's choice)")
+
+
+def _at_least_1(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
+
+
 def check_output(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    """Exit with the reason where --output is there already and may not be replaced."""
-    if given.output is not None and given.output.exists() and not given.overwrite:
-        parser.error(f"--output {given.output} exists: add --overwrite, or name another file")
+    """Exit with the reason where --output is there already and may neither be replaced nor, by a command that has
+    --resume, gone on with."""
+    if given.output is not None and given.output.exists() and not (given.overwrite or getattr(given, "resume", False)):
+        ways = "--resume or --overwrite" if hasattr(given, "resume") else "--overwrite"
+        parser.error(f"--output {given.output} exists: add {ways}, or name another file")
 
 
 def describe(identity: Sequence[Any]) -> str:

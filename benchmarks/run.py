@@ -25,6 +25,7 @@ heads can skip none, their slowest case.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -43,13 +44,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import heads  # noqa: E402
 import measure  # noqa: E402
+import reports  # noqa: E402
 import table  # noqa: E402
 import worker  # noqa: E402
 from contenders import CONTENDERS  # noqa: E402
 from heads import CASES, Contender, Problem  # noqa: E402
 
 from attfc_cuda import _backend, margins  # noqa: E402
-from attfc_cuda._files import write_text  # noqa: E402
 from attfc_cuda.plan.report import parse_bytes  # noqa: E402
 
 SCHEMA = "heads/1"
@@ -102,17 +103,13 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         "--row-seconds", type=float, default=None,
         help="for the memory and time of a row, start-up and check not counted (default: 25 minutes for the whole run)",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: PyTorch's choice)")
+    reports.add_threads(parser)
     parser.add_argument(
         "--memory-limit", type=parse_bytes, default=None, metavar="SIZE",
         help="that a head may take above the inputs, such as 16GiB (default: 90 %% of what is free at the start)",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, default=None, help="JSON, written after each row")
-    existing = parser.add_mutually_exclusive_group()
-    existing.add_argument(
-        "--resume", action="store_true", help="keep the rows of --output and measure the missing ones"
-    )
-    existing.add_argument("--overwrite", action="store_true", help="replace --output")
+    reports.add_output(parser)
+    parser.add_argument("--resume", action="store_true", help="keep the rows of --output and measure the missing ones")
     parser.add_argument(
         "--plots", type=Path, default=None, metavar="PREFIX", help="draw PREFIX_*.png and .svg (plots.py)"
     )
@@ -136,10 +133,9 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--identities, --batches and --dim must be 1 or more")
     if min(cases_of(arguments).values(), default=max(arguments.batches)) < max(arguments.batches):
         parser.error("--identities must be at least as many as a batch has rows (--batches)")
-    if arguments.output is not None and arguments.output.exists() and not (arguments.resume or arguments.overwrite):
-        parser.error(f"--output {arguments.output} exists: add --resume or --overwrite")
-    if arguments.resume and arguments.output is None:
-        parser.error("--resume needs --output")
+    reports.check_output(parser, arguments)
+    if arguments.resume and (arguments.output is None or arguments.overwrite):
+        parser.error("--resume needs --output, and goes with no --overwrite")
     return arguments
 
 
@@ -206,14 +202,24 @@ def measured(task: Task, arguments: argparse.Namespace, seconds: float, limit_by
         name = signal.Signals(-done.returncode).name
         status = "out of memory" if name == "SIGKILL" else "unavailable"
         return {**row, "status": status, "reason": f"the process was ended by {name}"}
-    last = done.stdout.splitlines()[-1:] or ["{}"]
-    found = json.loads(last[0]) if done.returncode == 0 else {"failed": done.stderr.strip()[-2000:]}
-    if "failed" in found:
+    found = _answer_of(done)
+    if "failed" in found or ("broken" in found and task.contender.ours):
         where = f"{task.contender.name}, {task.case}, {task.problem.dtype}"
-        if task.contender.ours or done.returncode == 0:
-            raise SystemExit(f"run.py: {where}: {found['failed']}")
-        return {**row, "status": "unavailable", "reason": found["failed"].splitlines()[-1]}
+        raise SystemExit(f"run.py: {where}: {found.get('failed') or found['broken']}")
+    if "broken" in found:
+        return {**row, "status": "unavailable", "reason": found["broken"].splitlines()[-1]}
     return {**row, **found}
+
+
+def _answer_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """A worker's row; or {"failed": how it differs from float64}; or {"broken": why it has neither}."""
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines:
+        with contextlib.suppress(ValueError):
+            found = json.loads(lines[-1])
+            if isinstance(found, dict):
+                return found
+    return {"broken": done.stderr.strip()[-2000:] or f"the process ended with exit code {done.returncode} and no row"}
 
 
 class Report:
@@ -253,13 +259,14 @@ class Report:
         """Take the rows of the file over. Exits the program where they were measured under other conditions."""
         if not self.path.exists():
             return
-        before = json.loads(self.path.read_text())
-        for part in ("schema", "settings", "environment"):
-            old, new = (
-                {**found[part], "date": None} if part != "schema" else found[part] for found in self._both(before)
-            )
+        try:
+            before = reports.read("run.py --resume", self.path, (SCHEMA,))
+        except ValueError as wrong:
+            raise SystemExit(str(wrong)) from None
+        for part in ("settings", "environment"):
+            old, new = ({**(found.get(part) or {}), "date": None} for found in self._both(before))
             if old != new:
-                differing = part if part == "schema" else [name for name in new if old.get(name) != new[name]]
+                differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
                 raise SystemExit(
                     f"run.py: --resume: {part} of {self.path} must be this run's, but differs: {differing}"
                 )
@@ -275,8 +282,7 @@ class Report:
 
     def write(self) -> None:
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, json.dumps(self.content, indent=1) + "\n")
+            reports.write(self.path, self.content)
 
 
 def print_list(arguments: argparse.Namespace) -> None:
@@ -317,7 +323,7 @@ def main(given: Sequence[str] | None = None) -> None:
     done = {key_of(row) for row in report.rows}
     missing = [task for task in tasks if task.key not in done]
     console = Console(stderr=True)
-    console.print(f"{len(missing)} rows of about {seconds} s, memory limit {worker.gib(limit_bytes / 2**20)}")
+    console.print(f"{len(missing)} rows of about {seconds} s, memory limit {reports.memory_text(limit_bytes / 2**20)}")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -342,7 +348,10 @@ def main(given: Sequence[str] | None = None) -> None:
     if arguments.plots is not None:
         import plots
 
-        plots.draw(report.content, arguments.plots)
+        try:
+            plots.draw(report.content, arguments.plots)
+        except ValueError as wrong:
+            raise SystemExit(f"run.py: --plots: {wrong}") from None
 
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=384)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=SECONDS_A_POINT, help="aimed at for a point; default 4")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: PyTorch's choice")
+    reports.add_threads(parser)
     reports.add_output(parser)
     parser.add_argument("--plot", type=Path, default=None, help="write PLOT.png and PLOT.svg")
     parser.add_argument("--point", type=int, default=None, help=argparse.SUPPRESS)  # how fresh processes are called

@@ -25,6 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import cases  # noqa: E402
 import measure  # noqa: E402
+import reports  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,9 +35,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=["float32", "bfloat16"])
     parser.add_argument("--contenders", nargs="+", metavar="NAME", default=None, help="default: all of the case")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds, 2 or more (one more warms up)")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: PyTorch's choice")
+    reports.add_threads(parser)
     parser.add_argument("--no-memory", action="store_true", help="skip the memory column")
-    parser.add_argument("--output", type=Path, default=None, help="write the rows and the environment as JSON")
+    reports.add_output(parser)
     parser.add_argument("--peak-of", default=None, help=argparse.SUPPRESS)  # what the fresh processes are called with
     arguments = parser.parse_args()
     known = cases.CASES[arguments.case].contenders
@@ -46,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
             parser.error(f"--contenders must be of {', '.join(map(repr, known))}, got {name!r}")
     if arguments.rounds < 2:
         parser.error("--rounds must be 2 or more")
+    reports.check_output(parser, arguments)
     return arguments
 
 
@@ -135,15 +137,16 @@ def main() -> None:
             )
         )
         return
-    rows = [row for dtype in arguments.dtypes for row in rows_of(dtype, arguments)]
-    environment = measure.environment()
+    environment, shape = measure.environment(), cases.SHAPES[arguments.shape]
+    rows: list[dict] = []
+    for dtype in arguments.dtypes:
+        rows += rows_of(dtype, arguments)
+        if arguments.output:
+            report = {"environment": environment, "case": arguments.case, "shape": vars(shape), "rows": rows}
+            reports.write(arguments.output, report)
     print_table(rows)
     print(", ".join(f"{key} {value}" for key, value in environment.items() if value is not None))
     if arguments.output:
-        shape = cases.SHAPES[arguments.shape]
-        report = {"environment": environment, "case": arguments.case, "shape": vars(shape), "rows": rows}
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
         print(f"written: {arguments.output}")
 
 

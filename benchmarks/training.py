@@ -230,7 +230,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--backbone", default="small")
     parser.add_argument("--pairs", type=int, default=2000, help="of held-out identities, for the accuracy")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: PyTorch's choice")
+    reports.add_threads(parser)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     reports.add_output(parser)

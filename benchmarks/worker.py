@@ -30,6 +30,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import heads  # noqa: E402
 import measure  # noqa: E402
 import oracle  # noqa: E402
+import reports  # noqa: E402
 from contenders import CONTENDERS  # noqa: E402
 from heads import Contender, Inputs, Problem, Step  # noqa: E402
 
@@ -209,7 +210,7 @@ def measured(job: Job) -> dict[str, Any]:
         row.update(run.memory())
         limit_mib = job.limit_bytes / 2**20
         if row["peak_mib"] is not None and row["peak_mib"] > limit_mib:
-            needs = f"needs about {gib(row['peak_mib'])}, the limit is {gib(limit_mib)}"
+            needs = f"needs about {reports.memory_text(row['peak_mib'])}, the limit is {reports.memory_text(limit_mib)}"
             how = f" (extended from {row['memory_identities']:,} identities)" if row["memory_scaled"] else ""
             return {**row, "status": "out of memory", "reason": needs + how}
         measure.frugal_allocator(False)
@@ -219,7 +220,7 @@ def measured(job: Job) -> dict[str, Any]:
             raise
         asked = re.search(r"tried to allocate ([\d.]+ ?\w+)", str(cause))
         got = "an allocation failed" if asked is None else f"tried to allocate {readable(asked[1])} more"
-        reason = f"{got}, the limit is {gib(job.limit_bytes / 2**20)}"
+        reason = f"{got}, the limit is {reports.memory_text(job.limit_bytes / 2**20)}"
         return {**empty_row(contender, problem), "errors": row["errors"], "status": "out of memory", "reason": reason}
     return row
 
@@ -259,14 +260,10 @@ def is_out_of_memory(cause: Exception) -> bool:
     return found or any(text in str(cause) for text in ("can't allocate memory", "bad_alloc", "CUDA out of memory"))
 
 
-def gib(mib: float) -> str:
-    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"
-
-
 def readable(amount: str) -> str:
     """ "20480000000 bytes" as MiB or GiB; what has a unit already stays."""
     number = amount.removesuffix("bytes").strip()
-    return gib(int(number) / 2**20) if number.isdigit() else amount
+    return reports.memory_text(int(number) / 2**20) if number.isdigit() else amount
 
 
 def main() -> None:

@@ -127,7 +127,7 @@ def test_a_head_over_the_memory_limit_is_a_row_that_says_what_it_asked_for() -> 
         pytest.skip("the limit is Linux's RLIMIT_DATA")
     row = in_fresh_process("full fc, eager", Problem(100_000, 32, 64, "float32", "cpu", "arcface"), 60.0, limit_mib=40)
     assert row["status"] == "out of memory" and row["median_s"] is None and row["peak_mib"] is None
-    assert row["reason"] == "tried to allocate 24 MiB more, the limit is 40 MiB"
+    assert row["reason"] == "tried to allocate 24.4 MiB more, the limit is 40 MiB"
 
 
 def test_a_prediction_over_the_limit_is_out_of_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_prediction_over_the_limit_is_out_of_memory_too(monkeypatch: pytest.Mo
     assert row["status"] == "out of memory" and row["peak_mib"] == pytest.approx(10_001)
     # The smallest power-of-two fraction whose centres are of 2^24 numbers.
     assert row["memory_identities"] == 625_000 and row["memory_scaled"]
-    assert row["reason"] == "needs about 9.8 GiB, the limit is 100 MiB (extended from 625,000 identities)"
+    assert row["reason"] == "needs about 9.77 GiB, the limit is 100 MiB (extended from 625,000 identities)"
 
 
 ARGUMENTS = ["--identities", "2000", "--batches", "32", "--dim", "64", "--dtypes", "float32", "--row-seconds", "0.5"]
@@ -190,6 +190,8 @@ def test_a_run_writes_its_rows_and_goes_on_where_it_stopped(tmp_path, monkeypatc
         (-11, "", "unavailable", "the process was ended by SIGSEGV"),
         (1, "", "unavailable", "RuntimeError: not on this card"),
         (None, "", "unavailable", "not done after 184 s"),
+        (0, "", "unavailable", "RuntimeError: not on this card"),
+        (0, "Loading.\n5\n", "unavailable", "RuntimeError: not on this card"),
         (0, json.dumps({"failed": "a loss off by half"}), None, "full fc, eager, x, float32: a loss off by half"),
     ],
 )
@@ -208,6 +210,56 @@ def test_what_becomes_of_a_process_that_does_not_answer(returncode, stdout, stat
         return
     row = run.measured(task, arguments, 1.0, 2**30)
     assert (row["status"], row["reason"], row["median_s"]) == (status, reason, None)
+
+
+@pytest.mark.parametrize("returncode", [0, 3])
+def test_a_process_without_a_word_is_told_by_its_exit_code(returncode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = subprocess.CompletedProcess([], returncode, "", "")
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **options: silent)
+    arguments, told = run.parse_arguments(ARGUMENTS), f"the process ended with exit code {returncode} and no row"
+    row = run.measured(run.Task("x", CONTENDERS["full fc, eager"], SMALL), arguments, 1.0, 2**30)
+    assert (row["status"], row["reason"]) == ("unavailable", told)
+    with pytest.raises(SystemExit, match=f"run.py: attfc 30 %, x, float32: {told}"):
+        run.measured(run.Task("x", CONTENDERS["attfc 30 %"], SMALL), arguments, 1.0, 2**30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threads", "0"], "--threads: must be a whole number of at least 1, got 0"),
+        (["--threads", "-1"], "--threads: must be a whole number of at least 1, got -1"),
+        (["--identities", "16", "--batches", "8", "32"], "--identities must be at least as many as a batch has rows"),
+        (["--resume"], "--resume needs --output, and goes with no --overwrite"),
+        (["--resume", "--overwrite", "--output", "x.json"], "--resume needs --output, and goes with no --overwrite"),
+    ],
+)
+def test_arguments_that_cannot_be_run(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        run.parse_arguments(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"rows": [], "schema": "training/1"}, "must be of schema heads/1, got 'training/1'"),
+        ({"anything": 1}, "must be a benchmark's JSON with rows"),
+        ({"rows": [], "schema": "heads/1"}, "settings of .* must be this run's, but differs"),
+    ],
+)
+def test_a_run_goes_on_in_no_other_kind_of_file(found: dict, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(found))
+    with pytest.raises(SystemExit, match=f"run.py.*--resume: .*{message}"):
+        run.main([*ARGUMENTS, "--output", str(path), "--resume"])
+    assert json.loads(path.read_text()) == found
+
+
+def test_plots_of_nothing_are_a_sentence_after_the_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    given = [*ARGUMENTS, "--heads", "liger-kernel", "--device", "cpu", "--output", str(tmp_path / "x.json")]
+    with pytest.raises(SystemExit, match="run.py: --plots: plots: rows must hold a measurement, got 1 rows, none"):
+        run.main([*given, "--plots", str(tmp_path / "heads")])
+    assert "liger-kernel" in capsys.readouterr().out and (tmp_path / "x.json").exists()
 
 
 def test_the_default_run_has_every_case_and_fits_its_time() -> None:
