@@ -16,9 +16,12 @@ class CenterGradient {
   using Mask = typename Simd<Real>::Mask;
   using Int = typename Simd<Real>::Int;
 
-  using Panels = RowPanels<Input>;
+  // As in the sweep, but each centre's sum is moved only once a block: small tiles leave out more.
+  static constexpr int kTile = Operand::kInMatrixUnit ? 64 : 48;
+
+  using Panels = RowPanels<Input, kTile>;
   static constexpr int kLanes = Panels::kLanes, kVectors = Panels::kVectors, kPanel = Panels::kPanel;
-  static constexpr int kOut = Panels::kOut, kTile = Panels::kTile;
+  static constexpr int kOut = Panels::kOut;
   static constexpr bool kPairs = Operand::kNumbersPerStep == 2;
   // Long enough sums, while G stays in the first-level cache (of the matrix unit: in the second).
   static constexpr int kBlock = Operand::kInMatrixUnit ? 128 : kPanel < 64 ? 64 : kPanel;
@@ -172,9 +175,8 @@ class CenterGradient {
         for (int column = 0; column < kWidth * kLanes; column += Operand::kColumns)
           for (int j = 0; j < kTile; j += 2 * Operand::kRows)
             Operand::template multiply<2>(weights + j * kBlockSteps, kBlockSteps * sizeof(Scalar), vectors + column,
-                                          kWidth * kLanes * sizeof(Scalar),
-                                          sums + j * panels_.padded_dim + d + column, panels_.padded_dim, steps,
-                                          !begin);
+                                          kWidth * kLanes * sizeof(Scalar), sums + j * panels_.padded_dim + d + column,
+                                          panels_.padded_dim, steps, !begin);
         return;
       }
       for (int j = 0; j < kTile; j += kOut) {

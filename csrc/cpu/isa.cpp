@@ -59,7 +59,8 @@ Isa choose_isa() {
   }
   if (!known)
     throw std::invalid_argument(
-        std::string("attfc_cuda: ATTFC_CPU_CAPABILITY must be generic, avx2, avx512, avx512_bf16 or amx, got ") + wanted);
+        std::string("attfc_cuda: ATTFC_CPU_CAPABILITY must be generic, avx2, avx512, avx512_bf16 or amx, got ") +
+        wanted);
   return chosen;
 }
 

@@ -18,7 +18,8 @@ struct RowInputs {
   }
 };
 
-template <class Input>
+// kTile: centres of a tile.
+template <class Input, int kTile>
 class RowPanels {
   using Operand = typename OperandOf<Input>::Type;
   using Scalar = typename Operand::Scalar;
@@ -29,10 +30,7 @@ class RowPanels {
   static constexpr int kLanes = Operand::kLanes;
   static constexpr int kVectors = ATTFC_SIMD_VECTORS;
   static constexpr int kPanel = kVectors * kLanes;
-  static constexpr int kOut = 6;    // sums of the products that share a vector; kOut x kVectors fill the registers
-  // Cosines and weights of a panel stay in the first-level cache; the matrix unit, which is done with them sooner than
-  // with moving its sums of the second product in and out, takes more centres at a time.
-  static constexpr int kTile = Operand::kInMatrixUnit ? 128 : 48;
+  static constexpr int kOut = 6;  // sums of the products that share a vector; kOut x kVectors fill the registers
   static constexpr int kStepsPerBlock = 64;  // so does this much of a panel
   static_assert(kTile % (Operand::kInMatrixUnit ? 32 : kOut) == 0, "a tile is whole groups of outputs");
   static_assert(kTile % Operand::kNumbersPerStep == 0, "and of pairs");

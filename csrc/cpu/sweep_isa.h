@@ -18,9 +18,13 @@ class Sweep {
   using Int = typename Simd<Real>::Int;
   using Partial = PartialLse<double>;
 
-  using Panels = RowPanels<Input>;
+  // Cosines and weights of a panel stay in the first-level cache. The matrix unit, done with a tile sooner than with
+  // moving the sums of the second product in and out, takes more centres at a time.
+  static constexpr int kTile = Operand::kInMatrixUnit ? 128 : 48;
+
+  using Panels = RowPanels<Input, kTile>;
   static constexpr int kLanes = Panels::kLanes, kVectors = Panels::kVectors, kPanel = Panels::kPanel;
-  static constexpr int kOut = Panels::kOut, kTile = Panels::kTile;
+  static constexpr int kOut = Panels::kOut;
   static constexpr int kPanelsPerBlock = 3;  // panels, their accumulators and a tile share the second level
   static constexpr int kTargetTasks = 32;    // enough for many threads, few enough for the workspace
   static constexpr int kMinTilesPerSplit = 8 * 48 / kTile;
@@ -152,7 +156,8 @@ class Sweep {
       for (int step = 0; step < kSteps; step += Operand::kSteps)
         Operand::transpose(pairs + step * kPanel + row, kPanel, left + row * kSteps + step, kSteps);
     if (live_count < kPanel)
-      for (int i = 0; i < live_count; ++i) std::memmove(left + i * kSteps, left + live[i] * kSteps, kSteps * sizeof(Scalar));
+      for (int i = 0; i < live_count; ++i)
+        std::memmove(left + i * kSteps, left + live[i] * kSteps, kSteps * sizeof(Scalar));
     const Scalar* vectors = tile.vectors();
     const int64_t vector_bytes = tile.vector_stride() * sizeof(Scalar);
     const auto are_neighbours = [&](int first, int count) {

@@ -114,7 +114,8 @@ class Tile {
         pack_vector(from, arguments.dim, to, steps_, 1);
       center[j] = to;
     }
-    center_stride_bytes = in_place ? arguments.center_stride * int64_t{sizeof(Input)} : steps_ * int64_t{sizeof(Scalar)};
+    center_stride_bytes =
+        in_place ? arguments.center_stride * int64_t{sizeof(Input)} : steps_ * int64_t{sizeof(Scalar)};
     vectors_ = kPairs ? nullptr : center[0];
     stride_ = kPairs ? padded_dim_ : in_place ? arguments.center_stride : steps_;
     return true;
