@@ -133,7 +133,7 @@ class FullyConnected(nn.Module):
     def select(self, labels: Tensor) -> Selection:
         """The centres that a batch of these labels [B] meets: here all of them."""
         here = (labels >= self.first) & (labels < self.last)
-        sink = None if self._fused is None else self._fused.apply
+        sink = self._fused.apply if self._fused is not None and self.centers.requires_grad else None
         return Selection(self.centers, self.classes, torch.where(here, labels - self.first, -1), sink)
 
     def fuse_optimizer(
@@ -193,6 +193,9 @@ class FullyConnected(nn.Module):
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         name, device = self._name, self.centers.device
+        if self._fused is not None and self._fused.weight is not self.centers:
+            rule, remedy = "be the parameter that fuse_optimizer was called with", "call fuse_optimizer again"
+            raise error(name, "centers", rule, "another (load_state_dict with assign=True?)", remedy)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
             raise error(name, "embeddings", f"have shape [B, {self.dim}]", list(embeddings.shape))
         check_inputs(name, {"embeddings": embeddings}, {"labels": (labels, len(embeddings))}, device)

@@ -7,6 +7,7 @@ no momentum. The update itself is torch's own (`torch.optim.sgd.sgd`, `torch.opt
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     """Updates `weight` [N, D] from inside the backward pass; see `FullyConnected.fuse_optimizer`, which makes one.
 
     To the outside an optimizer: `param_groups` carries lr, momentum and weight_decay (learning-rate schedules work on
-    it), `state_dict` saves and restores it. `step` does nothing: by then the centres have moved.
+    it), `state_dict` saves and restores it. `step` does nothing: by then the centres have moved. Call it or not (a
+    schedule warns where it never was), but not by a GradScaler's `step`, which looks for gradients that are not there.
+    A copy of the head takes the optimizer along, with the same GradScaler.
     """
 
     def __init__(
@@ -51,12 +54,44 @@ class FusedOptimizer(torch.optim.Optimizer):
             [weight], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "betas": betas, "eps": eps}
         )
         self.kind, self.grad_scaler = kind, grad_scaler
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "kind": self.kind, "grad_scaler": self.grad_scaler}
+
+    def __deepcopy__(self, memo: dict) -> FusedOptimizer:
+        memo.setdefault(id(self.grad_scaler), self.grad_scaler)
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter that is updated."""
+        return self.param_groups[0]["params"][0]
+
+    def make_state(self) -> dict[str, Tensor]:
+        """The state of the centres; what is not there yet is made, zeros as the centres are now."""
+        weight = self.weight
         state = self.state[weight]
-        if kind == "adamw":
-            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-        if kind == "adamw" or momentum > 0:
-            for key in _STATES[kind]:
-                state[key] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        if self.kind == "adamw":
+            state.setdefault("step", torch.zeros((), dtype=torch.float32, device=weight.device))
+        if self.kind == "adamw" or self.param_groups[0]["momentum"] > 0:
+            for key in _STATES[self.kind]:
+                if key not in state:
+                    state[key] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's. Raises ValueError for the state of another kind of optimizer."""
+        known = {*_STATES[self.kind], *(("step",) if self.kind == "adamw" else ())}
+        given = {name for state in state_dict["state"].values() for name in state}
+        if not given <= known:
+            rule = f"be of kind {self.kind!r} ({', '.join(sorted(known))})"
+            raise error("FusedOptimizer.load_state_dict", "state_dict", rule, ", ".join(sorted(given)))
+        super().load_state_dict(state_dict)
+        state = self.state[self.weight]
+        if "step" in state:  # which torch leaves where it was saved, and the update needs beside the centres
+            state["step"] = state["step"].to(self.weight.device)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Nothing: the backward pass has made the step."""
@@ -66,25 +101,30 @@ class FusedOptimizer(torch.optim.Optimizer):
     def apply(self, first: int, gradient: Tensor, rows: Tensor | None = None) -> None:
         """One step for the centres `rows[first : first + n]` (None: those very numbers) from their gradient [n, D].
 
-        A stretch whose gradient is not finite (a loss scale too large) is left as it is.
+        A stretch whose gradient is not finite (a loss scale too large) is left as it is, and a step of which no stretch
+        moved is not counted.
         """
-        group = self.param_groups[0]
-        weight: Tensor = group["params"][0]
-        state = self.state[weight]
+        weight, state, finite = self.weight, self.make_state(), gradient.isfinite().all()
         if self.kind == "adamw" and first == 0:
             state["step"] += 1
+            self._moved = torch.zeros_like(finite)
         place = slice(first, first + len(gradient)) if rows is None else rows[first : first + len(gradient)]
         buffers = [weight.detach(), *(state[key] for key in _STATES[self.kind] if key in state)]
         # A slice is a view and changes in place; chosen rows are a copy that goes back.
         parts = [buffer[place] for buffer in buffers]
-        self._update(parts[0], gradient.to(weight.dtype), parts[1:], state, group)
+        self._update(parts[0], gradient.to(weight.dtype), parts[1:], finite)
         if rows is not None:
             for buffer, part in zip(buffers, parts, strict=True):
                 buffer.index_copy_(0, place, part)
+        if self.kind == "adamw":
+            self._moved |= finite
+            if first + len(gradient) == len(weight if rows is None else rows):
+                state["step"] -= (~self._moved).float()
         # The fused updates do not tell autograd: a forward from before this step must not be differentiated after it.
         torch.autograd.graph.increment_version(weight)
 
-    def _update(self, weight: Tensor, gradient: Tensor, parts: list[Tensor], state: dict, group: dict) -> None:
+    def _update(self, weight: Tensor, gradient: Tensor, parts: list[Tensor], finite: Tensor) -> None:
+        group = self.param_groups[0]
         scale = None if self.grad_scaler is None else self.grad_scaler.scale(torch.ones((), device=weight.device))
         common = {
             "lr": group["lr"],
@@ -92,7 +132,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             "maximize": False,
             "fused": True,
             "grad_scale": scale,
-            "found_inf": (~gradient.isfinite().all()).float(),
+            "found_inf": (~finite).float(),
         }
         if self.kind == "sgd":
             momentum_buffer = parts[0] if parts else None
@@ -102,7 +142,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             )  # fmt: skip
         else:
             # The update counts its own steps up; all stretches of a backward pass are one step.
-            step = state["step"] - 1
+            step = self.state[self.weight]["step"] - 1
             beta1, beta2 = group["betas"]
             adamw(
                 [weight], [gradient], [parts[0]], [parts[1]], [], [step],

@@ -48,7 +48,7 @@ class PartialFC(FullyConnected):
         key.scatter_reduce_(0, slot, torch.where(here, 2.0, 0.0), "amax")
         index = key.topk(size, sorted=False).indices.sort().values
         target_slot = torch.where(here, torch.searchsorted(index, slot), -1)
-        if self._fused is None:
+        if whole.gradient_sink is None:
             return Selection(self.centers.index_select(0, index), self.classes[index], target_slot, None)
         fused = self._fused
         chosen = self.centers.detach().index_select(0, index).requires_grad_()

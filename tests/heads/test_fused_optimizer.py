@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -132,6 +134,81 @@ def test_two_forwards_before_a_backward_are_refused() -> None:
     first.backward()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         second.backward()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
+def test_a_copy_of_the_head_has_its_own(copied: Callable) -> None:
+    head = make(FullyConnected)
+    head.fuse_optimizer(0.1, kind="adamw")
+    head(*batch()).backward()
+    twin = copied(head)
+    for one in (head, twin):
+        one(*batch(seed=2)).backward()
+    assert torch.equal(head.centers, twin.centers) and head.centers is not twin.centers
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    head.fuse_optimizer(0.1, grad_scaler=scaler)
+    assert copy.deepcopy(head)._fused.grad_scaler is scaler
+
+
+def test_other_centers_than_its_own_are_refused() -> None:
+    head = make(FullyConnected)
+    head.fuse_optimizer(0.1)
+    head.load_state_dict({name: value.clone() for name, value in head.state_dict().items()}, assign=True)
+    with pytest.raises(ValueError, match="centers must be the parameter that fuse_optimizer was called with, got ano"):
+        head(*batch())
+    head.fuse_optimizer(0.1)
+    before = head.centers.detach().clone()
+    head(*batch()).backward()
+    assert not torch.equal(head.centers, before)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_state_of_the_other_kind_is_refused(kind: str) -> None:
+    one, other = make(FullyConnected), make(FullyConnected)
+    saved = one.fuse_optimizer(0.1, kind=kind)
+    one(*batch()).backward()
+    with pytest.raises(ValueError, match="state_dict must be of kind '(sgd|adamw)' .*, got (exp_avg|momentum_buffer)"):
+        other.fuse_optimizer(0.1, kind={"sgd": "adamw", "adamw": "sgd"}[kind]).load_state_dict(saved.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_head_may_be_cast_before_the_first_step(kind: str, dtype: torch.dtype) -> None:
+    head = make(FullyConnected)
+    optimizer = head.fuse_optimizer(0.1, kind=kind)
+    before = head.to(dtype).centers.detach().clone()
+    head(*batch()).backward()
+    assert not torch.equal(head.centers, before)
+    assert all(v.dtype == dtype for name, v in optimizer.state[head.centers].items() if name != "step")
+
+
+def test_a_step_that_overflowed_is_not_counted(stretches: None) -> None:
+    head = make(FullyConnected)
+    optimizer = head.fuse_optimizer(0.1, kind="adamw")
+    for factor, steps in ((float("inf"), 0), (1.0, 1), (float("inf"), 1), (1.0, 2)):
+        (head(*batch()) * factor).backward()
+        assert optimizer.state[head.centers]["step"] == steps and head.centers.isfinite().all()
+
+
+def test_the_count_of_steps_lies_beside_the_centers() -> None:
+    head = make(FullyConnected).to("meta")
+    optimizer = head.fuse_optimizer(0.1, kind="adamw")
+    saved = optimizer.state_dict()
+    saved["state"] = {0: {"step": torch.tensor(3.0)}}
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[head.centers]["step"].device.type == "meta"
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("kind", [FullyConnected, PartialFC])
+def test_frozen_centers_stay(kind: type, backend: str) -> None:
+    head = make(kind, backend=backend)
+    head.fuse_optimizer(0.1)
+    head.centers.requires_grad_(False)
+    before = head.centers.clone()
+    x, labels = batch(rows=3)
+    head(x.requires_grad_(), labels).backward()
+    assert torch.equal(head.centers, before) and x.grad.any()
 
 
 BAD = {
