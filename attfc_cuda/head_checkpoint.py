@@ -13,7 +13,8 @@ import pathlib
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from attfc_cuda._check import error
 from attfc_cuda.distributed import Shards
+from attfc_cuda.heads.fused_optimizer import FusedOptimizer
 
 _METADATA_CLASSES = {
     ("torch.distributed.checkpoint.metadata", name)
@@ -61,6 +63,16 @@ def stretches(module: nn.Module, optimizer: torch.optim.Optimizer | None = None)
     return found
 
 
+def without(state: Mapping[str, Any], split: dict[str, Stretch]) -> dict[str, Any]:
+    """A state_dict without the tensors of `split`: known by their memory, as a module may save them by other names."""
+    tensors = [stretch.tensor.detach() for stretch in split.values()]
+    return {
+        name: value
+        for name, value in state.items()
+        if not (isinstance(value, Tensor) and any(value.is_set_to(tensor) for tensor in tensors))
+    }
+
+
 def save(
     head: nn.Module,
     path: str | os.PathLike,
@@ -80,6 +92,8 @@ def save(
     """
     folder = pathlib.Path(path)
     part = folder.with_name(folder.name + ".tmp")
+    if isinstance(optimizer, FusedOptimizer):
+        optimizer.make_state()
     split = stretches(head, optimizer)
     shards = _shards_of(split)
     state = {name: _as_global(stretch) for name, stretch in split.items()}
@@ -117,14 +131,15 @@ def load(
 
     optimizer, stretches_only: as in `save`; what is not asked for is left alone.
     No code in a checkpoint is run, whoever wrote it.
-    Raises: ValueError where `path` holds no complete checkpoint, or one of other names or shapes.
+    Raises: ValueError where `path` holds no complete checkpoint, or one of other names or shapes: another kind of head
+        or optimizer, or an optimizer's state that is asked for and was not saved.
     """
     folder = pathlib.Path(path)
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.exists():
         folder = old
     saved = _Reader(folder).read_metadata().state_dict_metadata
-    _make_optimizer_state(head, optimizer, saved)
+    _make_optimizer_state(head, optimizer, saved, folder, stretches_only)
     split = stretches(head, optimizer)
     shards = _shards_of(split)
     whole = {} if stretches_only else _whole(head, optimizer, split)
@@ -137,6 +152,11 @@ def load(
             remedy = "load into a head of the size that was saved; resize_classes changes it afterwards"
             got = f"{list(saved[name].size)} in {folder}"
             raise error("head_checkpoint.load", "path", f"hold {name} of shape {list(shape)}", got, remedy)
+    # The optimizer's names have been compared where its state was made.
+    other = [name for name in saved if name not in shapes and not name.startswith("optimizer.")]
+    if other and not stretches_only:
+        rule, got = "hold the names of the head alone", f"{', '.join(other)} in {folder}"
+        raise error("head_checkpoint.load", "path", rule, got, "load into a head of the kind that was saved")
     state = {name: _as_global(stretch) for name, stretch in split.items()} | whole
     try:
         with _quiet():
@@ -198,7 +218,7 @@ def _state_of(optimizer: torch.optim.Optimizer | None, tensor: Tensor) -> dict[s
 
 def _whole(head: nn.Module, optimizer: torch.optim.Optimizer | None, split: dict[str, Stretch]) -> dict[str, Tensor]:
     """What every process has: the rest of the state_dict, and of the optimizer's state of the centres (its step)."""
-    whole = {name: value for name, value in head.state_dict().items() if name not in split}
+    whole = without(head.state_dict(), split)
     for key, stretch in split.items():
         for state, value in _state_of(optimizer, stretch.tensor).items():
             if f"optimizer.{key}.{state}" not in split:
@@ -206,21 +226,68 @@ def _whole(head: nn.Module, optimizer: torch.optim.Optimizer | None, split: dict
     return whole
 
 
-def _make_optimizer_state(head: nn.Module, optimizer: torch.optim.Optimizer | None, saved: dict[str, Any]) -> None:
-    """torch's optimizers make their state in the first step; what is to be loaded must be there before it."""
+class _State(NamedTuple):
+    """A tensor of an optimizer's state of a parameter: where it lies, and whether it has the parameter's shape."""
+
+    device: torch.device
+    per_row: bool
+
+
+def _make_optimizer_state(
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    saved: dict[str, Any],
+    folder: pathlib.Path,
+    stretches_only: bool,
+) -> None:
+    """torch's optimizers make their state in the first step; what is to be loaded must be there before it.
+
+    Raises: ValueError unless `saved` holds the names of this kind of optimizer.
+    """
     if optimizer is None:
         return
     held = {p for group in optimizer.param_groups for p in group["params"]}
     for key, (tensor, _, total, _) in stretches(head).items():
-        if tensor not in held:
-            continue
-        for name, entry in saved.items():
-            state = name.removeprefix(f"optimizer.{key}.")
-            if state == name or state in optimizer.state[tensor]:
-                continue
-            per_row = entry.size == (total, *tensor.shape[1:])
-            shape, device = (tensor.shape, tensor.device) if per_row else (entry.size, "cpu")
-            optimizer.state[tensor][state] = torch.zeros(shape, dtype=entry.properties.dtype, device=device)
+        prefix, shape = f"optimizer.{key}.", torch.Size((total, *tensor.shape[1:]))
+        entries = {name.removeprefix(prefix): entry for name, entry in saved.items() if name.startswith(prefix)}
+        found = {name: _State(torch.device("cpu"), entry.size == shape) for name, entry in entries.items()}
+        kept = _state_after_a_step(optimizer, tensor, found) if tensor in held else {}
+        wanted, there = (
+            sorted(name for name, state in states.items() if state.per_row or not stretches_only)
+            for states in (kept, found)
+        )
+        if wanted != there:
+            rule = f"hold {', '.join(wanted) or 'nothing'} of {key}'s optimizer"
+            got = f"{', '.join(there) or 'nothing'} in {folder}"
+            remedy = "give the kind of optimizer that was saved with it, or none"
+            raise error("head_checkpoint.load", "path", rule, got, remedy)
+        for name in wanted:
+            if name not in optimizer.state[tensor]:
+                made = tensor.shape if found[name].per_row else entries[name].size
+                dtype = entries[name].properties.dtype
+                optimizer.state[tensor][name] = torch.zeros(made, dtype=dtype, device=kept[name].device)
+
+
+def _state_after_a_step(
+    optimizer: torch.optim.Optimizer, tensor: Tensor, unknown: dict[str, _State]
+) -> dict[str, _State]:
+    """What an optimizer keeps of a parameter, by name. unknown: of an optimizer by others before its first step."""
+    parameter = tensor
+    if isinstance(optimizer, FusedOptimizer):
+        optimizer.make_state()
+    elif type(optimizer).__module__.startswith("torch.optim."):
+        # A twin of the same settings takes a step with a parameter of a single row.
+        group = next(group for group in optimizer.param_groups if any(p is tensor for p in group["params"]))
+        parameter = tensor.new_zeros((1, *tensor.shape[1:])).requires_grad_()
+        parameter.grad = torch.zeros_like(parameter)
+        group, settings = {**group, "params": [parameter]}, optimizer.defaults
+        optimizer = type(optimizer).__new__(type(optimizer))
+        optimizer.__setstate__({"defaults": settings, "state": defaultdict(dict), "param_groups": [group]})
+        optimizer.step()
+    elif not _state_of(optimizer, tensor):
+        return unknown
+    state = _state_of(optimizer, parameter)
+    return {name: _State(value.device, value.shape == parameter.shape) for name, value in state.items()}
 
 
 def _as_global(stretch: Stretch) -> Tensor:

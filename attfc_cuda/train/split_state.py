@@ -13,15 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from attfc_cuda.head_checkpoint import Stretch, stretches
+from attfc_cuda.head_checkpoint import Stretch, stretches, without
 
 State = dict[str, Any]
 
 
 def without_stretches(state: State, module: nn.Module) -> State:
     """A module's state_dict without what is split."""
-    split = stretches(module)
-    return {name: value for name, value in state.items() if name not in split}
+    return without(state, stretches(module))
 
 
 def with_stretches(state: State, module: nn.Module) -> State:

@@ -15,7 +15,8 @@ import torch.distributed.checkpoint as dcp
 from checkpoint_cases import MAPPING, RESIZED, SAVED, Trainee, begin_sharded, go_on, go_on_sharded, resized
 from group import run
 
-from attfc_cuda import FullyConnected, head_checkpoint
+from attfc_cuda import AdaSin, AttFC, FullyConnected, PartialFC, head_checkpoint
+from attfc_cuda.compat.insightface import PartialFC_V2
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,66 @@ def test_damage_and_other_sizes_are_told(tmp_path: Path) -> None:
     shutil.copy(data, path / ".metadata")
     with pytest.raises(ValueError, match=r"must be a complete checkpoint, got .*\.metadata: "):
         head_checkpoint.load(head, path)
+
+
+def test_centers_of_another_name_in_the_state_dict_are_saved_once(tmp_path: Path) -> None:
+    heads = {"ours": PartialFC(4, 6, 1.0), "theirs": PartialFC_V2(AdaSin(), 4, 6)}
+    for name, head in heads.items():
+        head_checkpoint.save(head, tmp_path / name)
+        saved = dcp.FileSystemReader(tmp_path / name).read_metadata().state_dict_metadata
+        assert saved.keys() == {"centers", "margin.t"}
+    before = {name: head.centers.detach().clone() for name, head in heads.items()}
+    for name, other in (("ours", "theirs"), ("theirs", "ours")):
+        head_checkpoint.load(heads[other], tmp_path / name)
+        assert torch.equal(heads[other].centers, before[name])
+
+
+def test_a_head_of_another_kind_is_refused(tmp_path: Path) -> None:
+    head_checkpoint.save(AttFC(4, 8, num_classes=6, policy="refresh", class_code=1.0), tmp_path / "head")
+    plain = AttFC(4, 8, num_classes=6)
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    with pytest.raises(ValueError, match="names of the head alone, got .*container.stamps.* in .*; load into a head"):
+        head_checkpoint.load(plain, tmp_path / "head")
+    assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
+
+
+KINDS = {
+    "sgd": lambda head: torch.optim.SGD(head.parameters(), 0.1, momentum=0.9),
+    "adamw": lambda head: torch.optim.AdamW(head.parameters()),
+    "adamw on the device": lambda head: torch.optim.AdamW(head.parameters(), fused=True),
+    "fused sgd": lambda head: head.fuse_optimizer(0.1),
+    "fused adamw": lambda head: head.fuse_optimizer(0.1, kind="adamw"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("saved", [*KINDS, "none"])
+def test_the_optimizer_must_be_of_the_kind_that_was_saved(kind: str, saved: str, tmp_path: Path) -> None:
+    first, second = FullyConnected(4, 6), FullyConnected(4, 6)
+    if saved == "none":
+        head_checkpoint.save(first, tmp_path / "head")
+    else:
+        optimizer = KINDS[saved](first)
+        first(torch.eye(4), torch.arange(4)).backward()
+        optimizer.step()
+        head_checkpoint.save(first, tmp_path / "head", optimizer)
+    optimizer = KINDS[kind](second)
+    if ("adamw" in kind) == ("adamw" in saved) and saved != "none":
+        head_checkpoint.load(second, tmp_path / "head", optimizer)
+        second(torch.eye(4), torch.arange(4)).backward()
+        optimizer.step()
+        assert optimizer.state[second.centers].get("step", 2) == 2
+    else:
+        with pytest.raises(ValueError, match="of centers's optimizer, got .*; give the kind of optimizer that was"):
+            head_checkpoint.load(second, tmp_path / "head", optimizer)
+    head_checkpoint.load(second, tmp_path / "head")  # without one what was saved of it does not matter
+
+
+def test_a_fused_optimizer_is_saved_before_its_first_step(tmp_path: Path) -> None:
+    first, second = FullyConnected(4, 6), FullyConnected(4, 6)
+    head_checkpoint.save(first, tmp_path / "head", KINDS["fused adamw"](first))
+    head_checkpoint.load(second, tmp_path / "head", KINDS["fused adamw"](second))
+    assert torch.equal(first.centers, second.centers)
 
 
 class Malice:

@@ -10,7 +10,9 @@ import torch.distributed as dist
 from group import run
 from torch import Tensor
 
+from attfc_cuda import AdaSin, head_checkpoint
 from attfc_cuda.compat.insightface import PartialFC_V2
+from attfc_cuda.train import split_state
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "insightface_loop.py"
 CLASSES, DIM, ROWS = 13, 16, 8  # 13: the second process has one class less
@@ -56,3 +58,24 @@ def test_two_processes_give_the_loss_and_gradients_of_their_maths_on_one() -> No
     for key, factor in (("embeddings", 2), ("weight", 1), ("saved", 1)):
         whole = torch.cat([part[key] for part in ours])
         torch.testing.assert_close(whole, factor * theirs[key], rtol=1e-9, atol=1e-12)
+
+
+def saved_and_loaded(folder: str) -> dict[str, Tensor]:
+    torch.manual_seed(dist.get_rank())
+    head = PartialFC_V2(AdaSin(), DIM, CLASSES)
+    before = head.centers.detach().clone()
+    kept = split_state.without_stretches(head.state_dict(), head)
+    head_checkpoint.save(head, folder)
+    torch.nn.init.zeros_(head.centers)
+    head_checkpoint.load(head, folder)
+    return {"before": before, "after": head.centers.detach(), "kept": list(kept)}
+
+
+def test_a_checkpoint_brings_each_process_its_own_centers(tmp_path: Path) -> None:
+    parts = run(2, saved_and_loaded, str(tmp_path / "head"))
+    whole = PartialFC_V2(AdaSin(), DIM, CLASSES)
+    head_checkpoint.load(whole, tmp_path / "head")
+    for part in parts:
+        assert torch.equal(part["before"], part["after"]) and part["before"].any()
+        assert part["kept"] == ["margin.t"]
+    assert torch.equal(torch.cat([part["before"] for part in parts]), whole.centers)
