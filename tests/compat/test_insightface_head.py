@@ -79,9 +79,9 @@ def test_the_example_runs_as_it_says(
 def test_one_step_in_float32_loses_no_more_than_theirs(example: dict[str, Any], numbers: tuple, rows: int) -> None:
     """Loss and both gradients against theirs in float64, within twice of what theirs loses in float32.
 
-    Theirs may lose nothing by luck, so that what rounding explains is allowed as well: target and negatives are cosines,
-    each within four roundings, times the scale. The loss moves by as much as they do where it is large, and in proportion
-    to itself where it is small; the gradients always in proportion.
+    Theirs may lose nothing by luck, so that what rounding explains is allowed as well: target and negatives are
+    cosines, each within four roundings, times the scale. The loss moves by as much as they do where it is large, and in
+    proportion to itself where it is small; the gradients always in proportion.
     """
     margin_loss = example["TheirMargin"](64.0, *numbers)
     torch.manual_seed(rows)
