@@ -20,6 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from attfc_cuda._check import error
+from attfc_cuda._files import replacing
+
 FORMAT = "attfc-checkpoint-1"
 
 
@@ -28,20 +31,28 @@ class CheckpointError(ValueError):
 
 
 def save(state: dict[str, Any], folder: Path, step: int, keep: int) -> Path:
-    """Write `state` as the checkpoint of `step`, then delete all but the newest `keep`."""
+    """Write `state` as the checkpoint of `step`, then delete all but the newest `keep` up to it.
+
+    Checkpoints of later steps (they did not load, or the run went on from before them) are deleted too, once this one
+    is safe. Raises OSError naming the file where it cannot be written; those that were there stay.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, step)
-    part = folder / f"{path.name}.tmp"
-    with open(part, "wb") as file:
-        torch.save({"format": FORMAT, "step": step, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    _sweep(folder, path)
+    try:
+        with replacing(path) as part, open(part, "wb") as file:
+            torch.save({"format": FORMAT, "step": step, **state}, file)
+    except (OSError, RuntimeError) as cause:
+        reason = _system_reason(cause)
+        if reason is None:
+            raise
+        remedy = "the checkpoints before it are whole: make room, then --resume"
+        raise error("checkpoint", str(path), "be written", reason, remedy, OSError) from cause
     _sync_folder(folder)
-    delete(find(folder)[keep:])
-    orphans = [path for path in folder.glob("step_*.shards") if not path.with_suffix(".pt").exists()]
-    for stale in [*folder.glob("*.tmp"), *orphans]:
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+    paths = find(folder)
+    newest = paths.index(path)
+    delete(paths[:newest] + paths[newest + keep :])
+    _sweep(folder, path)
     return path
 
 
@@ -132,6 +143,20 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal.tolist()), gauss))
+
+
+def _sweep(folder: Path, path: Path) -> None:
+    """Remove what killed or failed writes have left, but for the shards that `path` is about to be the file of."""
+    orphans = [s for s in folder.glob("step_*.shards") if not s.with_suffix(".pt").exists() and s != shards_of(path)]
+    for stale in [*folder.glob("*.tmp"), *orphans]:
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+
+
+def _system_reason(failure: BaseException | None) -> OSError | None:
+    """The system's error behind a failed write: torch wraps it into a RuntimeError about its own file positions."""
+    while failure is not None and not isinstance(failure, OSError):
+        failure = failure.__cause__ or failure.__context__
+    return failure
 
 
 def _sync_folder(folder: Path) -> None:

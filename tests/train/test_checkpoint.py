@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 import random
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +23,21 @@ def state(value: float) -> dict:
 
 
 def test_round_trip_and_only_the_newest_are_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 10, 9):
+    for step in (1, 2, 9, 10):
         checkpoint.save(state(step), tmp_path, step, keep=3)
     assert [p.name for p in checkpoint.find(tmp_path)] == ["step_00000010.pt", "step_00000009.pt", "step_00000002.pt"]
     loaded = checkpoint.load_newest(tmp_path)
     assert loaded["step"] == 10
     assert torch.equal(loaded["weights"], state(10)["weights"])
+
+
+def test_a_later_checkpoint_that_does_not_load_costs_no_good_one(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        checkpoint.save(state(step), tmp_path, step, keep=3)
+    checkpoint.path_of(tmp_path, 30).write_bytes(b"half")
+    saved = checkpoint.save(state(25), tmp_path, 25, keep=1)  # the run went on from 20
+    assert checkpoint.find(tmp_path) == [saved]
+    assert checkpoint.load_newest(tmp_path)["step"] == 25
 
 
 def test_truncated_newest_falls_back_to_the_one_before_and_says_so(tmp_path: Path) -> None:
@@ -98,9 +109,11 @@ def half(state, file):
 torch.save = half
 checkpoint.save({{"weights": torch.zeros(50, 50)}}, pathlib.Path({str(tmp_path)!r}), 2, keep=1)
 """
-    killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False)
-    assert killed.returncode == 9
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001.pt", "step_00000002.pt.tmp"]
+    killed = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
+    assert killed.wait() == 9
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f".step_00000002.pt.{killed.pid}.tmp", "step_00000001.pt",
+    ]  # fmt: skip
     said: list[str] = []
     assert checkpoint.load_newest(tmp_path, said.append)["step"] == 1
     assert said == []
@@ -108,16 +121,39 @@ checkpoint.save({{"weights": torch.zeros(50, 50)}}, pathlib.Path({str(tmp_path)!
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000003.pt"]  # the half-written file goes with the next save
 
 
-def test_a_failed_write_leaves_the_old_checkpoint_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process grows past 200 000 bytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint_alone_in_place(tmp_path: Path, full_disk: None) -> None:
     checkpoint.save(state(1), tmp_path, 1, keep=1)
-
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(state(2), tmp_path, 2, keep=1)
+    (tmp_path / ".step_00000002.pt.17.tmp").write_bytes(b"left by a killed run")
+    path = checkpoint.path_of(tmp_path, 2)
+    message = (
+        rf"^checkpoint: {path} must be written, got \[Errno 27\] .*; the checkpoints before it are whole: make room"
+    )
+    with pytest.raises(OSError, match=message):
+        checkpoint.save({"weights": torch.zeros(500, 500)}, tmp_path, 2, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001.pt"]
     assert checkpoint.load_newest(tmp_path)["step"] == 1
+
+
+def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(RuntimeError, match="^out of memory$"):
+        checkpoint.save(state(2), tmp_path, 2, keep=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_open_any_takes_a_file_a_checkpoint_folder_or_a_run(tmp_path: Path) -> None:
