@@ -1,25 +1,9 @@
 // The CPU kernels compiled for x86-64 with AVX-512 and its bfloat16 dot product.
 #if defined(__x86_64__)
-#include "isa_includes.h"
-#include <immintrin.h>
-
-// After the standard headers, so that no function that other files share is compiled for this target.
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
-#endif
-
+#define ATTFC_ISA avx512_bf16
+#define ATTFC_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"
 #define ATTFC_SIMD_BYTES 64
 #define ATTFC_SIMD_VECTORS 4
 #define ATTFC_HAS_BF16_DOT
-
-namespace attfc::cpu::avx512_bf16 {
-#include "kernels_isa.h"
-}  // namespace attfc::cpu::avx512_bf16
-
-#ifdef __clang__
-#pragma clang attribute pop
-#endif
+#include "kernels_target.h"
 #endif  // __x86_64__
