@@ -47,6 +47,12 @@ HEADS = (
 )
 
 
+def check_precision(precision: str) -> None:
+    """Raise ValueError for what is no format of the products."""
+    if precision not in DTYPES:
+        raise error("plan", "precision", f"be one of {', '.join(DTYPES)}", repr(precision))
+
+
 def container_slots(share: float, identities: int, batch: int) -> int:
     """Slots of a container for a share of the identities; a step's own centres enter together, so it holds a batch."""
     return max(batch, round(share * identities))
@@ -94,8 +100,7 @@ def head_needs(
     whether the optimizer keeps one, as SGD with momentum does.
     Raises: ValueError naming the argument.
     """
-    if precision not in DTYPES:
-        raise error("plan", "precision", f"be one of {', '.join(DTYPES)}", repr(precision))
+    check_precision(precision)
     element = DTYPES[precision].itemsize
     rows = batch * dim * 4
     active = centers_met(head, identities, batch)

@@ -13,10 +13,9 @@ from pathlib import Path
 from attfc_cuda._check import error
 from attfc_cuda._files import replacing
 from attfc_cuda.plan import rates
-from attfc_cuda.plan.heads import HEADS, Head, head_needs
+from attfc_cuda.plan.heads import HEADS, Head, check_precision, head_needs
 from attfc_cuda.plan.networks import NetworkNeeds, network_needs
 from attfc_cuda.train.config import OptimizerConfig
-from attfc_cuda.train.objective import DTYPES
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 _SIZE = re.compile(r"\s*((?:\d+\.?\d*|\.\d+)(?:e\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
@@ -103,8 +102,7 @@ def make_plan(
     for argument, value in {**sizes, "gallery_size": gallery_size}.items():
         if value < 1:
             raise error("plan", argument, "be at least 1", value)
-    if precision not in DTYPES:
-        raise error("plan", "precision", f"be one of {', '.join(DTYPES)}", repr(precision))
+    check_precision(precision)
     network = network_needs(backbone, dim, image_size, batch, precision)
     network_memory = {
         "backbone: weights, gradient, momentum": 3 * 4 * network.parameters + 4 * network.buffers,

@@ -52,7 +52,6 @@ def save(state: dict[str, Any], folder: Path, step: int, keep: int) -> Path:
     paths = find(folder)
     newest = paths.index(path)
     delete(paths[:newest] + paths[newest + keep :])
-    _sweep(folder, path)
     return path
 
 

@@ -26,9 +26,9 @@ class CenterGradient {
   // Long enough sums, while G stays in the first-level cache (of the matrix unit: in the second).
   static constexpr int kBlock = Operand::kInMatrixUnit ? 128 : kPanel < 64 ? 64 : kPanel;
   static constexpr int kBlockSteps = kBlock / Operand::kNumbersPerStep;
-  static constexpr int kStretch = Operand::kInMatrixUnit ? 32 : kLanes;  // rows that are left out together
+  static constexpr int kStretch = std::max(kLanes, Operand::kWholeNumbers);  // rows that are left out together
   static constexpr int kStretches = kBlock / kStretch;
-  static constexpr int kNarrowStrip = Operand::kInMatrixUnit ? 2 : 1;  // vectors
+  static constexpr int kNarrowStrip = kStretch / kLanes;  // vectors
   static constexpr int kTargetTasks = 64;
   static_assert(kBlock % kPanel == 0 && kLanes % Operand::kNumbersPerStep == 0);
 

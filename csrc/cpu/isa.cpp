@@ -17,16 +17,18 @@ namespace {
 
 constexpr Isa kAll[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2, Isa::kGeneric};
 
-#ifdef ATTFC_BUILDS_AMX
 // Asks the system for the matrix unit's registers, which it lends to processes that ask; false where there are none.
 bool may_use_matrix_unit() {
+#ifdef ATTFC_BUILDS_AMX
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kBf16) || !(d & kTile)) return false;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of asm/prctl.h and the processor's manual
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
+#else
+  return false;
 #endif
+}
 
 bool processor_has(Isa isa) {
 #if defined(__x86_64__)
@@ -34,11 +36,7 @@ bool processor_has(Isa isa) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   switch (isa) {
-#ifdef ATTFC_BUILDS_AMX
     case Isa::kAmx: return processor_has(Isa::kAvx512Bf16) && may_use_matrix_unit();
-#else
-    case Isa::kAmx: return false;
-#endif
     case Isa::kAvx512Bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
     case Isa::kAvx512: return avx512;
     case Isa::kAvx2: return avx2;

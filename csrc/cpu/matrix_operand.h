@@ -6,9 +6,10 @@
 
 struct MatrixOperand : PairOperand {
   static constexpr bool kInMatrixUnit = true;
-  static constexpr int kRows = 16;     // of a register
-  static constexpr int kColumns = 32;  // of multiply(): two registers
-  static constexpr int kSteps = 16;    // pairs, of one instruction
+  static constexpr int kWholeNumbers = 32;          // of an instruction's inner dimension
+  static constexpr int kRows = 16;                  // of a register
+  static constexpr int kColumns = 32;               // of multiply(): two registers
+  static constexpr int kSteps = kWholeNumbers / 2;  // pairs, of one instruction
 
   // While it lives this thread's matrix unit is ready; nothing else of the thread may be using it.
   class Unit {

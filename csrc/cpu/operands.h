@@ -6,6 +6,7 @@
 
 struct VectorOperand {
   static constexpr bool kInMatrixUnit = false;
+  static constexpr int kWholeNumbers = 2;  // the dimension is padded to a multiple of this, and of the lanes
   struct Unit {
     Unit() {}  // nothing to prepare
   };

@@ -32,11 +32,11 @@ class RowPanels {
   static constexpr int kPanel = kVectors * kLanes;
   static constexpr int kOut = 6;  // sums of the products that share a vector; kOut x kVectors fill the registers
   static constexpr int kStepsPerBlock = 64;  // so does this much of a panel
-  static_assert(kTile % (Operand::kInMatrixUnit ? 32 : kOut) == 0, "a tile is whole groups of outputs");
+  static_assert(kTile % (Operand::kInMatrixUnit ? Operand::kWholeNumbers : kOut) == 0, "a tile is whole groups");
   static_assert(kTile % Operand::kNumbersPerStep == 0, "and of pairs");
 
   RowPanels(const SweepInputs& arguments, Workspace& workspace) : arg_(arguments), workspace_(workspace) {
-    constexpr int64_t kDimUnit = Operand::kInMatrixUnit ? 32 : kLanes > 2 ? kLanes : 2;
+    constexpr int64_t kDimUnit = std::max(kLanes, Operand::kWholeNumbers);
     panels = (arg_.rows + kPanel - 1) / kPanel;
     padded_rows = panels * kPanel;
     padded_dim = (arg_.dim + kDimUnit - 1) / kDimUnit * kDimUnit;

@@ -27,7 +27,7 @@ class Sweep {
   static constexpr int kOut = Panels::kOut;
   static constexpr int kPanelsPerBlock = 3;  // panels, their accumulators and a tile share the second level
   static constexpr int kTargetTasks = 32;    // enough for many threads, few enough for the workspace
-  static constexpr int kMinTilesPerSplit = 8 * 48 / kTile;
+  static constexpr int kMinCentersPerSplit = 384;
 
   using Rows = RowSums<Real, kPanelsPerBlock * kPanel>;
 
@@ -39,7 +39,7 @@ class Sweep {
     const int64_t bytes_per_split = std::max<int64_t>(panels_.padded_rows * accumulator_dim() * sizeof(Real), 1);
     const int64_t wanted = divide_up(kTargetTasks, std::max<int64_t>(row_blocks_, 1));
     const int64_t affordable = static_cast<int64_t>(kMaxWorkspaceBytes) / bytes_per_split;
-    splits_ = std::max<int64_t>(1, std::min({wanted, affordable, tiles_ / kMinTilesPerSplit}));
+    splits_ = std::max<int64_t>(1, std::min({wanted, affordable, tiles_ / (kMinCentersPerSplit / kTile)}));
     tiles_per_split_ = divide_up(tiles_, splits_);
     lay_out();
   }
@@ -163,31 +163,29 @@ class Sweep {
     const auto are_neighbours = [&](int first, int count) {
       return first + count <= live_count && live[first + count - 1] - live[first] == count - 1;
     };
-    for (int64_t d = 0; d < panels_.padded_dim; d += kColumns)
-      for (int first = 0; first < live_count;) {
-        const Scalar* rows = left + first * kSteps;
-        Real* sums = accumulator(split, panel * kPanel + live[first]) + d;
-        if (are_neighbours(first, 2 * kRows)) {
-          Operand::template multiply<2>(rows, kSteps * sizeof(Scalar), vectors + d, vector_bytes, sums,
-                                        panels_.padded_dim, kSteps, true);
-          first += 2 * kRows;
-          continue;
-        }
-        if (are_neighbours(first, kRows)) {
-          Operand::template multiply<1>(rows, kSteps * sizeof(Scalar), vectors + d, vector_bytes, sums,
-                                        panels_.padded_dim, kSteps, true);
+    for (int64_t d = 0; d < panels_.padded_dim; d += kColumns) {
+      const auto multiply = [&](auto registers, int first, Real* out, int64_t out_stride, bool add) {
+        Operand::template multiply<decltype(registers)::value>(left + first * kSteps, kSteps * sizeof(Scalar),
+                                                               vectors + d, vector_bytes, out, out_stride, kSteps, add);
+      };
+      const auto sums = [&](int i) { return accumulator(split, panel * kPanel + live[i]) + d; };
+      for (int first = 0, count; first < live_count; first += count) {
+        count = are_neighbours(first, 2 * kRows) ? 2 * kRows : kRows;
+        if (count == 2 * kRows) {
+          multiply(std::integral_constant<int, 2>{}, first, sums(first), panels_.padded_dim, true);
+        } else if (are_neighbours(first, kRows)) {
+          multiply(std::integral_constant<int, 1>{}, first, sums(first), panels_.padded_dim, true);
         } else {
           alignas(64) Real apart[kRows * kColumns];
-          Operand::template multiply<1>(rows, kSteps * sizeof(Scalar), vectors + d, vector_bytes, apart, kColumns,
-                                        kSteps, false);
-          for (int i = 0; i < std::min(kRows, live_count - first); ++i) {
-            Real* to = accumulator(split, panel * kPanel + live[first + i]) + d;
-            for (int v = 0; v < kColumns; v += kLanes)
-              store(to + v, load<Vector>(to + v) + load<Vector>(apart + i * kColumns + v));
-          }
+          multiply(std::integral_constant<int, 1>{}, first, apart, kColumns, false);
+          for (int i = 0; i < std::min(kRows, live_count - first); ++i)
+            for (int v = 0; v < kColumns; v += kLanes) {
+              Real* to = sums(first + i) + v;
+              store(to, load<Vector>(to) + load<Vector>(apart + i * kColumns + v));
+            }
         }
-        first += kRows;
       }
+    }
   }
 
   // ---- a task, and the end ----
