@@ -1,4 +1,4 @@
-"""Builds the compiled extensions where torch can be imported; elsewhere attfc_cuda/_backend.py does at first use.
+"""Builds the compiled extensions where torch can be imported; elsewhere attfc_cuda/ops/backend.py does at first use.
 
 `pip install --no-build-isolation -e .` compiles now; a plain `pip install -e .` (isolated build, no torch) compiles at
 the first call. The operators for CUDA devices are built where a GPU is visible and a CUDA toolkit is found, for that
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def load_build_lists():
-    spec = util.spec_from_file_location("_attfc_build", ROOT / "attfc_cuda" / "_build.py")
+    spec = util.spec_from_file_location("_attfc_build", ROOT / "attfc_cuda" / "ops" / "build.py")
     module = util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look up their module
     spec.loader.exec_module(module)

@@ -5,8 +5,8 @@ the stateless functions they are made of.
 Importing needs torch and nothing else; the compiled extension is loaded at the first call (``attfc info`` reports it).
 """
 
+from attfc_cuda import _moved
 from attfc_cuda._version import __version__
-from attfc_cuda.container import DynamicClassContainer
 from attfc_cuda.functional import (
     MarginSoftmaxOutput,
     NegativeLogSumExp,
@@ -16,6 +16,8 @@ from attfc_cuda.functional import (
     negative_logsumexp,
 )
 from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
+from attfc_cuda.heads.container import DynamicClassContainer
+from attfc_cuda.heads.momentum_encoder import MomentumEncoder
 from attfc_cuda.margins import (
     AdaFace,
     AdaSin,
@@ -29,7 +31,8 @@ from attfc_cuda.margins import (
     NormFace,
     SphereFace,
 )
-from attfc_cuda.momentum import MomentumEncoder
+
+_moved.install()
 
 __all__ = [
     "AdaFace",

@@ -18,7 +18,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from attfc_cuda import _backend, _build, export
+from attfc_cuda import export
 from attfc_cuda._check import error
 from attfc_cuda.compat.insightface import command as import_command
 from attfc_cuda.compat.insightface.command import ImportCommand
@@ -27,11 +27,14 @@ from attfc_cuda.data import command as data_command
 from attfc_cuda.data.command import DataCommand, PackCommand
 from attfc_cuda.demo import IDENTITIES, PASSES, demo, demo_config
 from attfc_cuda.evaluation import find_suite
+from attfc_cuda.evaluation import report as judge
+from attfc_cuda.ops import backend as _backend
+from attfc_cuda.ops import build as _build
 from attfc_cuda.plan import command as plan_command
 from attfc_cuda.plan.command import PlanCommand
-from attfc_cuda.train import Objective, TrainConfig, judge, train
+from attfc_cuda.train import Objective, TrainConfig, train
 from attfc_cuda.train.config import RunConfig
-from attfc_cuda.train.setup import pick_device
+from attfc_cuda.train.training import pick_device
 from attfc_cuda.train.validation import from_dataset, lists_in
 
 
@@ -189,15 +192,15 @@ def _kernels(command: Kernels) -> int:
         if architecture not in known:
             raise error("kernels", "architectures", f"be among {', '.join(map(str, known))}", architecture)
     try:
-        report = importlib.import_module("attfc_cuda.kernels.report")
+        report = importlib.import_module("attfc_cuda.ops.resources.triton_report")
         report.print_table(report.rows(command.architectures))
     except ImportError as cause:
         print(f"Triton kernels left out: {cause}")
-    nvcc, csrc = shutil.which("nvcc"), _build.source_root(Path(_build.__file__).parent)
+    nvcc, csrc = shutil.which("nvcc"), _build.source_root(Path(_build.__file__).parents[1])
     if nvcc is None or csrc is None:
         print(f"CUDA kernels left out: {'no nvcc on PATH' if nvcc is None else 'their sources are not installed'}")
         return 0
-    cuda_report = importlib.import_module("attfc_cuda.kernels.cuda_report")
+    cuda_report = importlib.import_module("attfc_cuda.ops.resources.cuda_report")
     print(cuda_report.format_table(cuda_report.compile_all(nvcc, csrc, list(command.architectures))))
     return 0
 

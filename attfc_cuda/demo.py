@@ -7,8 +7,8 @@ from pathlib import Path
 
 from attfc_cuda.data import build_dataset
 from attfc_cuda.evaluation import plot_training
+from attfc_cuda.evaluation.report import RAW_PIXELS, Judgement, judge, load_backbone, print_table, write_files
 from attfc_cuda.train import TrainConfig, train
-from attfc_cuda.train.judge import RAW_PIXELS, Judgement, judge, load_backbone, print_table, write_files
 from attfc_cuda.train.log import duration
 from attfc_cuda.train.validation import verification_sets
 

@@ -43,7 +43,8 @@ class ExportCommand:
 
 def run(command: ExportCommand) -> int:
     """`attfc export`."""
-    from attfc_cuda.train import checkpoint, judge
+    from attfc_cuda.evaluation import report as judge
+    from attfc_cuda.train import checkpoint
     from attfc_cuda.train.config import TrainConfig, parse_options
 
     if command.to.suffix not in SUFFIXES:

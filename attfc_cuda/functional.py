@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attfc_cuda import _backend, _ops, _trained_centers
-from attfc_cuda import reference as _reference
 from attfc_cuda._check import error
-from attfc_cuda._trained_centers import GradientSink
-from attfc_cuda.distributed import Shards
+from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.margins.base import Margin
+from attfc_cuda.ops import autograd as _ops
+from attfc_cuda.ops import backend as _backend
+from attfc_cuda.ops import eager as _reference
+from attfc_cuda.ops import trained_centers as _trained_centers
+from attfc_cuda.ops.trained_centers import GradientSink
 
 __all__ = [
     "MarginSoftmaxOutput",

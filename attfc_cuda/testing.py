@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attfc_cuda import reference as oracle
 from attfc_cuda._check import error
+from attfc_cuda.ops import eager as oracle
 
 # (B, S, D). One negative; less than any vector width, in every axis; tails of 2 and more behind every power-of-two
 # tile; a second block of rows; several tiles of classes at the usual D. Left out for time: the real size, REAL_SHAPE.

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attfc_cuda import AttFC, FullyConnected, PartialFC, _backend, margins
+from attfc_cuda import AttFC, FullyConnected, PartialFC, margins
 from attfc_cuda.heads import fully_connected
+from attfc_cuda.ops import backend as _backend
 from attfc_cuda.plan.heads import container_slots, sampled_classes
 
 SCALE = 64.0  # of every loss; margins keep their own default, m = 0.5 for AdaSin and ArcFace

@@ -50,7 +50,8 @@ import worker  # noqa: E402
 from contenders import CONTENDERS  # noqa: E402
 from heads import CASES, Contender, Problem  # noqa: E402
 
-from attfc_cuda import _backend, margins  # noqa: E402
+from attfc_cuda import margins  # noqa: E402
+from attfc_cuda.ops import backend as _backend  # noqa: E402
 from attfc_cuda.plan.report import parse_bytes  # noqa: E402
 
 SCHEMA = "heads/1"

@@ -37,7 +37,7 @@ from attfc_cuda.demo import IDENTITIES, demo_config
 from attfc_cuda.train import Objective, TrainConfig, train
 from attfc_cuda.train.log import read_log
 from attfc_cuda.train.objective import OBJECTIVES
-from attfc_cuda.train.setup import pick_device
+from attfc_cuda.train.training import pick_device
 
 sys.path.insert(0, str(Path(__file__).parent))
 import measure  # noqa: E402

@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 
 from attfc_cuda import ArcFace, PartialFC, backbones
 from attfc_cuda.data import ProceduralFaces, normalize_images
-from attfc_cuda.distributed import Shards
+from attfc_cuda.distributed.shards import Shards
 
 
 def main() -> list[float]:

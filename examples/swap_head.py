@@ -13,8 +13,8 @@ from torch import nn
 
 from attfc_cuda.data import AttentionLoader, ProceduralFaces
 from attfc_cuda.heads import AttFC
+from attfc_cuda.heads.momentum_encoder import MomentumEncoder
 from attfc_cuda.margins import AdaSin
-from attfc_cuda.momentum import MomentumEncoder
 
 
 def main() -> list[float]:

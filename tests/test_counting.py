@@ -20,11 +20,11 @@ CTEST = """<testsuite tests="4">
     ("path", "kind"),
     [
         ("tests/gpu/test_sweep.py", "gpu"),
-        ("tests/kernels/test_interpreter.py", "interpreter"),
-        ("tests/kernels/test_center_gradient_interpreter.py", "interpreter"),
-        ("tests/kernels/test_compile.py", "compile"),
-        ("tests/test_cuda_extension_compile.py", "compile"),
-        ("tests/test_backend.py", None),
+        ("tests/ops/triton/test_interpreter.py", "interpreter"),
+        ("tests/ops/triton/test_center_gradient_interpreter.py", "interpreter"),
+        ("tests/ops/triton/test_compile.py", "compile"),
+        ("tests/ops/test_cuda_extension_compile.py", "compile"),
+        ("tests/ops/test_backend.py", None),
     ],
 )
 def test_kind_by_place(path, kind):
@@ -37,7 +37,7 @@ def test_reports_are_counted_with_the_reasons_of_skips():
 
     counted = counting.count(
         {
-            "passed": [report("tests/kernels/test_interpreter.py")] * 3 + [report("tests/test_backend.py")],
+            "passed": [report("tests/ops/triton/test_interpreter.py")] * 3 + [report("tests/ops/test_backend.py")],
             "failed": [report("tests/gpu/test_a.py")],
             "error": [report("tests/gpu/test_a.py")],
             "skipped": [report("tests/gpu/test_a.py", "no card")] * 2,

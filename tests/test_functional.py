@@ -6,8 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attfc_cuda import _backend, _ops, functional, reference, testing
+from attfc_cuda import functional, testing
 from attfc_cuda.functional import generate_class_centers, negative_logsumexp
+from attfc_cuda.ops import autograd as _ops
+from attfc_cuda.ops import backend as _backend
+from attfc_cuda.ops import eager as reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from attfc_cuda import _backend
+from attfc_cuda.ops import backend as _backend
 
 ROOT = Path(__file__).resolve().parents[1]
 

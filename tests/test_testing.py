@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from attfc_cuda import reference, testing
+from attfc_cuda import testing
+from attfc_cuda.ops import eager as reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -3,17 +3,17 @@
 from attfc_cuda.data.attention_loader import AttentionLoader, Batch
 from attfc_cuda.data.augment import normalize_images
 from attfc_cuda.data.build import build_dataset
-from attfc_cuda.data.concat import ConcatFaces
 from attfc_cuda.data.faces import FaceDataset, UnreadableImage
-from attfc_cuda.data.folders import FolderFaces
 from attfc_cuda.data.images import decode_image, read_image
-from attfc_cuda.data.lists import ListFaces
-from attfc_cuda.data.lmdb_faces import LmdbFaces
-from attfc_cuda.data.procedural import ProceduralFaces
-from attfc_cuda.data.record_faces import RecordFaces
-from attfc_cuda.data.record_writer import pack
-from attfc_cuda.data.stored import StoredFaces
-from attfc_cuda.data.tar_faces import TarFaces
+from attfc_cuda.data.procedural.dataset import ProceduralFaces
+from attfc_cuda.data.sources.concat import ConcatFaces
+from attfc_cuda.data.sources.folders import FolderFaces
+from attfc_cuda.data.sources.lists import ListFaces
+from attfc_cuda.data.sources.lmdb import LmdbFaces
+from attfc_cuda.data.sources.recordio_faces import RecordFaces
+from attfc_cuda.data.sources.recordio_writer import pack
+from attfc_cuda.data.sources.stored import StoredFaces
+from attfc_cuda.data.sources.tar import TarFaces
 
 __all__ = [
     "AttentionLoader",

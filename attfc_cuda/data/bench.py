@@ -14,7 +14,7 @@ from attfc_cuda.data.attention_loader import AttentionLoader
 from attfc_cuda.data.faces import FaceDataset, UnreadableImage
 from attfc_cuda.data.images import decode_image
 from attfc_cuda.data.jpeg import decoder_name
-from attfc_cuda.data.stored import StoredFaces
+from attfc_cuda.data.sources.stored import StoredFaces
 
 
 class Rate(NamedTuple):

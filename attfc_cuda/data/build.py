@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from attfc_cuda._check import error
-from attfc_cuda.data.concat import ConcatFaces
 from attfc_cuda.data.faces import FaceDataset
-from attfc_cuda.data.folders import FolderFaces
-from attfc_cuda.data.lists import ListFaces
-from attfc_cuda.data.lmdb_faces import LmdbFaces
-from attfc_cuda.data.procedural import ProceduralFaces
-from attfc_cuda.data.record_faces import RecordFaces
-from attfc_cuda.data.tar_faces import TarFaces, expand_braces
+from attfc_cuda.data.procedural.dataset import ProceduralFaces
+from attfc_cuda.data.sources.concat import ConcatFaces
+from attfc_cuda.data.sources.folders import FolderFaces
+from attfc_cuda.data.sources.lists import ListFaces
+from attfc_cuda.data.sources.lmdb import LmdbFaces
+from attfc_cuda.data.sources.recordio_faces import RecordFaces
+from attfc_cuda.data.sources.tar import TarFaces, expand_braces
 
 _PROCEDURAL = re.compile(r"procedural(?::(\d+)x(\d+)(?:@(\d+))?)?")
 

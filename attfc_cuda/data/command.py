@@ -11,8 +11,8 @@ import tyro
 from attfc_cuda._check import error
 from attfc_cuda.data.bench import bench_data, format_rates
 from attfc_cuda.data.build import build_dataset
-from attfc_cuda.data.record_writer import pack
-from attfc_cuda.data.stored import StoredFaces
+from attfc_cuda.data.sources.recordio_writer import pack
+from attfc_cuda.data.sources.stored import StoredFaces
 
 _SOURCE = (
     "Faces as for `attfc train --data`: folders, .rec, .txt or .lst lists, .tar shards, LMDB; separated by commas."

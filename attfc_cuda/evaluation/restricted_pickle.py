@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from attfc_cuda.data.mapped import MappedFile
+from attfc_cuda.data.sources.mapped import MappedFile
 
 MAX_BYTES = 2**32
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from attfc_cuda import functional
 from attfc_cuda._check import error
-from attfc_cuda.container import DynamicClassContainer
-from attfc_cuda.distributed import Shards
+from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.heads.class_codes import class_codes
-from attfc_cuda.heads.rows import (
+from attfc_cuda.heads.container import DynamicClassContainer
+from attfc_cuda.heads.inputs import (
     check_inputs,
     checked_margin,
     observe,

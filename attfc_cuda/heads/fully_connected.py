@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from attfc_cuda import functional
 from attfc_cuda._check import error, require_labels, require_mapping
-from attfc_cuda._trained_centers import GradientSink
-from attfc_cuda.distributed import Shards, take_rows
+from attfc_cuda.distributed.shards import Shards, take_rows
 from attfc_cuda.heads.fused_optimizer import FusedOptimizer
-from attfc_cuda.heads.rows import check_inputs, checked_margin, observe, require_finite, unit_rows
+from attfc_cuda.heads.inputs import check_inputs, checked_margin, observe, require_finite, unit_rows
 from attfc_cuda.margins import Margin
+from attfc_cuda.ops.trained_centers import GradientSink
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INITIAL_STD = 0.01

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attfc_cuda._check import error
-from attfc_cuda.reference import psi
+from attfc_cuda.ops.eager import psi
 
 __all__ = ["Margin", "Modulation", "angle", "masked_mean", "move_average", "psi", "require"]
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from attfc_cuda._check import error
-from attfc_cuda._trained_centers import STRETCH_NUMBERS
+from attfc_cuda.ops.trained_centers import STRETCH_NUMBERS
 from attfc_cuda.train.objective import DTYPES
 
 KINDS = ("attfc", "fc", "partial_fc", "explicit_fc")

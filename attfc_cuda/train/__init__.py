@@ -2,9 +2,9 @@
 
 from attfc_cuda.train.checkpoint import CheckpointError
 from attfc_cuda.train.config import TrainConfig
-from attfc_cuda.train.distributed import LostProcess
 from attfc_cuda.train.loop import NonFiniteLoss, Outcome, train
 from attfc_cuda.train.objective import AttFCObjective, Objective
+from attfc_cuda.train.process_group import LostProcess
 
 __all__ = [
     "AttFCObjective",

@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 
 from attfc_cuda.evaluation import VerificationResult
-from attfc_cuda.train import distributed, setup
+from attfc_cuda.train import process_group as distributed
+from attfc_cuda.train import training as setup
 from attfc_cuda.train.config import TrainConfig
+from attfc_cuda.train.diagnostics import SaturationWatch, record_cosines
 from attfc_cuda.train.interrupt import Interrupt
 from attfc_cuda.train.log import RunLog
 from attfc_cuda.train.objective import OBJECTIVES, Objective
 from attfc_cuda.train.validation import verify_all
-from attfc_cuda.train.watch import SaturationWatch, record_cosines
 
 
 class NonFiniteLoss(ArithmeticError):

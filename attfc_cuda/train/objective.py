@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attfc_cuda import _backend, margins
+from attfc_cuda import margins
 from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch
-from attfc_cuda.distributed import Shards
+from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
 from attfc_cuda.heads.attfc import CosineSample
-from attfc_cuda.momentum import MomentumEncoder
+from attfc_cuda.heads.momentum_encoder import MomentumEncoder
+from attfc_cuda.ops import backend as _backend
 from attfc_cuda.train.config import OptimizerConfig, TrainConfig, parse_options
 from attfc_cuda.train.schedule import EncoderMomentum
 

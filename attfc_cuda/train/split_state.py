@@ -1,7 +1,7 @@
 """What of a training's state is split over processes: kept out of the checkpoint's file, and found again.
 
 The file `step_00001234.pt` holds what every process has whole. The stretches of class centres that each has for itself,
-with the optimizer's state of them, lie beside it in `step_00001234.shards` (`attfc_cuda.head_checkpoint`). A run on one
+with the optimizer's state of them, lie beside it in `step_00001234.shards` (`distributed.checkpoint`). A run on one
 process has it all in the file; either kind goes on with any number of processes.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attfc_cuda.head_checkpoint import Stretch, stretches, without
+from attfc_cuda.distributed.checkpoint import Stretch, stretches, without
 
 State = dict[str, Any]
 

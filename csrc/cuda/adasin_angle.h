@@ -1,5 +1,5 @@
 // The angle and the continued cosine in float32: the formulas of attfc_cuda/margins/base.py (angle) and
-// attfc_cuda/reference.py (psi), with their derivatives.
+// attfc_cuda/ops/eager.py (psi), with their derivatives.
 #pragma once
 
 #include <math.h>

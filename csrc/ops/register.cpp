@@ -1,5 +1,5 @@
 // Registers the operators with torch.library, their autocast rule, and the Python module that tells what was built.
-// Fake kernels and autograd are registered in attfc_cuda/_ops.py.
+// Fake kernels and autograd are registered in attfc_cuda/ops/autograd.py.
 #include <ATen/autocast_mode.h>
 #include <pybind11/pybind11.h>
 #include <torch/library.h>

@@ -1,5 +1,5 @@
 // Registers the hand-written CUDA kernels beside the operators of register.cpp, under their own names: which backend a
-// call uses is chosen before the operator is called (attfc_cuda/_backend.py), where a named backend can be refused and
+// call uses is chosen before the operator is called (attfc_cuda/ops/backend.py), where a named backend can be refused and
 // where the choice becomes a constant of a compiled graph. attfc::negative_logsumexp itself runs on a CUDA device
 // through the Triton kernels.
 #include <pybind11/pybind11.h>
@@ -12,7 +12,7 @@
 #include "cuda_device.h"
 #include "cuda_ops.h"
 
-// The build's own words about itself (attfc_cuda/_build.py) as text; a list of architectures has commas.
+// The build's own words about itself (attfc_cuda/ops/build.py) as text; a list of architectures has commas.
 #define ATTFC_QUOTED(...) #__VA_ARGS__
 #define ATTFC_TEXT(...) ATTFC_QUOTED(__VA_ARGS__)
 

@@ -8,7 +8,7 @@
 
 namespace attfc {
 
-// lse, hard_count, max_cosine, omitted_mass, unit_grad, moments; see attfc_cuda/_ops.py for what each holds.
+// lse, hard_count, max_cosine, omitted_mass, unit_grad, moments; see attfc_cuda/ops/autograd.py for what each holds.
 using NegativeLogSumExp = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 constexpr const char* kNegativeLogSumExpSchema =
@@ -26,7 +26,7 @@ NegativeLogSumExp negative_logsumexp_cpu(const at::Tensor& embeddings, const at:
                                          const std::optional<at::Tensor>& constant, double scale, double grad_tolerance,
                                          bool need_grad, bool need_moments);
 
-// d (sum_b grad_lse_b lse_b + target_grad_b c_b,own) / d centers; see attfc_cuda/_ops.py.
+// d (sum_b grad_lse_b lse_b + target_grad_b c_b,own) / d centers; see attfc_cuda/ops/autograd.py.
 constexpr const char* kCenterGradientSchema =
     "center_gradient(Tensor grad_lse, Tensor lse, Tensor? target_grad, Tensor embeddings, Tensor centers, "
     "Tensor labels, Tensor center_labels, Tensor? center_scale, Tensor? reference, Tensor? threshold, Tensor? quad, "

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attfc_cuda.evaluation import embed_images
-from attfc_cuda.train import judge
+from attfc_cuda.evaluation import report as judge
 from attfc_cuda.train.validation import lists_in
 
 

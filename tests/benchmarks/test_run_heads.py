@@ -24,7 +24,8 @@ import worker  # noqa: E402
 from contenders import CONTENDERS  # noqa: E402
 from heads import Problem  # noqa: E402
 
-from attfc_cuda import DynamicClassContainer, _backend  # noqa: E402
+from attfc_cuda import DynamicClassContainer  # noqa: E402
+from attfc_cuda.ops import backend as _backend  # noqa: E402
 from attfc_cuda.plan import Head, head_needs  # noqa: E402
 
 pytestmark = pytest.mark.skipif(

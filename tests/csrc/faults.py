@@ -43,7 +43,16 @@ def run(fault: Fault, build_dir: Path, source: Path, cxx: str) -> str | None:
         target.write_text(text.replace(fault.old, fault.new))
         left_out = [each for each in TESTS if each != fault.test] + [fault.unit]
         objects = [each for each in sorted((build_dir / fault.build).glob("*.o")) if each.stem not in left_out]
-        compile_unit = [cxx, "-std=c++17", "-w", *FLAGS[fault.build], f"-I{tree}", "-x", "c++"]
+        compile_unit = [
+            cxx,
+            "-std=c++17",
+            "-w",
+            *FLAGS[fault.build],
+            f"-I{tree}",
+            f"-I{source}/tests/csrc",
+            "-x",
+            "c++",
+        ]
         program = str(tree / "faulty")
         subprocess.run(
             [*compile_unit, "-c", str(tree / "csrc" / "cuda" / f"{fault.unit}.cu"), "-o", f"{program}.o"], check=True

@@ -16,7 +16,9 @@ from pathlib import Path
 def main() -> int:
     nvcc, source = sys.argv[1], Path(sys.argv[2])
     # By its path: importing the package would need PyTorch.
-    spec = importlib.util.spec_from_file_location("cuda_report", source / "attfc_cuda" / "kernels" / "cuda_report.py")
+    spec = importlib.util.spec_from_file_location(
+        "cuda_report", source / "attfc_cuda" / "ops" / "resources" / "cuda_report.py"
+    )
     report = importlib.util.module_from_spec(spec)
     sys.modules["cuda_report"] = report
     spec.loader.exec_module(report)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from attfc_cuda.data import ProceduralFaces, face_drawing, normalize_images
-from attfc_cuda.data.face_traits import IDENTITY_TRAITS, SHOT_FACTORS
-from attfc_cuda.data.procedural import _traits, procedural_face
+from attfc_cuda.data import ProceduralFaces, normalize_images
+from attfc_cuda.data.procedural import drawing as face_drawing
+from attfc_cuda.data.procedural.dataset import _traits, procedural_face
+from attfc_cuda.data.procedural.traits import IDENTITY_TRAITS, SHOT_FACTORS
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from attfc_cuda.data import (
     build_dataset,
     pack,
 )
-from attfc_cuda.data.tar_faces import expand_braces
+from attfc_cuda.data.sources.tar import expand_braces
 
 
 def png(value):
@@ -270,7 +270,7 @@ def test_a_damaged_database_ends_a_process_of_its_own(database):
 
 
 def test_without_lmdb_the_error_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("attfc_cuda.data.lmdb_faces.lmdb", None)
+    monkeypatch.setattr("attfc_cuda.data.sources.lmdb.lmdb", None)
     with pytest.raises(ImportError, match="LmdbFaces: needs lmdb; pip install lmdb"):
         LmdbFaces(tmp_path, 16)
 

@@ -9,8 +9,9 @@ import torch
 from sharded_cases import CASES, Batch, Case, attfc, batch, fc, rows_of
 from torch import Tensor
 
-from attfc_cuda import FullyConnected, PartialFC, head_checkpoint
-from attfc_cuda.distributed import Shards
+from attfc_cuda import FullyConnected, PartialFC
+from attfc_cuda.distributed import checkpoint as head_checkpoint
+from attfc_cuda.distributed.shards import Shards
 
 SAVED = {
     "fc, fused sgd": CASES["fc, fused sgd"],

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attfc_cuda import AttFC, FullyConnected, PartialFC
-from attfc_cuda.distributed import Shards
-from attfc_cuda.train.distributed import Group
+from attfc_cuda.distributed.shards import Shards
+from attfc_cuda.train.process_group import Group
 
 CLASSES = 40
 

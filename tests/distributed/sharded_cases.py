@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attfc_cuda import AttFC, FullyConnected, PartialFC, margins
-from attfc_cuda.distributed import Shards
+from attfc_cuda.distributed.shards import Shards
 
 DIM, LR = 16, 0.1
 BACKENDS = ("reference", "cpu")

@@ -15,8 +15,9 @@ import torch.distributed.checkpoint as dcp
 from checkpoint_cases import MAPPING, RESIZED, SAVED, Trainee, begin_sharded, go_on, go_on_sharded, resized
 from group import run
 
-from attfc_cuda import AdaSin, AttFC, FullyConnected, PartialFC, head_checkpoint
+from attfc_cuda import AdaSin, AttFC, FullyConnected, PartialFC
 from attfc_cuda.compat.insightface import PartialFC_V2
+from attfc_cuda.distributed import checkpoint as head_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from group import run
 from torch import Tensor
 
-from attfc_cuda import AdaSin, head_checkpoint
+from attfc_cuda import AdaSin
 from attfc_cuda.compat.insightface import PartialFC_V2
+from attfc_cuda.distributed import checkpoint as head_checkpoint
 from attfc_cuda.train import split_state
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "insightface_loop.py"

@@ -10,7 +10,7 @@ from group import run
 from group_cases import REFERENCE, STATISTICS, backbone, group_facts, head_of, rows, two_steps
 
 from attfc_cuda import AttFC, FullyConnected, functional
-from attfc_cuda.distributed import Shards, take_rows
+from attfc_cuda.distributed.shards import Shards, take_rows
 from attfc_cuda.margins import AdaSin
 
 TIGHT = {"rtol": 1e-13, "atol": 1e-13}

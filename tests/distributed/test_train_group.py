@@ -15,8 +15,8 @@ from attfc_cuda import FullyConnected
 from attfc_cuda.data import AttentionLoader, build_dataset
 from attfc_cuda.data.sampling import BatchPlan
 from attfc_cuda.train import TrainConfig, split_state
-from attfc_cuda.train.distributed import Group, LostProcess, Silence, SplitSampler, join
-from attfc_cuda.train.setup import refuse_loose_parameters
+from attfc_cuda.train.process_group import Group, LostProcess, Silence, SplitSampler, join
+from attfc_cuda.train.training import refuse_loose_parameters
 
 
 def images_of(plan: BatchPlan) -> list[tuple[int, int, int]]:

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from attfc_cuda.data import ListFaces, LmdbFaces, RecordFaces, TarFaces, UnreadableImage, decode_image
-from attfc_cuda.data.lmdb_faces import lmdb
-from attfc_cuda.data.record_writer import RecordWriter
+from attfc_cuda.data.sources.lmdb import lmdb
+from attfc_cuda.data.sources.recordio_writer import RecordWriter
 from attfc_cuda.evaluation import read_bin, read_ijb, read_pairs
 
 SIZE = 16

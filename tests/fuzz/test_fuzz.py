@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_fuzz import mutated
 
-from attfc_cuda.data.mapped import DamagedFile
-from attfc_cuda.data.records import RecordFile
+from attfc_cuda.data.sources.mapped import DamagedFile
+from attfc_cuda.data.sources.recordio import RecordFile
 from attfc_cuda.evaluation.restricted_pickle import Array, read_pickle
 
 SCRIPT = Path(__file__).with_name("run_fuzz.py")
@@ -36,7 +36,7 @@ def test_the_fuzzer_finds_a_planted_fault(tmp_path):
     """A reader that trusts a length: the fuzzer must notice within the short run."""
     plant = (
         "import sys; sys.argv[0] = sys.argv.pop(1); sys.path.insert(0, sys.argv.pop(1));"
-        "import attfc_cuda.data.mapped as m;"
+        "import attfc_cuda.data.sources.mapped as m;"
         "m.MappedFile.view = lambda self, start, length: self._view[start : start + length];"
         "import run_fuzz; sys.exit(run_fuzz.main())"
     )

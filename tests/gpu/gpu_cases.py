@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from attfc_cuda import AdaSin, AttFC, _backend, _ops, functional, reference, testing
+from attfc_cuda import AdaSin, AttFC, functional, testing
+from attfc_cuda.ops import autograd as _ops
+from attfc_cuda.ops import backend as _backend
+from attfc_cuda.ops import eager as reference
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "cpu"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "ops" / "cpu"))
 import cpu_cases  # noqa: E402  (the centre cases, the same numbers as for the CPU kernels)
 
 only_gpu = pytest.mark.only_gpu

@@ -12,7 +12,8 @@ from gpu_cases import need, only_gpu
 
 PROGRAM = """
 import torch
-from attfc_cuda import _ops, functional, testing
+from attfc_cuda.ops import autograd as _ops
+from attfc_cuda import functional, testing
 for dim in (128, 256, 512):
     for dtype in (torch.bfloat16, torch.float16):
         case = testing.make_case((67, 131, dim), dtype, kind="trained").to("cuda")

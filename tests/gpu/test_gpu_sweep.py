@@ -17,7 +17,8 @@ from gpu_cases import (
     only_gpu,
 )
 
-from attfc_cuda import _ops, functional, testing
+from attfc_cuda import functional, testing
+from attfc_cuda.ops import autograd as _ops
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 dtypes = pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)

@@ -22,9 +22,9 @@ from attfc_cases import (
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from attfc_cuda.container import POLICIES
 from attfc_cuda.heads import AttFC
 from attfc_cuda.heads.attfc import ENQUEUE
+from attfc_cuda.heads.container import POLICIES
 from attfc_cuda.margins import AdaSin, ArcFace, MagFace, NormFace
 
 

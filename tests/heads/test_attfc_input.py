@@ -8,9 +8,9 @@ import pytest
 import torch
 from attfc_cases import BACKENDS, CAPACITY, CLASSES, DIM, batches, filled, run, same, same_state, state_of, step
 
-from attfc_cuda.container import POLICIES
 from attfc_cuda.heads import AttFC
 from attfc_cuda.heads.attfc import ENQUEUE
+from attfc_cuda.heads.container import POLICIES
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

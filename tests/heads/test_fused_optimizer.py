@@ -11,7 +11,8 @@ import pytest
 import torch
 from trained_cases import batch, make
 
-from attfc_cuda import ArcFace, FullyConnected, PartialFC, _trained_centers
+from attfc_cuda import ArcFace, FullyConnected, PartialFC
+from attfc_cuda.ops import trained_centers as _trained_centers
 
 OPTIMIZERS = {
     "sgd": ({"momentum": 0.9, "weight_decay": 1e-2}, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 1e-2}),

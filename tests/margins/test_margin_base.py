@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from attfc_cuda import margins, reference, testing
+from attfc_cuda import margins, testing
 from attfc_cuda.functional import margin_softmax_loss
 from attfc_cuda.margins import Margin, Modulation, angle, base, psi
+from attfc_cuda.ops import eager as reference
 
 STATEFUL = {"adasin": ["t"], "curricularface": ["t"], "adaface": ["norm_mean", "norm_std"]}
 HARD = torch.tensor([0, 1, 3, 0, 2, 1, 0])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from attfc_cuda import _backend
+from attfc_cuda.ops import backend as _backend
 from attfc_cuda.plan import rates
 from attfc_cuda.plan.heads import Head
 from attfc_cuda.train.objective import DTYPES

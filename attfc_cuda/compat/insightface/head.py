@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from attfc_cuda.compat.insightface.margins import as_margin
-from attfc_cuda.distributed import Shards
+from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.heads import PartialFC
 
 

@@ -1,6 +1,6 @@
 // What a kernel may use of a GPU. Kernels under csrc/cuda include this header and contain no PTX, no CUDA keyword and
 // no #ifdef, so that nvcc and g++ compile the same source: for a GPU (device.h: thin PTX wrappers) and for a test run
-// on the host (host.h: every CUDA thread is a fiber). The #ifdef below is the only one; every name in namespace
+// on the host (tests/csrc/host_gpu: every CUDA thread is a fiber). The #ifdef below is the only one; every name in namespace
 // attfc::gpu has both forms, and tests/csrc/wrappers_test.cpp holds the host's to tables from the PTX ISA.
 //
 //   thread_index() block_index_x() block_index_y()                 where am I
@@ -50,5 +50,5 @@ constexpr int kWarpSize = 32;
 #ifdef __CUDACC__
 #include "device.h"
 #else
-#include "host.h"
+#include "host_gpu/host.h"  // tests/csrc, on the include path of host builds only
 #endif

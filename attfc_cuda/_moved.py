@@ -1,0 +1,72 @@
+"""Old places of modules, which still import for one release, with a DeprecationWarning that names the new place."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+# Modules that users may have imported, by their dotted name inside the package. Private ones (a leading underscore) are
+# not among them.
+MOVED = {
+    "container": "heads.container",
+    "momentum": "heads.momentum_encoder",
+    "reference": "ops.eager",
+    "head_checkpoint": "distributed.checkpoint",
+    "kernels": "ops.triton",
+    "kernels.report": "ops.resources.triton_report",
+    "kernels.cuda_report": "ops.resources.cuda_report",
+    "train.setup": "train.training",
+    "train.distributed": "train.process_group",
+    "train.watch": "train.diagnostics",
+    "train.judge": "evaluation.report",
+    "data.concat": "data.sources.concat",
+    "data.folders": "data.sources.folders",
+    "data.lists": "data.sources.lists",
+    "data.lmdb_faces": "data.sources.lmdb",
+    "data.tar_faces": "data.sources.tar",
+    "data.records": "data.sources.recordio",
+    "data.record_faces": "data.sources.recordio_faces",
+    "data.record_index": "data.sources.recordio_index",
+    "data.record_writer": "data.sources.recordio_writer",
+    "data.stored": "data.sources.stored",
+    "data.face_drawing": "data.procedural.drawing",
+    "data.face_traits": "data.procedural.traits",
+}
+_PACKAGE = "attfc_cuda."
+
+
+class _OldPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a moved module by its old name, and gives the module of the new one: one object, not a copy."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, importlib.machinery.ModuleSpec | None] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname.startswith(_PACKAGE) and fullname.removeprefix(_PACKAGE) in MOVED:
+            return importlib.machinery.ModuleSpec(fullname, self, is_package=fullname == f"{_PACKAGE}kernels")
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        place = _PACKAGE + MOVED[spec.name.removeprefix(_PACKAGE)]
+        message = f"{spec.name} has moved to {place}; its old place goes with the next release"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        module = importlib.import_module(place)
+        self._specs[spec.name] = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The import system has just written the old place's spec into the module.
+        module.__spec__ = self._specs.pop(module.__spec__.name)
+
+
+def install() -> None:
+    """Look for old places last, after everything that is there."""
+    if not any(isinstance(finder, _OldPlaces) for finder in sys.meta_path):
+        sys.meta_path.append(_OldPlaces())

@@ -1,0 +1,64 @@
+"""Faces from an MXNet RecordIO file, as InsightFace ships MS1MV3, Glint360K and WebFace."""
+
+from __future__ import annotations
+
+import os
+
+from attfc_cuda._check import error
+from attfc_cuda.data.faces import UnreadableImage
+from attfc_cuda.data.sources.mapped import DamagedFile
+from attfc_cuda.data.sources.recordio import RecordFile
+from attfc_cuda.data.sources.recordio_index import load_index
+from attfc_cuda.data.sources.stored import StoredFaces
+
+
+class RecordFaces(StoredFaces):
+    """The images of a .rec file; mxnet is not needed, the file is memory-mapped and only read within its bounds.
+
+    path: the .rec. An .idx of the same name beside it gives the order of the images; without one the records are
+    searched for. Both are indexed once, see `load_index`. An identity's name is its number in the file; numbers with
+    gaps are renumbered in ascending order.
+    image_size, check, cache: as `FolderFaces`. on_error: "skip" leaves out and counts a record that is damaged, holds
+    no image or has no whole number as label; "raise" makes the first an error.
+
+    `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the file and the record's offset.
+    Errors: ValueError for a file that cannot be read, without an image, or (on_error "raise") with anything damaged.
+    Source: InsightFace's MXFaceDataset; that labels are taken from the images and not from the ranges in record 0 is
+    our choice, and they are compared in the report.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        image_size: int = 112,
+        on_error: str = "skip",
+        cache: bool = False,
+        check: bool = False,
+    ):
+        super().__init__(image_size, on_error)
+        try:
+            self._records = RecordFile(path)
+        except (OSError, DamagedFile) as cause:
+            raise error("RecordFaces", "path", "be a readable .rec file", f"{path} ({cause})") from cause
+        index = load_index(self._records)
+        for what, (count, example) in index.damage.items():
+            if on_error == "raise":
+                raise error("RecordFaces", "path", "hold intact records", example, 'on_error="skip" leaves them out')
+            self.skipped.add(what, example, count)
+        self._facts += index.facts
+        self._offsets = index.offsets
+        self.start(index.labels, None, check=check, cache=cache, digests=index.digests)
+
+    def _content(self, item: int) -> bytes:
+        try:
+            face, _ = self._records.face(int(self._offsets[item]))
+        except DamagedFile as cause:
+            raise UnreadableImage(f"RecordFaces: {cause}") from cause
+        return bytes(face.image)
+
+    def _where(self, item: int) -> str:
+        return f"{self._records.file.path}, the record at byte {self._offsets[item]}"
+
+    def _nothing(self) -> Exception:
+        got = f"{self._records.file.path}{self.skipped.text('; ')}"
+        return error("RecordFaces", "path", "hold at least one image", got)

@@ -1,0 +1,191 @@
+"""Several processes, one run: the group they form under torchrun, and each one's part of a batch.
+
+    torchrun --nproc-per-node 8 -m -- attfc_cuda.cli train --run runs/large ...
+
+The batch of the config is that of all processes together, cut into equal parts in its order: the same images meet in a
+step whatever their number, and so does a run that goes on with fewer. Each process has the whole backbone
+(DistributedDataParallel) and its stretch of the head's class centres (`attfc_cuda.distributed.shards.Shards`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from attfc_cuda._check import error
+from attfc_cuda.data import AttentionLoader
+from attfc_cuda.data.sampling import AttentionSampler, BatchPlan
+from attfc_cuda.distributed.shards import Shards
+from attfc_cuda.train.config import TrainConfig
+
+# What the errors of a broken connection say: PyTorch raises a plain RuntimeError for most of them.
+_BROKEN = ("gloo", "nccl", "connection", "timed out", "timeout", "broken pipe", "socket")
+
+
+class LostProcess(ConnectionError):
+    """Another process of the run is gone or does not answer. The message names the step and how to go on."""
+
+
+class Group:
+    """This process among those of a run: its rank, their count, its device. `join` makes one.
+
+    owned: whether the process group is ours to end.
+    """
+
+    def __init__(self, device: torch.device, owned: bool = True) -> None:
+        self.device, self.owned = device, owned
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+
+    def split(self, loader: AttentionLoader) -> Shards:
+        """Let `loader` deliver this process's part of each batch; the shards for a head that gets those parts."""
+        sampler = loader.sampler
+        if sampler.batch_size < self.count:
+            rule = f"hold at least a probe for each of the {self.count} processes"
+            raise error("train", "batch_size", rule, sampler.batch_size)
+        loader.sampler = SplitSampler(sampler, self.rank, self.count)
+        negatives = sampler.num_negatives if sampler.negatives_per_batch is None else sampler.negatives_per_batch
+        fixed = sampler.negatives_per_batch is not None or negatives == 0
+        equal = sampler.batch_size % self.count == 0 and fixed and negatives % self.count == 0
+        return Shards(equal_batches=equal)
+
+    def wrap(self, backbone: nn.Module) -> nn.Module:
+        """The backbone with its gradients averaged over the processes."""
+        return DistributedDataParallel(backbone, [self.device] if self.device.type == "cuda" else None)
+
+    def grad_scaler(self, enabled: bool) -> torch.amp.GradScaler:
+        """A scaler for which a gradient that is infinite on one process is so on all."""
+        return ShardedGradScaler(self.device.type, enabled=enabled, process_group=dist.group.WORLD)
+
+    def latest_signal(self, number: int | None) -> Tensor:
+        """The number of a signal that any process has got, 0 for none; the same on all, so that they stop together."""
+        signal = torch.tensor(float(number or 0), device=self.device)
+        dist.all_reduce(signal, dist.ReduceOp.MAX)
+        return signal
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over the processes."""
+        dist.all_reduce(value)
+        return value
+
+    def broadcast(self, tensors: list[Tensor]) -> None:
+        """Give every process the first one's values of floating tensors, in one message."""
+        if tensors:
+            vector = nn.utils.parameters_to_vector(tensors)
+            dist.broadcast(vector, group_src=0)
+            nn.utils.vector_to_parameters(vector, tensors)
+
+    def from_all(self, value: Any) -> list[Any]:
+        """[rank]: a small object of each process."""
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    @contextlib.contextmanager
+    def watching(self, run: Path) -> Iterator[None]:
+        """Turn the error of a broken connection into a `LostProcess` that says what to do."""
+        try:
+            yield
+        except RuntimeError as cause:
+            text = " ".join(str(cause).split())
+            if not isinstance(cause, dist.DistError) and not any(word in text.lower() for word in _BROKEN):
+                raise
+            # Without the place in gloo's sources, and what it suspects.
+            reason = re.sub(r"^\[\S*\] *", "", text).split(". ")[0][:160]
+            raise LostProcess(
+                f"train: all {self.count} processes must go on, got no answer from another one at rank {self.rank} "
+                f"({reason}); the run ends here and goes on from its last checkpoint, with as many processes as "
+                f"there are: {self.command(run)}"
+            ) from cause
+
+    def command(self, run: Path) -> str:
+        """How to resume with as many processes as there are here."""
+        local = os.environ.get("LOCAL_WORLD_SIZE", self.count)
+        return f"torchrun --nproc-per-node {local} -m -- attfc_cuda.cli train --run {run} --resume"
+
+
+def join(config: TrainConfig) -> Group | None:
+    """The group of the run where torchrun has started several processes; None for a process by itself.
+
+    A group that exists already is used as it is. GPUs talk by NCCL, CPUs by gloo; each process of a machine takes the
+    GPU of its local rank. Raises ValueError where there is none for it, or `device` names one GPU for all.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized():
+        return None
+    name, local = config.run.device, int(os.environ.get("LOCAL_RANK", "0"))
+    if name not in ("auto", "cpu", "cuda"):
+        raise error("train", "device", "be auto, cpu or cuda with several processes", repr(name))
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        device = torch.device("cpu")
+    elif local < torch.cuda.device_count():
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    else:
+        rule = "have a GPU for every process of this machine"
+        got = f"local rank {local} with {torch.cuda.device_count()} GPUs"
+        raise error("train", "device", rule, got, "start fewer processes, or use --device cpu")
+    owned = not dist.is_initialized()
+    if owned:
+        wait = timedelta(seconds=config.run.group_timeout)
+        if device.type == "cuda":
+            dist.init_process_group("nccl", timeout=wait, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=wait)
+    return Group(device, owned)
+
+
+def leave(group: Group | None) -> None:
+    """End the group that `join` has made, once every process is done."""
+    if group is not None and group.owned:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+class SplitSampler:
+    """The sampler of all processes' batches, cut: `plan` gives one process's part. All else is the whole's."""
+
+    def __init__(self, whole: AttentionSampler, rank: int, count: int) -> None:
+        self._whole, self._rank, self._count = whole, rank, count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def plan(self, pass_index: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
+        """The rows of `AttentionSampler.plan` that are this process's: equal parts, up to a row."""
+        whole = self._whole.plan(pass_index, batch, mirror, augmented)
+
+        def mine(values: np.ndarray) -> np.ndarray:
+            return values[len(values) * self._rank // self._count : len(values) * (self._rank + 1) // self._count]
+
+        *parts, seeds = whole
+        if len(seeds):
+            # One seed an image, in the order of the first three arrays: cut with them.
+            sizes = [images.size for images in parts[:3]]
+            stretches = np.split(seeds, np.cumsum(sizes)[:-1])
+            cut = (mine(own.reshape(images.shape)) for own, images in zip(stretches, parts[:3], strict=True))
+            seeds = np.concatenate([own.reshape(-1) for own in cut])
+        return BatchPlan(*map(mine, parts), seeds)
+
+
+class Silence:
+    """The log of a process that is not the first: takes everything, keeps nothing."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **options: None

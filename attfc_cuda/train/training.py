@@ -1,0 +1,365 @@
+"""From a config to everything the loop needs, fresh or as a checkpoint left it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from attfc_cuda import backbones
+from attfc_cuda._check import error
+from attfc_cuda.data import AttentionLoader, Batch, FaceDataset, build_dataset
+from attfc_cuda.distributed import checkpoint as head_checkpoint
+from attfc_cuda.train import checkpoint, split_state
+from attfc_cuda.train.config import TrainConfig, parse_options
+from attfc_cuda.train.objective import DTYPES, Objective
+from attfc_cuda.train.optimizer import build_optimizer, peak_rate
+from attfc_cuda.train.process_group import Group
+from attfc_cuda.train.schedule import EncoderMomentum, LearningRate, auto_momentum
+from attfc_cuda.train.validation import VerificationSet, verification_sets
+
+CACHE_LIMIT_BYTES = 2 * 2**30
+
+# What a checkpoint's tensors and position depend on. Everything else may change when a run resumes.
+FIXED = {
+    "dataset": ("data", "identities", "image_size", "batch_size", "gallery_size", "min_images", "negatives_per_batch",
+                "augment"),
+    "model": ("backbone", "backbone_options", "embedding_dim"),
+    "head": (
+        "head", "margin", "margin_options", "capacity", "capacity_share", "policy", "container_dtype", "sample_rate",
+        "fuse_optimizer", "class_code",
+    ),  # fmt: skip
+    "optim": ("optimizer",),
+    "run": ("seed",),
+}  # fmt: skip
+
+
+class Training:
+    """The parts of one run and its position: `step` steps are done, of `total_steps`.
+
+    objective_type: builds the loss from (backbone, loader, config). A checkpoint's `state_dict` holds all of it.
+    group: this process among several, see `distributed.join`.
+    network: what the objective calls: the backbone, or with a group the backbone whose gradients are averaged.
+    """
+
+    def __init__(self, config: TrainConfig, objective_type: type[Objective], group: Group | None = None) -> None:
+        config.check()
+        self.config, self.group = config, group
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        self.device = pick_device(config.run.device) if group is None else group.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.dtype = DTYPES[config.optim.precision]
+
+        self.dataset = load_dataset(config)
+        self.loader = build_loader(config, self.dataset, objective_type)
+        shards = {} if group is None else {"shards": group.split(self.loader)}
+        self.sets: list[VerificationSet] = verification_sets(config, self.dataset) if self.first else []
+        self.steps_a_pass = len(self.loader)
+        self.total_steps = config.optim.steps or max(1, round(config.optim.passes * self.steps_a_pass))
+
+        seed_everything(config.run.seed)
+        self.backbone = build_backbone(config)
+        if group is not None and config.model.sync_batch_norm:
+            if self.device.type != "cuda":
+                raise error("train", "sync_batch_norm", "be used on GPUs", self.device)
+            self.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(self.backbone)
+        # channels_last is the layout convolution libraries compute in; weights in it save a conversion a layer.
+        self.backbone.to(self.device, memory_format=torch.channels_last).train()
+        self.objective = objective_type(self.backbone, self.loader, config, **shards).to(self.device)
+        self.network = self.backbone if group is None else group.wrap(self.backbone)
+
+        lr = peak_rate(config.optim, config.dataset.batch_size)
+        fp16 = config.optim.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16) if group is None else group.grad_scaler(fp16)
+        self.fused = self.objective.fuse_optimizer(config.optim, lr, self.scaler)
+        self.optimizer = build_optimizer(config.optim, [self.backbone, self.objective], lr, self.fused)
+        self.learning_rate = LearningRate(
+            lr, self.total_steps, round(config.optim.warmup * self.total_steps),
+            config.optim.final_lr, config.optim.schedule, config.optim.power,
+        )  # fmt: skip
+        final = config.head.encoder_momentum
+        final = auto_momentum(self.total_steps) if final is None else final
+        self.momentum = EncoderMomentum(final, round(config.head.encoder_warmup * self.total_steps))
+
+        self.step, self.seconds = 0, 0.0
+        self._guarded = [b for m in (self.backbone, self.objective) for b in _batch_norm_buffers(m)]
+        self._guard = [b.clone() for b in self._guarded]
+        if group is not None:
+            self._split = {id(stretch.tensor) for stretch in head_checkpoint.stretches(self.objective).values()}
+            refuse_loose_parameters(self.objective, self._split)
+            # Every process has begun alike; from here on each draws its own random numbers.
+            seed_everything(config.run.seed + group.rank * 1_000_003)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that logs, verifies and writes what all have alike."""
+        return self.group is None or self.group.rank == 0
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches on the device, pass after pass, from the loader's present position."""
+        while True:
+            for batch in self.loader:
+                yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+
+    def set_learning_rate(self, lr: float) -> None:
+        """The rate of the coming step, for every parameter."""
+        for optimizer in filter(None, (self.optimizer, self.fused)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def clip_gradients(self, largest: float) -> Tensor:
+        """The norm of all gradients together, those of other processes' class centres included; scales them down where
+        it is larger than `largest`."""
+        parameters = self.parameters
+        split = [p for p in parameters if self.group is not None and id(p) in self._split]
+        if not split:
+            return nn.utils.clip_grad_norm_(parameters, largest)
+        alike = [p for p in parameters if id(p) not in self._split]
+        one, parts = (nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in (alike, split))
+        norm = (one.square() + self.group.sum(parts.square())).sqrt()
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        return norm
+
+    def after_step(self, momentum: float) -> None:
+        """The objective's own part of a step, once the optimizer has moved the backbone."""
+        self.objective.after_step(self.backbone, momentum)
+        if self.group is not None:
+            # Running averages that are used, not only collected, must be the same on all processes.
+            used = [b for m in self.objective.modules() if not m.training for b in _batch_norm_buffers(m, False)]
+            self.group.broadcast([b for b in used if b.is_floating_point()])
+
+    def remember_statistics(self) -> None:
+        """Keep BatchNorm's running statistics as they are before a step, see `forget_statistics`."""
+        if self._guarded:
+            torch._foreach_copy_(self._guard, self._guarded)
+
+    def forget_statistics(self) -> None:
+        """Undo what a forward pass with a non-finite result left behind. Nothing else needs it: parameters have not
+        moved, and container and margin refuse non-finite values by themselves."""
+        if self._guarded:
+            torch._foreach_copy_(self._guarded, self._guard)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the following steps depend on; with a group, but for what is split over it."""
+        objective, rng = self.objective.state_dict(), checkpoint.rng_state()
+        optimizers = [None if optimizer is None else optimizer.state_dict() for optimizer in self._optimizers]
+        if self.group is not None:
+            objective = split_state.without_stretches(objective, self.objective)
+            optimizers = [
+                s and split_state.optimizer_without_stretches(s, optimizer, self.objective)
+                for s, optimizer in zip(optimizers, self._optimizers, strict=True)
+            ]
+        return {
+            "config": self.config.to_dict(),
+            "seconds": self.seconds,
+            "backbone": self.backbone.state_dict(),
+            "objective_type": type(self.objective).__name__,
+            "objective": objective,
+            "optimizer": optimizers[0],
+            "fused_optimizer": optimizers[1],
+            "scaler": self.scaler.state_dict(),
+            "loader": self.loader.state_dict(),
+            "rng": rng,
+            "rng_of_rank": [] if self.group is None else self.group.from_all(rng),
+            "processes": 1 if self.group is None else self.group.count,
+        }
+
+    @property
+    def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+        return self.optimizer, self.fused
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present step, together with the other processes; the file's path."""
+        folder, state = self.config.run.run / "checkpoints", self.state_dict()
+        path = checkpoint.path_of(folder, self.step)
+        if self.group is not None:
+            # Before the file, whose being there says that all is.
+            optimizer = split_state.holder(self._optimizers, self.objective)
+            head_checkpoint.save(self.objective, checkpoint.shards_of(path), optimizer, stretches_only=True)
+        if self.first:
+            checkpoint.save(state, folder, self.step, self.config.run.keep)
+        return path
+
+    def resume(self) -> None:
+        """Continue from the run's newest checkpoint that loads, whatever the number of processes that wrote it."""
+        folder = self.config.run.run / "checkpoints"
+        say = print if self.first else lambda text: None
+        state = checkpoint.load_newest(folder, say)
+        if self.group is not None and len(set(steps := self.group.from_all(state["step"]))) > 1:
+            rule = "be a folder that every process sees alike"
+            raise error("resume", "run", rule, f"{self.config.run.run} with newest steps {steps}")
+        self.load_state_dict(state)
+        if state.get("processes", 1) > 1:
+            optimizer = split_state.holder(self._optimizers, self.objective)
+            path = checkpoint.shards_of(checkpoint.path_of(folder, self.step))
+            head_checkpoint.load(self.objective, path, optimizer, stretches_only=True)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken; what it has not, because it was split, keeps its value. Raises ValueError
+        naming a setting that does not fit it."""
+        if state["objective_type"] != type(self.objective).__name__:
+            rule = f"be trained as the checkpoint was, by {state['objective_type']}"
+            raise error("resume", "the run", rule, type(self.objective).__name__)
+        refuse_other_settings(self.config.to_dict(), state["config"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.backbone.load_state_dict(state["backbone"])
+        objective = self.objective
+        objective.load_state_dict(split_state.with_stretches(state["objective"], objective))
+        for optimizer, name in zip(self._optimizers, ("optimizer", "fused_optimizer"), strict=True):
+            if optimizer is not None:
+                loaded = split_state.optimizer_with_stretches(state[name], optimizer, objective)
+                optimizer.load_state_dict(loaded)
+        self.scaler.load_state_dict(state["scaler"])
+        self.loader.load_state_dict(state["loader"])
+        rank, states = (0 if self.group is None else self.group.rank), state.get("rng_of_rank", [])
+        if rank == 0 or rank < len(states):
+            checkpoint.set_rng_state(states[rank] if rank else state["rng"])
+
+    def report(self) -> str:
+        """What is about to run, in a few lines."""
+        config, steps = self.config, self.total_steps
+        count = sum(p.numel() for p in self.backbone.parameters())
+        sets = ", ".join(f"{s.name} ({len(s.pairs.same)} pairs)" for s in self.sets) or "none"
+        peak = f"{self.learning_rate.peak:g}"
+        lines = [
+            self.loader.report(),
+            f"backbone      {config.model.backbone}, {count / 1e6:.2f} M parameters, embeddings of "
+            f"{config.model.embedding_dim} numbers, {config.optim.precision} on {self.device}",
+            self.objective.describe(self.momentum),
+            f"optimizer     {config.optim.optimizer}, learning rate {peak} after {self.learning_rate.warmup_steps} "
+            f"steps, then {config.optim.schedule}",
+            f"length        {steps} steps = {steps / self.steps_a_pass:.1f} passes of {self.steps_a_pass} steps",
+            f"verification  {sets}",
+        ]
+        if self.group is not None:
+            lines.insert(1, f"processes     {self.group.count}, each with a part of a batch and of the head's centres")
+        return "\n".join(lines)
+
+
+def load_dataset(config: TrainConfig) -> FaceDataset:
+    """The training faces, kept decoded in memory where `cache` says so."""
+    options = config.dataset
+    arguments: dict[str, Any] = {"image_size": options.image_size, "on_error": options.on_bad_image}
+    arguments["identities"] = options.identities
+    dataset = build_dataset(options.data, cache=options.cache == "on", **arguments)
+    # Only the scan tells how many images there are, and reading them all drops the unreadable ones: a second build.
+    if options.cache == "auto" and len(dataset) * 3 * options.image_size**2 <= CACHE_LIMIT_BYTES:
+        dataset = build_dataset(options.data, cache=True, **arguments)
+    return dataset
+
+
+def build_backbone(config: TrainConfig) -> nn.Module:
+    """The network of the config, freshly initialised."""
+    options = parse_options(config.model.backbone_options, "backbone_options")
+    sizes = {"embedding_dim": config.model.embedding_dim, "image_size": config.dataset.image_size}
+    try:
+        return backbones.build(config.model.backbone, **sizes, **options)
+    except TypeError as cause:
+        rule = f"hold arguments of {config.model.backbone}"
+        got = f"{config.model.backbone_options!r} ({cause})"
+        raise error("train", "backbone_options", rule, got) from cause
+
+
+def build_loader(config: TrainConfig, dataset: FaceDataset, objective_type: type[Objective]) -> AttentionLoader:
+    """The attention loader with what the objective needs of it."""
+    options = config.dataset
+    return AttentionLoader(
+        dataset,
+        options.batch_size,
+        objective_type.gallery_size(config),
+        seed=config.run.seed,
+        min_images=options.min_images,
+        negatives_per_batch=objective_type.negatives_per_batch(config),
+        augment=options.augment,
+        num_workers=options.workers,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: the GPU if there is one. Raises ValueError for a device that is not a device, or is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as cause:
+        raise error("train", "device", "be auto, cpu, cuda or cuda:N", repr(name)) from cause
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        got = f"{name} with {torch.cuda.device_count()} GPUs"
+        raise error("train", "device", "be present", got, "use --device cpu")
+    return device
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks for the next allocation, rather than return them to the system.
+
+    Activations of tens of MB otherwise come back as fresh pages each step, zeroed by the kernel: a sixth of a step's
+    time on a CPU. The peak stays as it is. Elsewhere than on glibc nothing happens.
+    """
+    trim_threshold, mmap_threshold, most = -1, -3, 2**30  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, most)
+        libc.mallopt(trim_threshold, most)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, numpy and random."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def check_folder(config: TrainConfig) -> None:
+    """Raise ValueError for a folder that holds another run, unless it is to be resumed or overwritten."""
+    run = config.run
+    if checkpoint.find(run.run / "checkpoints") and not (run.resume or run.overwrite):
+        remedy = "add --resume to go on, --overwrite to start anew, or name another folder"
+        raise error("train", "run", "be a folder without checkpoints", run.run, remedy)
+
+
+def claim_folder(config: TrainConfig) -> None:
+    """Make the run folder this run's: its config.json, and nothing left of a run that is overwritten."""
+    run = config.run
+    if run.overwrite and not run.resume:
+        checkpoint.delete(checkpoint.find(run.run / "checkpoints"))
+        shutil.rmtree(run.run / "tensorboard", ignore_errors=True)
+    run.run.mkdir(parents=True, exist_ok=True)
+    config.save(run.run / "config.json")
+
+
+def refuse_other_settings(now: dict[str, Any], then: dict[str, Any]) -> None:
+    """Raise ValueError naming the first setting a checkpoint depends on that differs from the checkpoint's."""
+    for group, names in FIXED.items():
+        for name in names:
+            if now[group][name] != then[group][name]:
+                rule = f"equal the checkpoint's {then[group][name]!r}"
+                remedy = "give the same setting, or start a new run with another --run"
+                raise error("resume", name, rule, repr(now[group][name]), remedy)
+
+
+def refuse_loose_parameters(objective: Objective, split: set[int]) -> None:
+    """Raise ValueError for a trained parameter that every process would move by itself."""
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad and id(parameter) not in split:
+            rule = "have no trained parameters but split class centres, with several processes"
+            raise error("train", "the objective", rule, name)
+
+
+def _batch_norm_buffers(module: nn.Module, recurse: bool = True) -> list[Tensor]:
+    modules = module.modules() if recurse else [module]
+    return [b for m in modules if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)]

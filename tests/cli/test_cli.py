@@ -1,0 +1,268 @@
+"""The command line: what a user types, what comes back, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attfc_cuda import cli
+from attfc_cuda.ops.resources import cuda_report
+from attfc_cuda.train import TrainConfig
+from attfc_cuda.train.log import read_log
+
+TINY = ["--image-size", "16", "--batch-size", "8", "--embedding-dim", "16", "--device", "cpu", "--threads", "1"]
+QUICK = ["--data", "procedural:16x4", "--steps", "3", "--verify-num-pairs", "20", "--no-tensorboard", *TINY]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of three training steps."""
+    run = tmp_path_factory.mktemp("cli") / "run"
+    assert cli.main(["train", *QUICK, "--run", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A list of 16 pairs over 8 images of noise, in two folds, beside its images."""
+    random = np.random.default_rng(0)
+    for k in range(4):
+        for i in range(2):
+            (tmp_path / f"id{k}").mkdir(exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (16, 16), dtype=np.uint8)).save(tmp_path / f"id{k}" / f"{i}.png")
+    lines = [f"id{a}/0.png\tid{b}/1.png\t{int(a == b)}\t{a % 2}" for a in range(4) for b in range(4)]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    return tmp_path / "list.txt"
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The single line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_training_leaves_a_run_folder_and_tells_what_it_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *QUICK, "--run", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "64 probe images of 16 identities",
+        "AttFC with AdaSin",
+        "step 3/3",
+        "held-out: accuracy",
+        "done: 3 steps",
+    ):
+        assert part in shown, part
+    assert (tmp_path / "run" / "checkpoints" / "step_00000003.pt").is_file()
+    kinds = [record["kind"] for record in read_log(tmp_path / "run" / "log.jsonl")]
+    assert kinds == ["start", "step", "verify", "cosines", "end"]
+
+
+def test_verify_prints_a_table_and_writes_json_and_pictures(
+    trained: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["verify", "--checkpoint", str(trained), "--pairs", str(pairs), "--out", str(out), "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"list\s*│ small\s*│\s*16 │", shown)
+    names = {"list_roc.png", "list_small_histogram.png", "list_small.json"}
+    assert {p.name for p in out.iterdir()} == names
+    numbers = json.loads((out / "list_small.json").read_text())
+    assert numbers["num_pairs"] == 16 and numbers["num_folds"] == 2
+    for name in names:
+        assert name in shown.replace("\n", "")
+    with Image.open(out / "list_roc.png") as picture:
+        assert picture.width > 300
+
+
+def test_verify_takes_a_checkpoint_file_and_made_pairs(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = trained / "checkpoints" / "step_00000003.pt"
+    arguments = ["verify", "--checkpoint", str(path), "--data", "procedural:12x3@500", "--num-pairs", "40"]
+    assert cli.main([*arguments, "--no-flip", "--device", "cpu"]) == 0
+    assert "held-out" in capsys.readouterr().out
+    assert (trained / "verify" / "held-out_small.json").is_file()  # the default place: beside the checkpoints
+
+
+def test_raw_pixels_are_the_floor(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "verify",
+        "--backbone",
+        "raw-pixels",
+        "--pairs",
+        str(pairs),
+        "--image-size",
+        "16",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert cli.main(arguments) == 0
+    assert "raw-pixels" in capsys.readouterr().out
+    assert (tmp_path / "o" / "list_raw-pixels.json").is_file()
+
+
+def test_a_saved_config_is_the_default_and_flags_override_it(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "again"
+    assert cli.main(["train", "--config", str(trained / "config.json"), "--run", str(run), "--seed", "5"]) == 0
+    config = TrainConfig.load(run / "config.json")
+    assert (config.run.seed, config.dataset.data, config.optim.steps) == (5, "procedural:16x4", 3)
+
+
+def test_resume_needs_no_other_flag(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert cli.main(["train", *QUICK, "--run", str(run)]) == 0
+    assert cli.main(["train", "--run", str(run), "--resume", "--steps", "5"]) == 0
+    assert "done: 5 steps" in capsys.readouterr().out
+    kinds = [(r["kind"], r["step"]) for r in read_log(run / "log.jsonl") if r["kind"] != "cosines"]
+    assert kinds == [("start", 0), ("step", 3), ("verify", 3), ("resume", 3), ("step", 5), ("verify", 5), ("end", 5)]
+
+
+def test_info_prints_what_is_built(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    assert "reference" in capsys.readouterr().out
+
+
+def test_kernels_prints_both_reports_or_why_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    row = dict.fromkeys(("kernel", "dtype", "tile"), "sweep") | dict.fromkeys(
+        ("architecture", "dim", "registers", "spill_bytes", "shared_bytes", "mma_in_loop", "occupancy"), 1
+    )
+    report = pytest.importorskip("attfc_cuda.ops.resources.triton_report", reason="Triton is not installed")
+    monkeypatch.setattr(report, "rows", lambda architectures: asked.append(architectures) or [row])
+    monkeypatch.setattr(
+        cuda_report, "compile_all", lambda nvcc, csrc, archs: asked.append((nvcc, csrc.name, archs)) or []
+    )
+    monkeypatch.setattr(cli.shutil, "which", lambda name: f"/tools/{name}")
+    assert cli.main(["kernels", "--architectures", "80", "90"]) == 0
+    assert asked == [(80, 90), ("/tools/nvcc", "csrc", [80, 90])]
+    shown = capsys.readouterr().out
+    assert "occupancy" in shown and "tensor instr." in shown
+    monkeypatch.setattr(cli.shutil, "which", lambda name: None)
+    assert cli.main(["kernels"]) == 0
+    assert "CUDA kernels left out: no nvcc on PATH" in capsys.readouterr().out
+    assert cli.main(["kernels", "--architectures", "75"]) == 2
+    assert "kernels: architectures must be among 80, 86, 89, 90, 100, 120, got 75" in capsys.readouterr().err
+
+
+def test_demo_ends_with_a_table_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--run", str(tmp_path), "--identities", "20", "--passes", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "raw-pixels" in shown and "small, AttFC + AdaSin" in shown and "the demo took" in shown
+    for name in ("training", "held-out_roc", "held-out_small-AttFC-AdaSin_histogram", "held-out_raw-pixels_histogram"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
+    numbers = json.loads((tmp_path / "held-out_small-AttFC-AdaSin.json").read_text())
+    assert numbers["num_pairs"] == 4000
+
+
+ERRORS = {
+    "margin": (["train", *QUICK, "--margin", "arcfase"], "margins.build: name must be one of adasin"),
+    "data": (["train", "--data", "/nowhere"], "FolderFaces: roots must be readable folders, got /nowhere"),
+    "batch": (["train", *QUICK, "--batch-size", "65"], "AttentionLoader: batch_size must fit into a pass of 64"),
+    "capacity": (["train", *QUICK, "--capacity", "3"], "train: capacity must hold a whole batch, 8 centres"),
+    "range": (["train", "--lr", "-1"], "train: lr must be above 0, got -1.0"),
+    "config": (["train", "--config", "/nowhere.json"], "train: config must be a readable JSON file, got /nowhere.json"),
+    "resume": (["train", *QUICK, "--resume"], "must hold a step_*.pt file, got none; start without --resume"),
+    "device": (["train", *QUICK, "--device", "tpu9"], "train: device must be auto, cpu, cuda or cuda:N, got 'tpu9'"),
+    "no checkpoint": (["verify", "--pairs", "x"], "verify: checkpoint must be given, got None; or use --backbone"),
+    "missing checkpoint": (["verify", "--checkpoint", "no.pt", "--pairs", "x"], "no.pt must exist, got no such file"),
+    "backbone": (["verify", "--backbone", "small", "--pairs", "x"], "verify: backbone must be raw-pixels or left out"),
+    "pairs": (["verify", "--backbone", "raw-pixels"], "pairs must be given, or data, or suite, and only one"),
+    "both": (["verify", "--backbone", "raw-pixels", "--pairs", "x", "--data", "y"], "verify: pairs must be given"),
+    "no list": (["verify", "--backbone", "raw-pixels", "--pairs", "no.txt"], "pairs must name existing pair lists"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), ERRORS.values(), ids=ERRORS.keys())
+def test_mistakes_are_one_line_and_exit_code_two(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    line = one_line(capsys)
+    assert line.startswith("attfc: ") and message in line
+    assert "Traceback" not in line
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_a_missing_image_of_a_list_is_named(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pairs.parent / "id2" / "0.png").unlink()
+    assert cli.main(["verify", "--backbone", "raw-pixels", "--pairs", str(pairs)]) == 2
+    assert "id2/0.png" in one_line(capsys)
+
+
+def test_lists_of_one_name_are_refused(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = pairs.parent / "id0" / pairs.name
+    other.write_text(pairs.read_text())
+    assert cli.main(["verify", "--backbone", "raw-pixels", "--pairs", f"{pairs},{other}"]) == 2
+    assert "pairs must name lists with different file names" in one_line(capsys)
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="lr must be above 0"):
+        cli.main(["train", "--lr", "-1", "--debug"])
+    monkeypatch.setenv("ATTFC_DEBUG", "1")
+    with pytest.raises(ValueError, match="lr must be above 0"):
+        cli.main(["train", "--lr", "-1"])
+
+
+def test_an_unexpected_error_says_how_to_see_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("several\nlines")
+
+    monkeypatch.setattr(cli, "train", broken)
+    assert cli.main(["train"]) == 2
+    assert one_line(capsys) == "attfc: several lines (RuntimeError; run again with --debug to see where)"
+
+
+@pytest.mark.parametrize("arguments", [["train", "--learning-rate", "1"], ["train", "--policy", "lru"], ["fit"], []])
+def test_wrong_flags_exit_with_two(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+
+
+def test_help_documents_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "--help"])
+    assert stopped.value.code == 0
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    for name in (name for group in TrainConfig().to_dict().values() for name in group):
+        match = re.search(rf"--{name.replace('_', '-')}\b(.{{0,200}})", shown)
+        assert match and re.search(r"[a-z]{3,}.*\(default: ", shown[match.start() : match.start() + 500]), name
+
+
+@pytest.mark.parametrize(("signal_name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_the_process_with_a_checkpoint(tmp_path: Path, signal_name: str, code: int) -> None:
+    arguments = ["train", *QUICK, "--steps", "100000", "--log-every", "1", "--run", str(tmp_path / "run")]
+    script = f"import sys; from attfc_cuda.cli import main; sys.exit(main({arguments!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", script], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        for line in process.stdout:
+            if line.startswith("step 2/"):
+                process.send_signal(getattr(__import__("signal"), signal_name))
+                break
+        rest = process.stdout.read()
+        assert process.wait(timeout=120) == code
+    finally:
+        process.kill()
+    assert f"stopped by {signal_name} after step" in rest and "--resume" in rest
+    saved = list((tmp_path / "run" / "checkpoints").iterdir())
+    assert len(saved) == 1
+    assert torch.load(saved[0], weights_only=True)["step"] >= 2

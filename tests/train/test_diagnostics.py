@@ -1,0 +1,106 @@
+"""The picture of the cosines at each validation, and the warning that positives look learned while faces are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from attfc_cuda.data import Batch
+from attfc_cuda.heads.attfc import CosineSample
+from attfc_cuda.train import AttFCObjective, TrainConfig, train
+from attfc_cuda.train import diagnostics as watch
+from attfc_cuda.train.diagnostics import SaturationWatch, record_cosines
+from attfc_cuda.train.log import RunLog, read_log
+
+Tiny = Callable[..., TrainConfig]
+
+
+def looks(*validations: tuple[float, float]) -> list[bool]:
+    """Which of the validations (positive cosine, accuracy) warn."""
+    warden = SaturationWatch()
+    return [
+        warden.look(cosine, {"set": SimpleNamespace(accuracy=accuracy)}) is not None for cosine, accuracy in validations
+    ]
+
+
+def test_two_saturated_validations_without_a_rise_warn_once() -> None:
+    assert looks((0.5, 0.6), (0.9, 0.55), (0.95, 0.6), (0.99, 0.5), (0.99, 0.5)) == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "validations",
+    [
+        [(0.7, 0.6), (0.7, 0.55), (0.7, 0.5)],  # positives are not saturated
+        [(0.9, 0.6), (0.9, 0.63), (0.9, 0.66)],  # verification rises
+        [(0.9, 0.6), (0.9, 0.6), (0.9, 0.65), (0.9, 0.65)],  # one validation is no trend
+        [(0.9, 0.97), (0.9, 0.97), (0.9, 0.96)],  # learned indeed
+    ],
+    ids=["low", "rising", "single", "good"],
+)
+def test_a_run_that_learns_is_left_alone(validations: list[tuple[float, float]]) -> None:
+    assert not any(looks(*validations))
+
+
+def test_the_accuracy_is_the_mean_of_the_lists_and_none_says_nothing() -> None:
+    warden = SaturationWatch()
+    lists = {"a": SimpleNamespace(accuracy=0.5), "b": SimpleNamespace(accuracy=0.7)}
+    assert warden.look(0.9, lists) is None and warden.look(0.9, {}) is None and warden.look(0.9, lists) is None
+    assert "mean cosine of 0.91" in (text := warden.look(0.91, lists)) and "accuracy 0.600, best 0.600" in text
+    for setting in ("--enqueue before", "--capacity", "--encoder-momentum", "--scale"):
+        assert setting in text
+
+
+def test_the_loop_warns_and_notes_it(tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Saturated(AttFCObjective):
+        """Learns nothing, as all gradients are 0, and says that its positives are learned."""
+
+        def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
+            return super().forward(backbone, batch) * 0
+
+        def stats(self) -> dict[str, Tensor]:
+            return {**super().stats(), "positive_cosine": torch.tensor(0.99)}
+
+    config = tiny_config(verify_every=4, lr=1e-9)
+    train(config, Saturated)
+    notes = [r for r in read_log(config.run.run / "log.jsonl") if r["kind"] == "note"]
+    assert len(notes) == 1 and notes[0]["text"].startswith("warning: rows have a mean cosine of 0.99")
+    assert notes[0]["step"] == 12  # the first is the best, then two in a row
+
+
+def test_each_validation_draws_and_logs_the_cosines(tiny_config: Tiny) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
+    config = tiny_config(verify_every=10, tensorboard=True)
+    train(config)
+    run = config.run.run
+    assert sorted(path.name for path in (run / "cosines").iterdir()) == ["step_00000010.png", "step_00000020.png"]
+    with Image.open(run / "cosines" / "step_00000020.png") as image:
+        assert image.format == "PNG" and min(image.size) >= 480
+    records = [r for r in read_log(run / "log.jsonl") if r["kind"] == "cosines"]
+    assert [r["step"] for r in records] == [10, 20]
+    for kind in ("positive", "fresh_negative", "older_negative"):
+        assert -1.001 <= records[1][kind]["p1"] <= records[1][kind]["mean"] <= records[1][kind]["p99"] <= 1.001
+    events = reader.EventAccumulator(str(run / "tensorboard"), {"histograms": 0})
+    events.Reload()
+    assert [e.step for e in events.Histograms("cosines/older_negative")] == [10, 20]
+
+
+def test_kinds_are_told_apart_by_age_and_empty_ones_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(watch, "plot_cosines", lambda *arguments: drawn.append(arguments))
+    with RunLog(tmp_path / "log.jsonl", 10, progress="none") as log:
+        sample = CosineSample(torch.tensor([0.5, 0.7]), torch.tensor([0.1, 0.3, -0.2]), torch.tensor([0, 0, 3]))
+        record_cosines(sample, 7, log, tmp_path)
+        record_cosines(sample._replace(negative=sample.negative[:2], age=sample.age[:2]), 8, log, tmp_path)
+        record_cosines(sample._replace(positive=torch.empty(0)), 9, log, tmp_path)  # every row was ignored
+    first, second, third = read_log(tmp_path / "log.jsonl")
+    means = {name: pytest.approx(value) for name, value in
+             {"positive": 0.6, "fresh_negative": 0.2, "older_negative": -0.2}.items()}  # fmt: skip
+    assert {name: first[name]["mean"] for name in means} == means
+    assert "older_negative" not in second and "positive" not in third
+    assert [arguments[3].name for arguments in drawn] == ["step_00000007.png", "step_00000008.png"]

@@ -1,0 +1,187 @@
+"""From config to parts: devices, data, the container's size, and what the start-up report says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attfc_cuda import margins
+from attfc_cuda.heads import AttFC
+from attfc_cuda.train import AttFCObjective, TrainConfig
+from attfc_cuda.train import training as setup
+from attfc_cuda.train.objective import ADDITIVE_MARGINS, DEFAULT_M, build_margin
+from attfc_cuda.train.training import Training, pick_device
+
+Tiny = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """Six identities with four images and five with one."""
+    random = np.random.default_rng(0)
+    for k in range(11):
+        for i in range(4 if k < 6 else 1):
+            folder = tmp_path / "faces" / f"id{k:02d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "faces"
+
+
+def test_report_names_what_will_run(tiny_config: Tiny, faces: Path) -> None:
+    report = Training(tiny_config(data=str(faces), steps=None, passes=10.0), AttFCObjective).report()
+    assert "11 identities, 29 images" in report
+    assert "24 probe images of 6 identities with at least 2 images; 3 batches of 8 a pass" in report
+    assert "never probes, negatives only: 5 images of 5 identities" in report
+    # 4 x (8 probes + 2 negatives)
+    assert "AttFC with AdaSin, container of 40 centres (refresh, float32), backend" in report
+    assert "momentum 0.9 after 3 steps" in report
+    assert "30 steps = 10.0 passes of 3 steps" in report
+    assert "M parameters, embeddings of 16 numbers, fp32 on cpu" in report
+    assert "verification  none" in report
+
+
+def test_single_images_reach_the_container_as_negatives(tiny_config: Tiny, faces: Path) -> None:
+    training = Training(tiny_config(data=str(faces)), AttFCObjective)
+    batches = training.batches()
+    for _ in range(3):
+        batch = next(batches)
+        assert set(batch.labels.tolist()) <= set(range(6))
+        training.objective(training.backbone, batch)
+    assert set(range(6, 11)) <= set(training.objective.head.container.labels.tolist())
+
+
+def test_gallery_and_negatives_share_a_forward_unless_split(tiny_config: Tiny, faces: Path) -> None:
+    sizes = {}
+    for split in (False, True):
+        training = Training(tiny_config(data=str(faces), split_gallery=split, negatives_per_batch=2), AttFCObjective)
+        seen: list[int] = []
+        training.objective.encoder.module.register_forward_pre_hook(
+            lambda module, args, seen=seen: seen.append(len(args[0]))
+        )
+        training.objective(training.backbone, next(training.batches()))
+        sizes[split] = seen
+    assert sizes == {False: [18], True: [16, 2]}
+
+
+def test_split_gallery_computes_the_same_without_batch_statistics(tiny_config: Tiny, faces: Path) -> None:
+    losses = []
+    for split in (False, True):
+        settings = {"data": str(faces), "split_gallery": split, "backbone_options": "norm=group"}
+        training = Training(tiny_config(**settings), AttFCObjective)
+        losses.append(training.objective(training.backbone, next(training.batches())).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_encoder_follows_with_the_scheduled_momentum(tiny_config: Tiny) -> None:
+    training = Training(tiny_config(), AttFCObjective)
+    slow, fast = (next(m.parameters()) for m in (training.objective.encoder.module, training.backbone))
+    with torch.no_grad():
+        fast += 1
+    before = slow.clone()
+    training.objective.after_step(training.backbone, 0.75)
+    assert torch.allclose(slow, before + 0.25, atol=1e-6)
+    assert training.objective.encoder.training and training.backbone.training
+
+
+def test_capacity_is_a_share_of_the_identities_but_four_batches_at_least(tiny_config: Tiny) -> None:
+    few = Training(tiny_config(), AttFCObjective)
+    assert few.objective.head.container.capacity == 32
+    many = Training(tiny_config(data="procedural:400x2", capacity_share=0.25, cache="off"), AttFCObjective)
+    assert many.objective.head.container.capacity == 100
+
+
+def test_capacity_below_a_batch_is_refused(tiny_config: Tiny, faces: Path) -> None:
+    message = (
+        r"train: capacity must hold a whole batch, 10 centres \(8 probes and 2 negatives\), got 9; raise --capacity"
+    )
+    with pytest.raises(ValueError, match=message):
+        Training(tiny_config(data=str(faces), capacity=9), AttFCObjective)
+    Training(tiny_config(data=str(faces), capacity=10), AttFCObjective)
+
+
+def test_centres_carry_class_codes_and_remember_as_told(tiny_config: Tiny) -> None:
+    def head(**settings: object) -> AttFC:
+        return Training(tiny_config(**settings), AttFCObjective).objective.head
+
+    default, other = head(), head(class_code=0.0, center_memory=0.5)
+    assert (default.class_code, default.center_memory) == (1.0, 0.0)
+    assert (other.class_code, other.center_memory) == (0.0, 0.5)
+
+
+def test_margins_start_gentler_here_than_in_print(tiny_config: Tiny) -> None:
+    def same(config: TrainConfig, margin: margins.Margin) -> bool:
+        cosine = torch.linspace(-0.9, 0.9, 5)
+        built = build_margin(config)
+        return built.scale == margin.scale and torch.equal(built.target(cosine), margin.target(cosine))
+
+    scale = TrainConfig().head.scale
+    for name in ADDITIVE_MARGINS:
+        assert same(tiny_config(margin=name), margins.build(name, m=DEFAULT_M, scale=scale))
+        assert not same(tiny_config(margin=name), margins.build(name, scale=scale))
+    options = {"margin": "arcface", "margin_options": "m=0.4,scale=48"}
+    assert same(tiny_config(**options), margins.ArcFace(m=0.4, scale=48))
+    assert same(tiny_config(margin="sphereface"), margins.SphereFace(scale=scale))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"margin": "arcfase"}, "margins.build: name must be one of adasin, arcface, .*, got 'arcfase'"),
+        ({"margin_options": "q=3"}, "train: margin_options must hold arguments of adasin, got 'q=3' .*q"),
+        ({"margin_options": "scale"}, "train: margin_options must be name=value pairs"),
+        ({"backbone": "vgg"}, "build: name must be one of iresnet18, .*, got 'vgg'"),
+        (
+            {"backbone_options": "depth=3"},
+            "train: backbone_options must hold arguments of small, got 'depth=3' .*depth",
+        ),
+        ({"backend": "cudaa"}, "backend"),
+        ({"batch_size": 65}, "AttentionLoader: batch_size must fit into a pass of 64 probe images, got 65"),
+        ({"data": "procedural:3"}, "build_dataset: spec must be .*, got 'procedural:3'"),
+        ({"data": "/nowhere/faces"}, "FolderFaces: roots must be readable folders, got /nowhere/faces"),
+        ({"verify_pairs": "/nowhere/pairs.txt"}, "verify: pairs must name existing pair lists, got /nowhere/pairs.txt"),
+        ({"verify_data": "procedural:2x2"}, "make_pairs: "),
+        ({"device": "gpu"}, "train: device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_named(tiny_config: Tiny, settings: dict, message: str) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        Training(tiny_config(**settings), AttFCObjective).report()
+
+
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    count = torch.cuda.device_count()
+    with pytest.raises(
+        ValueError, match=rf"train: device must be present, got cuda:{count} with {count} GPUs; use --device cpu"
+    ):
+        pick_device(f"cuda:{count}")
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_images_are_cached_when_they_fit(tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "kept in memory" in setup.load_dataset(tiny_config()).report()
+    assert "kept in memory" not in setup.load_dataset(tiny_config(cache="off")).report()
+    monkeypatch.setattr(setup, "CACHE_LIMIT_BYTES", 1000)
+    assert "kept in memory" not in setup.load_dataset(tiny_config()).report()
+    assert "kept in memory" in setup.load_dataset(tiny_config(cache="on")).report()
+
+
+def test_held_out_drawn_faces_are_other_identities(tiny_config: Tiny) -> None:
+    training = Training(tiny_config(), AttFCObjective)
+    (held_out,) = training.sets
+    trained = {training.dataset[i].numpy().tobytes() for i in range(len(training.dataset))}
+    assert held_out.name == "held-out" and len(held_out.pairs.same) == 20
+    assert not trained & {image.numpy().tobytes() for image in held_out.images}
+
+
+def test_pair_lists_are_read_below_their_root(tiny_config: Tiny, faces: Path) -> None:
+    lines = [f"id{a:02d}/0.png\tid{b:02d}/1.png\t{int(a == b)}\t{a % 2}" for a in range(4) for b in range(4)]
+    pair_list = faces.parent / "pairs.txt"
+    pair_list.write_text("\n".join(lines))
+    settings = {"data": str(faces), "verify_pairs": str(pair_list), "verify_root": faces}
+    (read,) = Training(tiny_config(**settings), AttFCObjective).sets
+    assert (read.name, read.images.shape, len(read.pairs.same)) == ("pairs", (8, 3, 16, 16), 16)
