@@ -5,7 +5,7 @@ the stateless functions they are made of.
 Importing needs torch and nothing else; the compiled extension is loaded at the first call (``attfc info`` reports it).
 """
 
-from attfc_cuda import _moved
+from attfc_cuda import _deprecated
 from attfc_cuda._version import __version__
 from attfc_cuda.functional import (
     MarginSoftmaxOutput,
@@ -32,7 +32,7 @@ from attfc_cuda.margins import (
     SphereFace,
 )
 
-_moved.install()
+_deprecated.install()
 
 __all__ = [
     "AdaFace",

@@ -1,14 +1,16 @@
-"""Old places of modules, which still import for one release, with a DeprecationWarning that names the new place."""
+"""Old names that still work for one release, with a DeprecationWarning that names the new one: modules, keywords."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any, TypeVar
 
 # Modules that users may have imported, by their dotted name inside the package. Private ones (a leading underscore) are
 # not among them.
@@ -38,6 +40,31 @@ MOVED = {
     "data.face_traits": "data.procedural.traits",
 }
 _PACKAGE = "attfc_cuda."
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn that `old` is called `new`. stacklevel 3: at the caller of the function that calls this."""
+    message = f"{old} is now {new}; the old name goes with the next release"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+
+
+def renamed_keyword(old: str, new: str) -> Callable[[_Function], _Function]:
+    """Decorator: the keyword argument `old` of a function is taken as `new`. Giving both raises TypeError."""
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def with_old_name(*arguments: Any, **keywords: Any) -> Any:
+            if old in keywords:
+                if new in keywords:
+                    raise TypeError(f"{function.__name__}: {new} must be given once, got {old} as well")
+                warn_renamed(f"{function.__name__}({old}=...)", f"{new}=")
+                keywords[new] = keywords.pop(old)
+            return function(*arguments, **keywords)
+
+        return with_old_name  # type: ignore[return-value]
+
+    return decorate
 
 
 class _OldPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -55,8 +82,7 @@ class _OldPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         place = _PACKAGE + MOVED[spec.name.removeprefix(_PACKAGE)]
-        message = f"{spec.name} has moved to {place}; its old place goes with the next release"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        warn_renamed(spec.name, place)
         module = importlib.import_module(place)
         self._specs[spec.name] = module.__spec__
         return module
