@@ -1,4 +1,4 @@
-"""Old names that still work for one release, with a DeprecationWarning that names the new one: modules, keywords."""
+"""Old names of modules, keywords and backends: they work for one more release, with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ MOVED = {
     "data.face_drawing": "data.procedural.drawing",
     "data.face_traits": "data.procedural.traits",
 }
+# Backends, as `backend=`, ATTFC_BACKEND and a configuration name them.
+BACKENDS = {"reference": "eager"}
 _PACKAGE = "attfc_cuda."
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -65,6 +67,17 @@ def renamed_keyword(old: str, new: str) -> Callable[[_Function], _Function]:
         return with_old_name  # type: ignore[return-value]
 
     return decorate
+
+
+def current_backend(name: str) -> str:
+    """The backend's present name. An old one is taken as the new, with a warning at the code that called us."""
+    if name not in BACKENDS:
+        return name
+    frame, stacklevel = sys._getframe(), 2  # of this function, as warn_renamed counts
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith((_PACKAGE, "torch.")):
+        frame, stacklevel = frame.f_back, stacklevel + 1
+    warn_renamed(f"backend {name!r}", repr(BACKENDS[name]), stacklevel)
+    return BACKENDS[name]
 
 
 class _OldPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):

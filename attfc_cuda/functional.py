@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.margins.base import Margin
-from attfc_cuda.ops import autograd as _ops
-from attfc_cuda.ops import backend as _backend
-from attfc_cuda.ops import eager as _reference
-from attfc_cuda.ops import trained_centers as _trained_centers
+from attfc_cuda.ops import autograd, eager, trained_centers
+from attfc_cuda.ops import backend as backends
 from attfc_cuda.ops.trained_centers import GradientSink
 
 __all__ = [
@@ -67,6 +66,7 @@ class MarginSoftmaxOutput(NamedTuple):
     target_cosine: Tensor
 
 
+@renamed_keyword("reference", "target_logit")
 def negative_logsumexp(
     embeddings: Tensor,
     centers: Tensor,
@@ -74,7 +74,7 @@ def negative_logsumexp(
     center_labels: Tensor,
     *,
     center_scale: Tensor | None = None,
-    reference: Tensor | None = None,
+    target_logit: Tensor | None = None,
     threshold: Tensor | None = None,
     quad: Tensor | None = None,
     lin: Tensor | None = None,
@@ -97,21 +97,21 @@ def negative_logsumexp(
     center_scale: [S] float32 (float64 for float64 centers), the inverse norms of centers that are not normalised, as
         `inverse_norms` makes them: cosines then are those of the unit centers, of which no copy is made. Not
         differentiated itself: the gradient to centers already runs through the normalisation. None: 1.
-    reference: [B] the target's logit scale * T, to which the caller compares lse. It sets the precision, not the value:
-        rows whose lse lies within 80 of it or above are exact, others may come back as -inf with gradient 0. None:
-        every row is exact.
+    target_logit: [B] the target's logit scale * T, to which the caller compares lse. It sets the precision, not the
+        value: rows whose lse lies within 80 of it or above are exact, others may come back as -inf with gradient 0.
+        None: every row is exact.
     threshold, quad, lin, const: [B] float32 (float64 for float64 embeddings). No threshold: no modulation. With one,
         a coefficient left out is 0.
     scale: factor of every logit, above 0.
     grad_tolerance: share of a row's softmax, in [0, 1), that its gradient may leave out; None: 2^-12 for 16-bit
         embeddings, 0 (exact) otherwise. The value of lse is not affected; `omitted_mass` reports what was left out.
-    backend: "auto", "reference", "cpu", "triton" or "cuda"; a named one runs or raises.
+    backend: "auto", "eager", "cpu", "triton" or "cuda"; a named one runs or raises.
 
     Under autocast embeddings and centers are cast to its dtype, as for a matrix product; cosines, logits and sums are
     float32 (float64 for float64) all the same.
-    Gradient: of lse to embeddings, centers, quad, lin and const. None to the threshold and the reference. That to
+    Gradient: of lse to embeddings, centers, quad, lin and const. None to threshold and target_logit. That to
         centers, where they require one, is a second sweep in the backward pass, [S, D] written once. A second
-        derivative only with backend="reference".
+        derivative only with backend="eager".
     Raises: ValueError for shapes, devices, values; TypeError for dtypes.
     """
     name = "negative_logsumexp"
@@ -123,33 +123,33 @@ def negative_logsumexp(
         got = f"{centers.dtype} beside {embeddings.dtype}"
         raise error(name, "centers", "have the dtype of embeddings", got, "cast one of them", kind=TypeError)
     modulation = {"threshold": threshold, "quad": quad, "lin": lin, "const": const}
-    for argument, value in {"reference": reference, **modulation}.items():
+    for argument, value in {"target_logit": target_logit, **modulation}.items():
         if value is not None:
             _check_row_values(name, argument, value, embeddings)
-            if argument != "reference" and threshold is None:
+            if argument != "target_logit" and threshold is None:
                 raise error(name, argument, "be None without a threshold", "a tensor", "pass threshold as well")
     if not 0 < scale < math.inf:
         raise error(name, "scale", "be a finite number above 0", scale)
     grad_tolerance = _tolerance(name, grad_tolerance, embeddings.dtype)
     center_scale = None if center_scale is None else center_scale.detach()
-    reference = None if reference is None else reference.detach()
+    target_logit = None if target_logit is None else target_logit.detach()
     modulation["threshold"] = None if threshold is None else threshold.detach()
 
-    backend = _backend.choose(backend, embeddings, centers, embeddings.dtype)
-    if backend == "reference":
-        swept = _reference.negative_logsumexp(
+    backend = backends.choose(backend, embeddings, centers, embeddings.dtype)
+    if backend == "eager":
+        swept = eager.negative_logsumexp(
             embeddings,
             centers,
             labels,
             center_labels,
             center_scale=center_scale,
-            reference=reference,
+            target_logit=target_logit,
             scale=float(scale),
             **modulation,
         )
     else:
-        rows = (center_scale, reference, *modulation.values())
-        swept = _ops.negative_logsumexp(
+        rows = (center_scale, target_logit, *modulation.values())
+        swept = autograd.negative_logsumexp(
             embeddings, centers, labels, center_labels, *rows, float(scale), float(grad_tolerance), backend
         )
     return NegativeLogSumExp(*swept)
@@ -174,7 +174,7 @@ def margin_softmax_loss(
 ) -> MarginSoftmaxOutput:
     """Cross entropy of each row's target against its negatives in `centers`, both bent by `margin`.
 
-    Equals (`reference.margin_softmax_cross_entropy`):
+    Equals (`eager.margin_softmax_cross_entropy`):
         target_cosine = (embeddings * (center_scale[:, None] * centers)[target_slot]).sum(1)    # with target_slot
         T = margin.target(target_cosine, norm, hard_count)
         rows = F.cross_entropy(scale * concat([T, negatives]), 0) = softplus(lse - scale * T)
@@ -227,17 +227,17 @@ def margin_softmax_loss(
         _check_rows(name, "target_cosine", target_cosine, embeddings)
     else:
         _check_labels(name, "target_slot", target_slot, embeddings)
-        backend = _backend.choose(backend, embeddings, centers, product_dtype)
-        if backend == "reference":
+        backend = backends.choose(backend, embeddings, centers, product_dtype)
+        if backend == "eager":
             if gradient_sink is not None:
-                centers = swept_centers = _trained_centers.leaf_into(gradient_sink, centers)
-            target_cosine = _reference.own_cosine(embeddings, centers, target_slot, labels, center_scale)
+                centers = swept_centers = trained_centers.leaf_into(gradient_sink, centers)
+            target_cosine = eager.own_cosine(embeddings, centers, target_slot, labels, center_scale)
         else:
             scale = None if center_scale is None else center_scale.detach()
-            sweep = _trained_centers.Sweep(
+            sweep = trained_centers.Sweep(
                 labels, center_labels, scale, product_dtype, margin.scale, grad_tolerance, margin.modulates, backend
             )
-            target_cosine, link = _trained_centers.own_cosine(embeddings, centers, target_slot, sweep, gradient_sink)
+            target_cosine, link = trained_centers.own_cosine(embeddings, centers, target_slot, sweep, gradient_sink)
             swept_centers = centers.detach()
         if shards is not None:
             target_cosine = shards.sum_of_shards(target_cosine)
@@ -251,7 +251,7 @@ def margin_softmax_loss(
     margin.update(cosine.detach(), None if norm is None else norm.detach(), valid)
     modulation = margin.modulation(cosine, norm)
     rows_of_sweep = {
-        "reference": margin.scale * margin.target(cosine, norm).detach(),
+        "target_logit": margin.scale * margin.target(cosine, norm).detach(),
         **({} if modulation is None else modulation._asdict()),
     }
     if shards is not None:
@@ -268,9 +268,9 @@ def margin_softmax_loss(
         backend=backend,
     )
     if link is not None:
-        negatives = negatives._replace(lse=_trained_centers.after_sweep(negatives.lse, link, **rows_of_sweep))
+        negatives = negatives._replace(lse=trained_centers.after_sweep(negatives.lse, link, **rows_of_sweep))
     if shards is not None:
-        negatives = NegativeLogSumExp(*shards.merge(*negatives, rows_of_sweep["reference"]))
+        negatives = NegativeLogSumExp(*shards.merge(*negatives, rows_of_sweep["target_logit"]))
     target_logit = margin.scale * margin.target(cosine, norm, negatives.hard_count)
     # softplus(-inf) is 0 with derivative 0, so rows without negatives need no care here.
     rows = F.softplus(negatives.lse - target_logit, threshold=_SOFTPLUS_LINEAR)

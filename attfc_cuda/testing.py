@@ -3,7 +3,7 @@
 A test of a backend reads
 
     case = testing.make_case((5, 131, 64), torch.float32, kind="trained", modulation="adasin")
-    truth = testing.run(reference.negative_logsumexp, case.double())
+    truth = testing.run(eager.negative_logsumexp, case.double())
     plain = testing.run(testing.plain_negative_logsumexp, case)
     actual = testing.run(functional.negative_logsumexp, case, backend="cpu", grad_tolerance=0.0)
     testing.assert_no_worse(actual, truth, plain, case=case)
@@ -53,7 +53,7 @@ class Case:
     labels: Tensor
     center_labels: Tensor
     target_cosine: Tensor
-    reference: Tensor
+    target_logit: Tensor
     threshold: Tensor | None
     quad: Tensor | None
     lin: Tensor | None
@@ -145,7 +145,7 @@ def make_case(
         labels=labels,
         center_labels=center_labels,
         target_cosine=cosine,
-        reference=(scale * bent).to(wide),
+        target_logit=(scale * bent).to(wide),
         threshold=threshold,
         quad=coefficients[0],
         lin=coefficients[1],
@@ -166,7 +166,7 @@ def run(function: Callable[..., Any], case: Case, **options: Any) -> dict[str, T
         case.centers,
         case.labels,
         case.center_labels,
-        reference=case.reference,
+        target_logit=case.target_logit,
         threshold=case.threshold,
         **modulation,
         scale=case.scale,
@@ -184,14 +184,14 @@ def plain_negative_logsumexp(
     labels: Tensor,
     center_labels: Tensor,
     *,
-    reference: Tensor | None = None,
+    target_logit: Tensor | None = None,
     **rest,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The sweep as plain PyTorch code does it: the product in the inputs' own dtype, cosines rounded to it.
 
-    The yardstick of `assert_no_worse`. Same arguments as `reference.negative_logsumexp`.
+    The yardstick of `assert_no_worse`. Same arguments as `eager.negative_logsumexp`.
     """
-    del reference
+    del target_logit
     kept = torch.where((center_labels >= 0)[:, None], centers, 0)
     cosine = torch.where((labels >= 0)[:, None], embeddings, 0) @ kept.T
     cosine = cosine if cosine.dtype == torch.float64 else cosine.float()
@@ -251,7 +251,7 @@ def assert_no_worse(
     neither one bad element nor a general loss of digits passes. Integers must be equal. plain None: the floor alone.
     Mappings are compared key by key over truth's keys. With the `case` they came from, floor and least are those of
     `floor_of`, values (not gradients) are held to the floor alone (a logit is float32 in every dtype), and rows whose
-    lse lies more than 80 below their reference may have lost it, as `negative_logsumexp` allows.
+    lse lies more than 80 below their target_logit may have lost it, as `negative_logsumexp` allows.
     The message names the first element over the limit and the worst one, with coordinates.
     """
     if isinstance(truth, Mapping):
@@ -375,8 +375,8 @@ def _into_gap(cosine: Tensor, wanted: Tensor, width: float, reach: int = 16) -> 
 
 
 def _without_lost_rows(actual: Mapping[str, Tensor], truth: Mapping[str, Tensor], case: Case) -> dict[str, Tensor]:
-    """`actual` with truth's numbers in the rows that lie, in both, too far below their reference to matter."""
-    bound = case.reference.double().cpu() - 80
+    """`actual` with truth's numbers in the rows that lie, in both, too far below their target_logit to matter."""
+    bound = case.target_logit.double().cpu() - 80
     lost = (truth["lse"].double().cpu() < bound) & (actual["lse"].double().cpu() < bound + 1)
     result = dict(actual)
     for key in truth:

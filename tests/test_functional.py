@@ -10,7 +10,7 @@ from attfc_cuda import functional, testing
 from attfc_cuda.functional import generate_class_centers, negative_logsumexp
 from attfc_cuda.ops import autograd as _ops
 from attfc_cuda.ops import backend as _backend
-from attfc_cuda.ops import eager as reference
+from attfc_cuda.ops import eager
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -19,18 +19,18 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 @pytest.mark.parametrize("modulation", testing.MODULATIONS)
 def test_sweep_is_the_oracle(dtype, modulation):
     case = testing.make_case(testing.SHAPES["tail"], dtype, kind="trained", modulation=modulation)
-    expected = testing.run(reference.negative_logsumexp, case)
-    found = testing.run(negative_logsumexp, case, backend="reference")
+    expected = testing.run(eager.negative_logsumexp, case)
+    found = testing.run(negative_logsumexp, case, backend="eager")
     for name, value in expected.items():
         assert torch.equal(found[name], value) and found[name].dtype == value.dtype, name
-    truth = testing.run(reference.negative_logsumexp, case.double())
+    truth = testing.run(eager.negative_logsumexp, case.double())
     plain = testing.run(testing.plain_negative_logsumexp, case)
     testing.assert_no_worse(found, truth, plain, case=case)
 
 
 def test_sweep_returns_named_fields_of_the_promised_dtypes():
     case = testing.make_case((3, 5, 7), torch.bfloat16, modulation="none")
-    swept = negative_logsumexp(case.embeddings, case.centers, case.labels, case.center_labels, backend="reference")
+    swept = negative_logsumexp(case.embeddings, case.centers, case.labels, case.center_labels, backend="eager")
     assert isinstance(swept, functional.NegativeLogSumExp)
     dtypes = [value.dtype for value in swept]
     assert dtypes == [torch.float32, torch.int64, torch.float32, torch.float32]
@@ -41,27 +41,38 @@ def test_coefficients_left_out_are_zero():
     case = testing.make_case((5, 20, 8), torch.float64, modulation="filter")
     arguments = (case.embeddings, case.centers, case.labels, case.center_labels)
     given = negative_logsumexp(
-        *arguments, threshold=case.threshold, quad=case.quad, lin=case.lin, const=case.const, backend="reference"
+        *arguments, threshold=case.threshold, quad=case.quad, lin=case.lin, const=case.const, backend="eager"
     )
-    short = negative_logsumexp(*arguments, threshold=case.threshold, backend="reference")
+    short = negative_logsumexp(*arguments, threshold=case.threshold, backend="eager")
     assert given.hard_count.any() and torch.equal(given.lse, short.lse)
 
 
-def test_threshold_and_reference_get_no_gradient():
+def test_the_old_keyword_of_target_logit_still_works():
+    case = testing.make_case((3, 7, 8), modulation="none")
+    swept = testing.run(negative_logsumexp, case)
+    arguments = (case.embeddings, case.centers, case.labels, case.center_labels)
+    with pytest.warns(DeprecationWarning, match=r"negative_logsumexp\(reference=...\) is now target_logit="):
+        found = negative_logsumexp(*arguments, reference=case.target_logit, scale=case.scale)
+    assert torch.equal(found.lse, swept["lse"])
+    with pytest.raises(ValueError, match=r"target_logit must be \[3\]"), pytest.warns(DeprecationWarning):
+        negative_logsumexp(*arguments, reference=torch.zeros(2))
+
+
+def test_threshold_and_target_logit_get_no_gradient():
     case = testing.make_case((5, 20, 8), torch.float64, modulation="adasin")
-    case.threshold.requires_grad_(), case.reference.requires_grad_()
+    case.threshold.requires_grad_(), case.target_logit.requires_grad_()
     lse = negative_logsumexp(
         case.embeddings.requires_grad_(),
         case.centers,
         case.labels,
         case.center_labels,
-        reference=case.reference,
+        target_logit=case.target_logit,
         threshold=case.threshold,
         lin=case.lin,
-        backend="reference",
+        backend="eager",
     ).lse
     grads = torch.autograd.grad(
-        lse, (case.embeddings, case.threshold, case.reference), case.upstream, allow_unused=True
+        lse, (case.embeddings, case.threshold, case.target_logit), case.upstream, allow_unused=True
     )
     assert grads[0].any() and grads[1] is None and grads[2] is None
 
@@ -72,7 +83,9 @@ def test_named_backend_gets_every_argument_in_order(monkeypatch):
     monkeypatch.setattr(_backend, "resolve", lambda *asked: seen.append(asked) or "cpu")
     answer = tuple(torch.zeros(3) for _ in range(4))
     monkeypatch.setattr(_ops, "negative_logsumexp", lambda *arguments: seen.append(arguments) or answer)
-    options = dict(reference=case.reference, threshold=case.threshold, quad=case.quad, lin=case.lin, const=case.const)
+    options = dict(
+        target_logit=case.target_logit, threshold=case.threshold, quad=case.quad, lin=case.lin, const=case.const
+    )
     center_scale = torch.arange(5.0)
     for value in (center_scale, *options.values()):
         value.requires_grad_()
@@ -110,7 +123,7 @@ def test_autocast_sweeps_in_its_dtype():
     case = testing.make_case((5, 131, 64), torch.float32, kind="trained", modulation="adasin")
     rounded = testing.make_case((5, 131, 64), torch.float32, kind="trained", modulation="adasin")
     rounded.embeddings, rounded.centers = rounded.embeddings.bfloat16(), rounded.centers.bfloat16()
-    options = dict(threshold=case.threshold, lin=case.lin, backend="reference")
+    options = dict(threshold=case.threshold, lin=case.lin, backend="eager")
     expected = negative_logsumexp(rounded.embeddings, rounded.centers, case.labels, case.center_labels, **options)
     embeddings = case.embeddings.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -128,7 +141,7 @@ def make_arguments():
     tensors = dict(
         embeddings=case.embeddings, centers=case.centers, labels=case.labels, center_labels=case.center_labels
     )
-    return {**tensors, "reference": rows, "threshold": rows, "quad": rows, "lin": rows, "const": rows}
+    return {**tensors, "target_logit": rows, "threshold": rows, "quad": rows, "lin": rows, "const": rows}
 
 
 BAD_SWEEPS = {
@@ -175,7 +188,7 @@ BAD_SWEEPS = {
         r"center_labels must be \[5\].*got \[4\]",
         dict(center_labels=torch.zeros(4).long()),
     ),
-    "reference shape": (ValueError, r"reference must be \[3\].*got \[\]", dict(reference=torch.tensor(1.0))),
+    "target_logit shape": (ValueError, r"target_logit must be \[3\].*got \[\]", dict(target_logit=torch.tensor(1.0))),
     "threshold dtype": (
         TypeError,
         r"threshold must be torch.float32 beside torch.float32 embeddings, got torch.float64",
@@ -210,14 +223,14 @@ def test_bad_sweep_is_named(name):
     kind, message, change = BAD_SWEEPS[name]
     arguments = {**make_arguments(), **change}
     with pytest.raises(kind, match=r"^negative_logsumexp:.*" + message):
-        negative_logsumexp(**arguments, backend="reference")
+        negative_logsumexp(**arguments, backend="eager")
 
 
 def test_centers_may_require_a_gradient_where_none_is_recorded():
     arguments = make_arguments()
     arguments["centers"] = arguments["centers"].requires_grad_()
     with torch.no_grad():
-        assert negative_logsumexp(**arguments, backend="reference").lse.isfinite().all()
+        assert negative_logsumexp(**arguments, backend="eager").lse.isfinite().all()
 
 
 # generate_class_centers

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attfc_cuda import margins, testing
 from attfc_cuda.functional import margin_softmax_loss
-from attfc_cuda.ops import eager as reference
+from attfc_cuda.ops import eager
 
 
 def loss_inputs(rows=12, slots=40, dim=16, dtype=torch.float64, seed=0, ignored=0.2):
@@ -26,7 +26,7 @@ def loss_of(raw, own, case, margin, **options):
     norm = raw.norm(dim=1)
     unit = F.normalize(raw, dim=1)
     target_cosine = (unit * own).sum(dim=1)
-    options = {"backend": "reference", "target_cosine": target_cosine, "norm": norm, **options}
+    options = {"backend": "eager", "target_cosine": target_cosine, "norm": norm, **options}
     return margin_softmax_loss(unit, case.centers, case.labels, case.center_labels, margin, **options)
 
 
@@ -45,9 +45,9 @@ def test_loss_is_the_explicit_cross_entropy(name, gradient):
     modulation = margin.modulation(cosine, norm)
     sweep = {} if modulation is None else modulation._asdict()
     arguments = (unit, case.centers, case.labels, case.center_labels)
-    hard_count = reference.negative_logsumexp(*arguments, **sweep)[1]
+    hard_count = eager.negative_logsumexp(*arguments, **sweep)[1]
     target = margin.target(cosine, norm, hard_count)
-    rows = reference.margin_softmax_cross_entropy(*arguments, target, **sweep)
+    rows = eager.margin_softmax_cross_entropy(*arguments, target, **sweep)
     if margin.regularizer(cosine, norm) is not None:
         rows = rows + torch.where(valid, margin.regularizer(cosine, norm), 0)
     assert 0 < valid.sum() < len(valid)
@@ -128,7 +128,7 @@ def test_ignored_rows_give_no_gradient_whatever_they_hold(name):
         LogNorm() if name == "own" else margins.build(name),
         target_cosine=inputs[1],
         norm=inputs[2],
-        backend="reference",
+        backend="eager",
     ).loss
     for gradient in torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True):
         assert gradient.isfinite().all() and not gradient[ignored].any()
@@ -154,7 +154,7 @@ def test_nothing_to_compare_costs_nothing(name, nothing):
         margin,
         target_cosine=cosine,
         norm=torch.full((rows,), 30.0),
-        backend="reference",
+        backend="eager",
     )
     if not (name == "magface" and nothing == "empty container"):
         assert output.loss == 0 and output.rows.shape == (rows,)
@@ -181,7 +181,7 @@ def test_targets_at_plus_and_minus_one(name, scale, dtype):
         margins.build(name, scale=scale),
         target_cosine=cosine.requires_grad_(),
         norm=norm,
-        backend="reference",
+        backend="eager",
     )
     assert output.rows.isfinite().all() and (output.rows[1] > output.rows[0])
     grads = torch.autograd.grad(output.loss, (embeddings, cosine, norm), allow_unused=True, materialize_grads=True)
@@ -216,7 +216,7 @@ def test_interclass_filter_sets_near_copies_to_zero():
     case, raw, own = loss_inputs()
     filtered = loss_of(raw, own, case, margins.ArcFace(interclass_filter=0.35), reduction="none")
     unit = F.normalize(raw, dim=1)
-    cosine = reference.cosines(unit, case.centers, case.labels, case.center_labels)
+    cosine = eager.cosines(unit, case.centers, case.labels, case.center_labels)
     valid = (case.center_labels >= 0) & (case.center_labels != case.labels[:, None]) & (case.labels >= 0)[:, None]
     logits = torch.where(cosine > 0.35, 0.0, 64 * cosine).masked_fill(~valid, -math.inf)
     target = 64 * torch.cos((unit * own).sum(dim=1).acos() + 0.5)
@@ -282,7 +282,7 @@ def test_fake_tensors_need_no_value(name):
             margin,
             target_cosine=cosine,
             norm=torch.rand(6),
-            backend="reference",
+            backend="eager",
         )
         output.loss.backward()
     assert output.loss.shape == () and embeddings.grad.shape == (6, 16) and cosine.grad.shape == (6,)

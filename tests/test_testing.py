@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attfc_cuda import testing
-from attfc_cuda.ops import eager as reference
+from attfc_cuda.ops import eager
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -23,7 +23,7 @@ def test_cases_are_what_they_promise(kind, dtype):
     assert (~filled).sum() == 40 and (case.labels < 0).sum() == 3
     assert len(case.labels.unique()) < 34, "some labels repeat"
     assert (case.center_labels[None] == case.labels[:, None]).any(), "the container holds own classes"
-    result = testing.run(reference.negative_logsumexp, case)
+    result = testing.run(eager.negative_logsumexp, case)
     assert (result["hard_count"] > 0).any()
 
 
@@ -41,7 +41,7 @@ def test_trained_cases_look_trained():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_thresholds_keep_their_distance(dtype):
     case = testing.make_case((16, 400, 64), dtype, kind="trained", ignored=0.0)
-    cosine = reference.cosines(case.embeddings.double(), case.centers.double(), case.labels, case.center_labels)
+    cosine = eager.cosines(case.embeddings.double(), case.centers.double(), case.labels, case.center_labels)
     distance = (cosine - case.threshold.double()[:, None]).abs().amin(dim=1)
     assert (distance >= max(1e-5, torch.finfo(dtype).eps / 2) / 2 * 0.99).all()
 
@@ -52,14 +52,14 @@ def test_every_shape_has_something_to_sum(shape):
     for kind in testing.KINDS:
         for modulation in testing.MODULATIONS:
             case = testing.make_case(size, torch.float32, kind=kind, modulation=modulation)
-            lse = testing.run(reference.negative_logsumexp, case)["lse"]
+            lse = testing.run(eager.negative_logsumexp, case)["lse"]
             assert lse.shape == (size[0],) and lse.isfinite().any() and not lse.isnan().any()
 
 
 def test_target_cosine_can_be_pinned():
     case = testing.make_case((4, 9, 8), torch.float32, target_cosine=-1.0, scale=2.0)
     assert torch.equal(case.target_cosine, torch.full((4,), -1.0))
-    assert torch.allclose(case.reference, torch.tensor(2.0) * (-2 - math.cos(math.pi + 0.5)))
+    assert torch.allclose(case.target_logit, torch.tensor(2.0) * (-2 - math.cos(math.pi + 0.5)))
 
 
 def test_unknown_kinds_are_named():
@@ -71,9 +71,9 @@ def test_unknown_kinds_are_named():
 
 def test_plain_pytorch_is_worse_than_float32_in_16_bit():
     case = testing.make_case((5, 131, 64), torch.bfloat16, kind="trained")
-    truth = testing.run(reference.negative_logsumexp, case.double())
+    truth = testing.run(eager.negative_logsumexp, case.double())
     plain = testing.run(testing.plain_negative_logsumexp, case)
-    wide = testing.run(reference.negative_logsumexp, case)
+    wide = testing.run(eager.negative_logsumexp, case)
     errors = [testing.relative_error(result["lse"], truth["lse"]).max() for result in (plain, wide)]
     assert errors[0] > 100 * errors[1]
     with pytest.raises(AssertionError, match="^lse: max relative error"):
@@ -126,12 +126,12 @@ def test_integers_must_be_equal_and_shapes_too():
 
 def test_mappings_are_compared_by_key():
     case = testing.make_case((5, 20, 8), torch.float32)
-    truth = testing.run(reference.negative_logsumexp, case.double())
-    found = testing.run(reference.negative_logsumexp, case)
+    truth = testing.run(eager.negative_logsumexp, case.double())
+    found = testing.run(eager.negative_logsumexp, case)
     testing.assert_no_worse(found, truth, found, case=case)
     found["grad_lin"] = found["grad_lin"] * (1 + 1e-4)
     with pytest.raises(AssertionError, match="^grad_lin: "):
-        testing.assert_no_worse(found, truth, testing.run(reference.negative_logsumexp, case), case=case)
+        testing.assert_no_worse(found, truth, testing.run(eager.negative_logsumexp, case), case=case)
     del found["hard_count"]
     with pytest.raises(KeyError):
         testing.assert_no_worse(found, truth, case=case)
@@ -139,10 +139,10 @@ def test_mappings_are_compared_by_key():
 
 def test_rows_far_below_their_reference_may_be_lost_and_no_others():
     case = testing.make_case((6, 20, 8), torch.float32, modulation="adasin", ignored=0.0)
-    truth = testing.run(reference.negative_logsumexp, case.double())
-    case.reference = truth["lse"].float() + torch.tensor([0.0, 79.0, 81.0, -30.0, 200.0, 81.0])
+    truth = testing.run(eager.negative_logsumexp, case.double())
+    case.target_logit = truth["lse"].float() + torch.tensor([0.0, 79.0, 81.0, -30.0, 200.0, 81.0])
     for row, lost in ((1, False), (2, True), (3, False), (4, True)):
-        found = testing.run(reference.negative_logsumexp, case)
+        found = testing.run(eager.negative_logsumexp, case)
         for key in found:
             if key == "lse" or key.startswith("grad_"):
                 found[key][row] = -math.inf if key == "lse" else 0.0
@@ -151,7 +151,7 @@ def test_rows_far_below_their_reference_may_be_lost_and_no_others():
         else:
             with pytest.raises(AssertionError, match="^lse: max relative error inf"):
                 testing.assert_no_worse(found, truth, case=case)
-    found = testing.run(reference.negative_logsumexp, case)
+    found = testing.run(eager.negative_logsumexp, case)
     found["grad_embeddings"][2, 3] = math.nan
     with pytest.raises(AssertionError, match=r"^grad_embeddings: .*worst at \[2, 3\]: got nan"):
         testing.assert_no_worse(found, truth, case=case)

@@ -27,7 +27,7 @@ class AdaSin(Margin):
                      instead and leave a tail of impostors
         Phi          not differentiated: otherwise lowering theta_y lowers every hard negative at once, and training can
                      collapse to a cone
-        psi          the continuation of the cosine past pi (`reference.psi`)
+        psi          the continuation of the cosine past pi (`eager.psi`)
 
     With this form and these constants, at m 0.2 and scale 24, it is level with ArcFace under a full FC layer on real
     faces (3 seeds; docs/learning.md, with what each part is worth).

@@ -36,7 +36,7 @@ class CombinedMargin(Margin):
     """T = psi(m1 theta + m2) - m3 (arXiv 1801.07698, eq. 4).
 
     m1: factor of the angle, above 0. m2: radians added, at least 0. m3: cosine taken off, at least 0.
-    Past pi the cosine goes on falling (`reference.psi`), our choice; InsightFace goes on with cos theta - m sin m or
+    Past pi the cosine goes on falling (`eager.psi`), our choice; InsightFace goes on with cos theta - m sin m or
     stops the margin there.
     """
 

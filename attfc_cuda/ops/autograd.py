@@ -45,7 +45,7 @@ class _FirstOrderOnly(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
             "attfc_cuda: the sweep's gradient must be used once, got a second differentiation; "
-            "pass backend='reference' for second derivatives"
+            "pass backend='eager' for second derivatives"
         )
 
 

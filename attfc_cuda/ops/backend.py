@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import current_backend
 from attfc_cuda.ops import autograd as _ops
 from attfc_cuda.ops import build as _build
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
-# What `auto` takes on a type of device: the first that can run the call. The reference runs everywhere.
+BACKENDS = ("eager", "cpu", "triton", "cuda")
+# What `auto` takes on a type of device: the first that can run the call. Eager runs everywhere.
 _PREFERRED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _PACKAGE = Path(__file__).resolve().parents[1]
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -151,7 +152,8 @@ def _cuda_reason() -> str | None:
 
 def why_not(name: str) -> str | None:
     """Why backend ``name`` cannot be used on this machine; None where it can."""
-    if name == "reference":
+    name = current_backend(name)
+    if name == "eager":
         return None
     if name == "cpu":
         loaded = _extension()
@@ -190,20 +192,20 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype, dim: int, al
     ``auto`` says so, once, where it leaves a backend out for a reason that lies with the machine or the addresses. That
     a backend has no kernel for a dtype or D is no news: `attfc info` lists it.
     """
-    wanted = backend if backend != "auto" else os.environ.get("ATTFC_BACKEND", "auto")
+    wanted = current_backend(backend if backend != "auto" else os.environ.get("ATTFC_BACKEND", "auto"))
     if wanted != "auto":
         reason = _unfit(wanted, device, dtype, dim, aligned)
         if reason is not None:
             raise RuntimeError(f"attfc_cuda: backend {wanted} must be available, got: {reason}")
         return wanted
     left_out = {}
-    for name in (*_PREFERRED.get(device.type, ()), "reference"):
+    for name in (*_PREFERRED.get(device.type, ()), "eager"):
         reason = _unfit(name, device, dtype, dim, aligned)
         if reason is None:
             break
         left_out[name] = reason
     for each, reason in left_out.items():
-        if name == "reference" or why_not(each) is not None or not aligned:
+        if name == "eager" or why_not(each) is not None or not aligned:
             _tell_fallback(each, reason, name)
     return name
 
@@ -211,7 +213,7 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype, dim: int, al
 def _unfit(name: str, device: torch.device, dtype: torch.dtype, dim: int, aligned: bool) -> str | None:
     """Why backend ``name`` cannot run such tensors; None where it can."""
     reason = why_not(name)
-    if reason is not None or name == "reference":
+    if reason is not None or name == "eager":
         return reason
     wanted_device = "cpu" if name == "cpu" else "cuda"
     if device.type != wanted_device:

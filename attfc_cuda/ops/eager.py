@@ -145,7 +145,7 @@ def negative_logsumexp(
     center_labels: Tensor,
     *,
     center_scale: Tensor | None = None,
-    reference: Tensor | None = None,
+    target_logit: Tensor | None = None,
     threshold: Tensor | None = None,
     quad: Tensor | None = None,
     lin: Tensor | None = None,
@@ -156,7 +156,7 @@ def negative_logsumexp(
 
     embeddings [B, D], centers [S, D] unit rows; labels [B], center_labels [S] int64; threshold, quad, lin, const [B].
     center_scale [S]: 1 / |w_j| where the centres are not normalised; the gradient to them runs through that.
-    `reference` changes nothing here: every row is exact at any scale, and no mass is ever omitted.
+    `target_logit` changes nothing here: every row is exact at any scale, and no mass is ever omitted.
     lse, max_cosine, omitted_mass: float32 (float64 for float64 inputs); hard_count int64.
     Gradient: of lse, by autograd, to embeddings, centers, quad, lin and const; the threshold has none.
     """

@@ -159,14 +159,14 @@ def own_cosine(
 def after_sweep(
     lse: Tensor,
     link: Tensor,
-    reference: Tensor | None = None,
+    target_logit: Tensor | None = None,
     threshold: Tensor | None = None,
     quad: Tensor | None = None,
     lin: Tensor | None = None,
     const: Tensor | None = None,
 ) -> Tensor:
     """lse, unchanged; in the backward pass what the second sweep needs goes along the link."""
-    rows = (None if value is None else value.detach() for value in (reference, threshold, quad, lin, const))
+    rows = (None if value is None else value.detach() for value in (target_logit, threshold, quad, lin, const))
     return _AfterSweep.apply(lse, link, *rows)
 
 

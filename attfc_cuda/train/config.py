@@ -109,7 +109,7 @@ class HeadConfig:
     grad_tolerance: float | None = None
     """Share of the softmax whose gradient may be left out; None: 0 for float32, 2^-12 for 16-bit centres."""
     backend: str = "auto"
-    """Kernel: auto, reference, cpu, triton or cuda (`attfc info` lists what can run here)."""
+    """Kernel: auto, eager, cpu, triton or cuda (`attfc info` lists what can run here)."""
     encoder_momentum: float | None = None
     """Momentum of the gallery encoder; None: 1 - 7/steps, at least 0.9 and at most 0.999."""
     encoder_warmup: float = 0.1

@@ -129,7 +129,7 @@ def test_resume_needs_no_other_flag(trained: Path, tmp_path: Path, capsys: pytes
 
 def test_info_prints_what_is_built(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info"]) == 0
-    assert "reference" in capsys.readouterr().out
+    assert "eager" in capsys.readouterr().out
 
 
 def test_kernels_prints_both_reports_or_why_not(

@@ -33,7 +33,7 @@ class Trainee:
         self.case, self.shards = SAVED[name], shards
         # Another start on each: what is loaded must not be there already.
         torch.manual_seed(0 if shards is None else shards.count)
-        self.head = self.case.head(dtype=torch.float64, backend="reference", shards=shards)
+        self.head = self.case.head(dtype=torch.float64, backend="eager", shards=shards)
         self.optimizer = None
         if self.case.fused is not None:
             self.optimizer = self.head.fuse_optimizer(0.1, **self.case.fused)

@@ -29,7 +29,7 @@ def sampled() -> dict[str, Any]:
     """A step of Partial FC at a rate below 1, with the sample that each process drew."""
     shards = Shards(averaged_gradients=False)
     torch.manual_seed(0)
-    head = PartialFC(DIM, CLASSES, 0.7, dtype=torch.float64, backend="reference", shards=shards)
+    head = PartialFC(DIM, CLASSES, 0.7, dtype=torch.float64, backend="eager", shards=shards)
     torch.manual_seed(100 + shards.rank)
     select, drawn = head.select, []
     head.select = lambda labels: drawn.append(select(labels)) or drawn[0]
@@ -62,7 +62,7 @@ def wrapped(equal_batches: bool) -> dict[str, list[Tensor]]:
 def head_of(kind: type[nn.Module], shards: Shards | None) -> nn.Module:
     torch.manual_seed(0)
     size = 24 if kind is AttFC else CLASSES
-    return kind(DIM, size, dtype=torch.float64, backend="reference", shards=shards)
+    return kind(DIM, size, dtype=torch.float64, backend="eager", shards=shards)
 
 
 def two_steps(network: nn.Module, head: nn.Module, rank: int, shards: Shards | None) -> list[Tensor]:

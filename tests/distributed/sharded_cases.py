@@ -13,7 +13,7 @@ from attfc_cuda import AttFC, FullyConnected, PartialFC, margins
 from attfc_cuda.distributed.shards import Shards
 
 DIM, LR = 16, 0.1
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("eager", "cpu")
 # Centres of length 0.04 make 25 of the rounding of one step in the next: float32 is compared after the first.
 STEPS = {torch.float32: 1, torch.float64: 3}
 

@@ -91,7 +91,7 @@ def test_resize_classes(name: str, by_two: tuple) -> None:
 
 def test_refresh_goes_on_after_resizing() -> None:
     """Emptied slots are filled first, whatever the age of the others, and no two slots share a stamp."""
-    head = SAVED["attfc refresh"].head(dtype=torch.float32, backend="reference")
+    head = SAVED["attfc refresh"].head(dtype=torch.float32, backend="eager")
     container = head.container
     container.enqueue(torch.eye(10, 16), torch.arange(10))
     head.resize_classes(torch.tensor([0, 9, -1]))
@@ -115,7 +115,7 @@ MAPPINGS = [
 @pytest.mark.parametrize(("mapping", "kind", "message"), MAPPINGS)
 @pytest.mark.parametrize("name", ["fc, own sgd", "attfc refresh"])
 def test_a_wrong_mapping_is_refused(name: str, mapping: torch.Tensor, kind: type, message: str) -> None:
-    head = SAVED[name].head(dtype=torch.float32, backend="reference")
+    head = SAVED[name].head(dtype=torch.float32, backend="eager")
     before = {key: value.clone() for key, value in head.state_dict().items()}
     with pytest.raises(kind, match=re.escape(f"resize_classes: {message}"[-len(message) :])):
         head.resize_classes(mapping)

@@ -34,7 +34,7 @@ def test_a_sample_below_one_is_the_loss_over_the_union_of_the_samples(facts: lis
     chosen = centers[classes]
     loss = functional.margin_softmax_loss(
         unit, chosen, labels, classes, AdaSin(), target_slot=torch.searchsorted(classes, labels),
-        center_scale=functional.inverse_norms(chosen), backend="reference",
+        center_scale=functional.inverse_norms(chosen), backend="eager",
     ).loss  # fmt: skip
     loss.backward()
     for found in ranks:

@@ -124,7 +124,7 @@ class Half:
 def test_state_of_one_process_is_cut_and_state_of_many_left_out(optimizer_of: Callable) -> None:
     torch.manual_seed(0)
     one, half = (
-        nn.ModuleDict({"net": nn.Linear(4, 4), "head": FullyConnected(4, 5, shards=shards, backend="reference")})
+        nn.ModuleDict({"net": nn.Linear(4, 4), "head": FullyConnected(4, 5, shards=shards, backend="eager")})
         for shards in (None, Half())
     )
     optimizers = [optimizer_of(module) for module in (one, half)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from attfc_cuda import AdaSin, AttFC, functional, testing
 from attfc_cuda.ops import autograd as _ops
 from attfc_cuda.ops import backend as _backend
-from attfc_cuda.ops import eager as reference
+from attfc_cuda.ops import eager
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "ops" / "cpu"))
 import cpu_cases  # noqa: E402  (the centre cases, the same numbers as for the CPU kernels)
@@ -49,7 +49,7 @@ def _device() -> torch.device:
 def check_sweep(case: testing.Case, backend: str, **options) -> dict[str, Tensor]:
     """The sweep of the case on the device is no worse than twice plain PyTorch on the same device."""
     case = case.to(DEVICE)
-    truth = testing.run(reference.negative_logsumexp, case.double())
+    truth = testing.run(eager.negative_logsumexp, case.double())
     plain = testing.run(testing.plain_negative_logsumexp, case)
     actual = testing.run(functional.negative_logsumexp, case, backend=backend, **{"grad_tolerance": 0.0, **options})
     testing.assert_no_worse(actual, truth, plain, case=case)

@@ -26,10 +26,10 @@ def assert_same(found, expected):
 
 @backends
 @policies
-def test_steps_agree_with_the_reference(backend, policy):
+def test_steps_agree_with_eager(backend, policy):
     need(backend, torch.bfloat16, 512)
     data = batches(4)
-    found, expected = (run(make_head(name, policy=policy), data) for name in (backend, "reference"))
+    found, expected = (run(make_head(name, policy=policy), data) for name in (backend, "eager"))
     for (loss, grad), (expected_loss, expected_grad) in zip(found, expected, strict=True):
         torch.testing.assert_close(loss, expected_loss, rtol=1e-3, atol=1e-4)
         # What the default tolerance leaves out, and the rounding of probabilities to 16 bits.
@@ -119,11 +119,11 @@ def test_compiled_in_one_piece(backend, policy):
 @backends
 @pytest.mark.parametrize("kind", [FullyConnected, PartialFC])
 def test_trained_centers(kind, backend):
-    """Full and partial FC: loss and both gradients as the reference's, under 16-bit autocast with float32 centres."""
+    """Full and partial FC: loss and both gradients as eager's, under 16-bit autocast with float32 centres."""
     need(backend, torch.bfloat16, 256)
     options = {"sample_rate": 1.0} if kind is PartialFC else {}
     results = {}
-    for name in (backend, "reference"):
+    for name in (backend, "eager"):
         torch.manual_seed(0)
         head = kind(256, 700, margin=ArcFace(scale=32.0, m=0.3), backend=name, **options).to(DEVICE)
         x = batches(1, dim=256)[0][0].requires_grad_()
@@ -133,7 +133,7 @@ def test_trained_centers(kind, backend):
         loss.backward()
         results[name] = (loss.detach(), x.grad, head.centers.grad)
     loss, *grads = results[backend]
-    expected_loss, *expected = results["reference"]
+    expected_loss, *expected = results["eager"]
     torch.testing.assert_close(loss, expected_loss, rtol=1e-3, atol=1e-4)
     for found, truth in zip(grads, expected, strict=True):
         assert found.dtype == truth.dtype == torch.float32

@@ -178,7 +178,7 @@ def test_opcheck(backend):
     case = testing.make_case((9, 70, 128), torch.bfloat16).to(DEVICE)
     x = case.embeddings.clone().requires_grad_()
     tensors = (x, case.centers, case.labels, case.center_labels)
-    rows = (None, case.reference, case.threshold, case.quad, case.lin, case.const)
+    rows = (None, case.target_logit, case.threshold, case.quad, case.lin, case.const)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
         _ops.negative_logsumexp_operator(backend).default,

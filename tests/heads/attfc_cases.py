@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from attfc_cuda.heads import AttFC
 
-BACKENDS = ("reference", "auto")
+BACKENDS = ("eager", "auto")
 DIM, CLASSES, CAPACITY = 8, 23, 14  # fewer slots than classes: `refresh` evicts
 ROWS = (5, 5, 3, 5, 4, 5)  # ragged, and enough to wrap around more than once
 

@@ -88,7 +88,7 @@ def test_extra_centers_are_negatives_and_nothing_else(backend):
 
 def test_extra_centers_are_the_older_part_of_the_batch():
     embeddings, _, gallery = next(batches(rows=[1], r=1))
-    head = AttFC(DIM, CAPACITY, policy="refresh", num_classes=CLASSES, backend="reference")
+    head = AttFC(DIM, CAPACITY, policy="refresh", num_classes=CLASSES, backend="eager")
     extra = {"extra_centers": torch.randn(2, DIM), "extra_labels": torch.tensor([3, 5])}
     step(head, embeddings, torch.tensor([3]), gallery, **extra)
     slot = head.container.labels.tolist().index(3)
@@ -97,7 +97,7 @@ def test_extra_centers_are_the_older_part_of_the_batch():
 
 @pytest.mark.parametrize("enqueue", ENQUEUE)
 def test_eval_mode_moves_nothing_and_sees_the_container_as_it_stands(enqueue):
-    head = filled(enqueue=enqueue, backend="reference").eval()
+    head = filled(enqueue=enqueue, backend="eager").eval()
     before = state_of(head)
     batch = next(batches())
     losses = [step(head, *batch)[0] for _ in range(2)]
@@ -128,7 +128,7 @@ def test_repeated_runs_are_bitwise_equal(policy, dtype, backend):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_16_bit_container_gives_the_float32_loss_up_to_its_rounding(dtype):
-    exact, rounded = (filled(dtype=d, margin=ArcFace(), backend="reference") for d in (torch.float32, dtype))
+    exact, rounded = (filled(dtype=d, margin=ArcFace(), backend="eager") for d in (torch.float32, dtype))
     for (a, _), (b, _) in zip(run(exact, batches()), run(rounded, batches()), strict=True):
         # Two unit vectors, each off by half a unit in the last place of each number: cosines within eps, logits within
         # 64 eps, and so their logsumexp and the loss.
@@ -152,7 +152,7 @@ def test_autocast_changes_nothing(backend):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_embeddings_may_come_in_any_floating_dtype(dtype):
-    head, exact = filled(backend="reference"), filled(backend="reference")
+    head, exact = filled(backend="eager"), filled(backend="eager")
     for embeddings, labels, gallery in batches(dtype=dtype):
         loss, gradient = step(head, embeddings, labels, gallery)
         expected, expected_gradient = step(exact, embeddings.float(), labels, gallery.float())
@@ -176,7 +176,7 @@ def test_a_backward_pass_may_come_after_the_next_forward(enqueue, backend):
 
 
 def test_only_embeddings_get_a_gradient():
-    head = filled(backend="reference")
+    head = filled(backend="eager")
     embeddings, labels, gallery = next(batches())
     gallery, extra = gallery.requires_grad_(), torch.randn(2, DIM, requires_grad=True)
     step(head, embeddings, labels, gallery, extra_centers=extra, extra_labels=torch.tensor([1, 2]))
@@ -184,13 +184,13 @@ def test_only_embeddings_get_a_gradient():
 
 
 def test_the_norm_reaches_the_margin():
-    head = AttFC(DIM, CAPACITY, margin=MagFace(), backend="reference")
+    head = AttFC(DIM, CAPACITY, margin=MagFace(), backend="eager")
     embeddings, labels, gallery = next(batches())
     embeddings = 20 * F.normalize(embeddings, dim=1)
     _, gradient = step(head, embeddings, labels, gallery)
     # Every other margin sees directions alone, and its gradient is orthogonal to the embedding.
     assert (gradient * embeddings).sum(1).abs().min() > 1e-3
-    _, gradient = step(AttFC(DIM, CAPACITY, backend="reference"), embeddings, labels, gallery)
+    _, gradient = step(AttFC(DIM, CAPACITY, backend="eager"), embeddings, labels, gallery)
     assert (gradient * embeddings).sum(1).abs().max() < 1e-3 * gradient.abs().max() * 20
 
 
@@ -227,7 +227,7 @@ def test_stats_are_what_a_plain_count_finds(policy, backend):
 
 
 def test_stats_of_a_margin_without_state():
-    head = AttFC(DIM, CAPACITY, margin=ArcFace(), backend="reference")
+    head = AttFC(DIM, CAPACITY, margin=ArcFace(), backend="eager")
     assert head.stats == {}
     step(head, *next(batches()))
     assert "t" not in head.stats and head.stats["hard_fraction"] == 0

@@ -75,7 +75,7 @@ def test_empty_slots_are_never_read(backend):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("enqueue", ENQUEUE)
 def test_what_is_not_finite_never_enters_the_state(bad, enqueue):
-    head = filled(enqueue=enqueue, backend="reference")
+    head = filled(enqueue=enqueue, backend="eager")
     embeddings, labels, gallery = next(batches())
     embeddings[1, 2], gallery[3, 1, 0] = bad, bad
     written = int(head.container.clock)
@@ -93,7 +93,7 @@ FINITE = {"embeddings": (0, "3"), "gallery_embeddings": (2, "3"), "extra_centers
 @pytest.mark.parametrize("argument", FINITE)
 def test_check_finite_names_the_row_and_nothing_moves(argument):
     index, row = FINITE[argument]
-    head = filled(check_finite=True, backend="reference")
+    head = filled(check_finite=True, backend="eager")
     before = state_of(head)
     tensors = [*next(batches()), torch.randn(2, DIM)]
     tensors[index][int(row)].view(-1)[2] = math.nan
@@ -105,7 +105,7 @@ def test_check_finite_names_the_row_and_nothing_moves(argument):
 
 
 def test_check_finite_asserts_on_the_device_when_compiled():
-    head = AttFC(DIM, CAPACITY, check_finite=True, backend="reference")
+    head = AttFC(DIM, CAPACITY, check_finite=True, backend="eager")
     compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
     embeddings, labels, gallery = next(batches())
     assert compiled(embeddings, labels, gallery).isfinite()
@@ -125,7 +125,7 @@ def test_check_finite_asserts_on_the_device_when_compiled():
     ],
 )
 def test_a_batch_the_container_refuses_moves_nothing(case, message, policy, enqueue):
-    head = filled(policy=policy, enqueue=enqueue, backend="reference")
+    head = filled(policy=policy, enqueue=enqueue, backend="eager")
     before = state_of(head)
     embeddings, labels, gallery = next(batches(rows=[15 if case == "batch" else 5]))
     extra = {}
@@ -210,7 +210,7 @@ FORWARD = {
 @pytest.mark.parametrize("case", FORWARD)
 def test_forward_errors_move_nothing(case):
     arguments, extra, kind, message = FORWARD[case]
-    head = filled(backend="reference")
+    head = filled(backend="eager")
     before = state_of(head)
     with pytest.raises(kind, match="AttFC: " + message):
         head(*arguments, **extra)

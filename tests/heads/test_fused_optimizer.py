@@ -30,7 +30,7 @@ def stretches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(_trained_centers.STRETCH_NUMBERS, "cpu", request.param)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_full_fc_steps_as_torch_optim_does(name: str, backend: str, stretches: None) -> None:
     fused_options, usual_type, usual_options = OPTIMIZERS[name]
@@ -200,7 +200,7 @@ def test_the_count_of_steps_lies_beside_the_centers() -> None:
     assert optimizer.state[head.centers]["step"].device.type == "meta"
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
 @pytest.mark.parametrize("kind", [FullyConnected, PartialFC])
 def test_frozen_centers_stay(kind: type, backend: str) -> None:
     head = make(kind, backend=backend)

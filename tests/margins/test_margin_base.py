@@ -8,7 +8,7 @@ import torch
 from attfc_cuda import margins, testing
 from attfc_cuda.functional import margin_softmax_loss
 from attfc_cuda.margins import Margin, Modulation, angle, base, psi
-from attfc_cuda.ops import eager as reference
+from attfc_cuda.ops import eager
 
 STATEFUL = {"adasin": ["t"], "curricularface": ["t"], "adaface": ["norm_mean", "norm_std"]}
 HARD = torch.tensor([0, 1, 3, 0, 2, 1, 0])
@@ -223,7 +223,7 @@ def test_interclass_filter_is_a_modulation():
 
 
 def test_psi_is_the_oracles():
-    assert psi is reference.psi and base.psi is reference.psi
+    assert psi is eager.psi and base.psi is eager.psi
 
 
 # A margin of one's own, as the README shows it
@@ -251,10 +251,10 @@ def test_a_margin_of_ones_own(gradient):
     cosine = torch.full((9,), 0.7, dtype=torch.float64, requires_grad=True)
     margin = LinearFace(scale=48.0, gradient=gradient)
     arguments = (case.embeddings, case.centers, case.labels, case.center_labels)
-    output = margin_softmax_loss(*arguments, margin, target_cosine=cosine, backend="reference")
+    output = margin_softmax_loss(*arguments, margin, target_cosine=cosine, backend="eager")
     target = 1 - 2 * (torch.tensor(0.7, dtype=torch.float64).acos() + 0.3) / math.pi
     bent = target.expand(9)
-    rows = reference.margin_softmax_cross_entropy(
+    rows = eager.margin_softmax_cross_entropy(
         *arguments, bent, threshold=bent, lin=torch.full_like(bent, 1.2), scale=48.0
     )
     assert output.negatives.hard_count.any() and torch.allclose(output.rows, rows, rtol=1e-12)

@@ -57,12 +57,24 @@ def test_auto_on_the_cpu_is_the_compiled_sweep():
 
 
 def test_the_variable_decides_for_auto_only(monkeypatch):
-    monkeypatch.setenv("ATTFC_BACKEND", "reference")
-    assert _backend.resolve("auto", CPU, torch.float32, 512) == "reference"
+    monkeypatch.setenv("ATTFC_BACKEND", "eager")
+    assert _backend.resolve("auto", CPU, torch.float32, 512) == "eager"
     monkeypatch.setenv("ATTFC_BACKEND", "nonsense")
-    assert _backend.resolve("reference", CPU, torch.float32, 512) == "reference"
-    with pytest.raises(ValueError, match="attfc_cuda: backend must be one of auto, reference, cpu, triton, cuda, got"):
+    assert _backend.resolve("eager", CPU, torch.float32, 512) == "eager"
+    with pytest.raises(ValueError, match="attfc_cuda: backend must be one of auto, eager, cpu, triton, cuda, got"):
         _backend.resolve("auto", CPU, torch.float32, 512)
+
+
+def test_the_old_name_of_eager_still_works(monkeypatch):
+    x = torch.eye(2)
+    with pytest.warns(DeprecationWarning, match="backend 'reference' is now 'eager'") as told:
+        negative_logsumexp(x, x, torch.arange(2), torch.arange(2), backend="reference")
+    assert [warning.filename for warning in told] == [__file__]
+    monkeypatch.setenv("ATTFC_BACKEND", "reference")
+    with pytest.warns(DeprecationWarning, match="is now 'eager'"):
+        assert _backend.resolve("auto", CPU, torch.float32, 512) == "eager"
+    with pytest.warns(DeprecationWarning, match="is now 'eager'"):
+        assert _backend.available("reference")
 
 
 @pytest.mark.parametrize("name", ["triton", "cuda"])
@@ -82,15 +94,15 @@ def test_a_named_backend_runs_or_raises(name):
         (torch.float16, 128, "cuda"),
         (torch.float32, 512, "triton"),
         (torch.bfloat16, 320, "triton"),
-        (torch.bfloat16, 4096, "reference"),
-        (torch.float64, 512, "reference"),
+        (torch.bfloat16, 4096, "eager"),
+        (torch.float64, 512, "eager"),
     ],
 )
 def test_auto_on_a_gpu_takes_the_first_that_has_the_kernel(gpu, dtype, dim, expected, capsys):
     gpu()
     assert _backend.resolve("auto", CUDA, dtype, dim) == expected
-    # What has no kernel is no news, unless nothing but the reference is left.
-    assert ("using the slower reference" in capsys.readouterr().err) == (expected == "reference")
+    # What has no kernel is no news, unless nothing but eager is left.
+    assert ("using the slower eager" in capsys.readouterr().err) == (expected == "eager")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +110,7 @@ def test_auto_on_a_gpu_takes_the_first_that_has_the_kernel(gpu, dtype, dim, expe
     [
         ({"why_no_cuda": "no nvcc"}, "triton", "backend cuda is not available (no nvcc); using the slower triton"),
         ({"why_no_triton": "no triton"}, "cuda", ""),
-        ({"why_no_cuda": "a", "why_no_triton": "b"}, "reference", "backend triton is not available (b); using the"),
+        ({"why_no_cuda": "a", "why_no_triton": "b"}, "eager", "backend triton is not available (b); using the"),
         ({"limits": (75, 64 * 1024)}, "triton", ""),
         ({"limits": RTX_4090}, "cuda", ""),  # 8.9 runs what was compiled for 8.0
         ({"limits": (120, 99 * 1024)}, "triton", ""),  # nothing was compiled for it
@@ -170,11 +182,11 @@ def test_the_choice_is_a_constant_of_a_graph_for_any_shape(monkeypatch):
 
     monkeypatch.setattr(_backend, "resolve", resolve)
     compiled = torch.compile(
-        lambda x, w: x.sum() + len(_backend.choose("reference", x, w)), fullgraph=True, dynamic=True, backend="eager"
+        lambda x, w: x.sum() + len(_backend.choose("eager", x, w)), fullgraph=True, dynamic=True, backend="eager"
     )
     for rows, slots, dim in ((4, 10, 8), (5, 12, 8), (5, 12, 16)):
         compiled(torch.zeros(rows, dim), torch.zeros(slots, dim))
-    assert seen == [("reference", CPU, torch.float32, dim, True) for dim in (8, 16)]
+    assert seen == [("eager", CPU, torch.float32, dim, True) for dim in (8, 16)]
 
 
 def test_alignment_under_a_transform_is_taken_for_granted():
@@ -200,10 +212,10 @@ def test_a_fallback_is_told_once(monkeypatch, capsys):
     _backend._tell_fallback.cache_clear()
     try:
         for _ in range(2):
-            assert _backend.resolve("auto", CPU, torch.float32, 512) == "reference"
+            assert _backend.resolve("auto", CPU, torch.float32, 512) == "eager"
     finally:
         _backend._tell_fallback.cache_clear()
-    told = "attfc_cuda: backend cpu is not available (no compiler); using the slower reference\n"
+    told = "attfc_cuda: backend cpu is not available (no compiler); using the slower eager\n"
     assert capsys.readouterr().err == told
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from attfc_cuda import testing
-from attfc_cuda.ops import eager as reference
+from attfc_cuda.ops import eager
 
 SMALL = ["one", "narrow", "tail"]
 
@@ -37,7 +37,7 @@ def looped_lse(case, row):
 @pytest.mark.parametrize("shape", SMALL)
 def test_equals_a_loop_over_rows_and_slots(shape, kind, modulation, scale):
     case = testing.make_case(testing.SHAPES[shape], torch.float64, kind=kind, modulation=modulation, scale=scale)
-    result = testing.run(reference.negative_logsumexp, case)
+    result = testing.run(eager.negative_logsumexp, case)
     for row in range(len(case.labels)):
         lse, hard_count, max_cosine = looped_lse(case, row)
         assert float(result["lse"][row]) == pytest.approx(lse, rel=1e-13, abs=1e-13 * scale)
@@ -54,11 +54,11 @@ def test_softplus_of_lse_is_the_explicit_cross_entropy(modulation, scale, target
         (17, 131, 64), torch.float64, kind="trained", modulation=modulation, scale=scale, target_cosine=target_cosine
     )
     embeddings = case.embeddings.requires_grad_()
-    target = reference.psi(case.target_cosine.acos() + 0.5).requires_grad_()
+    target = eager.psi(case.target_cosine.acos() + 0.5).requires_grad_()
     modulation = {"threshold": case.threshold, "quad": case.quad, "lin": case.lin, "const": case.const}
     arguments = (embeddings, case.centers, case.labels, case.center_labels)
-    explicit = reference.margin_softmax_cross_entropy(*arguments, target, **modulation, scale=scale)
-    lse = reference.negative_logsumexp(*arguments, **modulation, scale=scale)[0]
+    explicit = eager.margin_softmax_cross_entropy(*arguments, target, **modulation, scale=scale)
+    lse = eager.negative_logsumexp(*arguments, **modulation, scale=scale)[0]
     short = torch.where(case.labels >= 0, F.softplus(lse - scale * target, threshold=40.0), 0)
     # Both forms round the logits, of size `scale`; everything after is good to 1e-14.
     allowed = 1e-14 + 8 * scale * 2.0**-53
@@ -78,7 +78,7 @@ def test_gradcheck(modulation):
 
     def lse(*values):
         given = dict(zip(names, values, strict=True))
-        value = reference.negative_logsumexp(
+        value = eager.negative_logsumexp(
             given.pop("embeddings"),
             case.centers,
             case.labels,
@@ -95,7 +95,7 @@ def test_gradcheck(modulation):
 
 def test_gradients_are_the_written_ones():
     case = testing.make_case((6, 40, 16), torch.float64, modulation="quadratic", scale=20.0, empty=0.0, ignored=0.0)
-    result = testing.run(reference.negative_logsumexp, case)
+    result = testing.run(eager.negative_logsumexp, case)
     cosine = case.embeddings @ case.centers.T
     valid = case.center_labels[None] != case.labels[:, None]
     hard = valid & (cosine > case.threshold[:, None])
@@ -118,7 +118,7 @@ def test_gradients_are_the_written_ones():
 def test_centers_receive_their_gradient():
     case = testing.make_case((5, 12, 6), torch.float64, modulation="none", scale=8.0, empty=0.2, ignored=0.2)
     centers = case.centers.requires_grad_()
-    lse = reference.negative_logsumexp(case.embeddings, centers, case.labels, case.center_labels, scale=8.0)[0]
+    lse = eager.negative_logsumexp(case.embeddings, centers, case.labels, case.center_labels, scale=8.0)[0]
     (gradient,) = torch.autograd.grad(lse, centers, case.upstream)
     valid = (case.center_labels[None] != case.labels[:, None]) & (case.center_labels >= 0) & (case.labels >= 0)[:, None]
     kept = case.centers.detach().nan_to_num(0.0)
@@ -135,12 +135,12 @@ def test_empty_slots_and_ignored_rows_leak_nothing(modulation):
     ignored = dirty.labels < 0
     assert ignored.any() and dirty.centers[dirty.center_labels < 0].isnan().all()
     clean.centers[clean.center_labels < 0] = 0.0
-    for value in (dirty.embeddings, dirty.threshold, dirty.quad, dirty.lin, dirty.const, dirty.reference):
+    for value in (dirty.embeddings, dirty.threshold, dirty.quad, dirty.lin, dirty.const, dirty.target_logit):
         if value is not None:
             value[ignored] = math.nan
-    expected = testing.run(reference.negative_logsumexp, clean)
+    expected = testing.run(eager.negative_logsumexp, clean)
     with torch.autograd.set_detect_anomaly(True):
-        found = testing.run(reference.negative_logsumexp, dirty)
+        found = testing.run(eager.negative_logsumexp, dirty)
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
     assert (found["lse"][ignored] == -math.inf).all()
@@ -150,7 +150,7 @@ def test_empty_slots_and_ignored_rows_leak_nothing(modulation):
     inputs = (dirty.embeddings.requires_grad_(), dirty.centers.requires_grad_(), target)
     modulation = {name: getattr(dirty, name) for name in ("threshold", "quad", "lin", "const")}
     with torch.autograd.set_detect_anomaly(True):
-        rows = reference.margin_softmax_cross_entropy(
+        rows = eager.margin_softmax_cross_entropy(
             inputs[0], inputs[1], dirty.labels, dirty.center_labels, target, **modulation
         )
         gradients = torch.autograd.grad(rows, inputs, dirty.upstream)
@@ -172,12 +172,12 @@ NOTHING = {
 def test_nothing_to_sum_is_minus_infinity_with_gradient_zero(name, modulation):
     rows, slots, options = NOTHING[name]
     case = testing.make_case((max(rows, 1), max(slots, 1), 3), torch.float64, modulation=modulation, **options)
-    for field in ("embeddings", "labels", "reference", "threshold", "quad", "lin", "const", "upstream"):
+    for field in ("embeddings", "labels", "target_logit", "threshold", "quad", "lin", "const", "upstream"):
         if rows == 0 and getattr(case, field) is not None:
             setattr(case, field, getattr(case, field)[:0])
     if slots == 0:
         case.centers, case.center_labels = case.centers[:0], case.center_labels[:0]
-    result = testing.run(reference.negative_logsumexp, case)
+    result = testing.run(eager.negative_logsumexp, case)
     assert result["lse"].shape == (rows,) and (result["lse"] == -math.inf).all()
     assert (result["max_cosine"] == -math.inf).all() and not result["hard_count"].any()
     for key in result:
@@ -187,15 +187,15 @@ def test_nothing_to_sum_is_minus_infinity_with_gradient_zero(name, modulation):
 def test_own_class_in_every_slot_leaves_nothing():
     centers = testing.unit(torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
     same = torch.full((3,), 7)
-    lse, count, top, _ = reference.negative_logsumexp(centers, centers, same, same, scale=64.0)
+    lse, count, top, _ = eager.negative_logsumexp(centers, centers, same, same, scale=64.0)
     assert (lse == -math.inf).all() and not count.any() and (top == -math.inf).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_logits_of_16_bit_inputs_are_float32(dtype):
     case = testing.make_case((5, 131, 64), dtype, kind="trained", scale=64.0)
-    truth = testing.run(reference.negative_logsumexp, case.double())
-    found = testing.run(reference.negative_logsumexp, case)
+    truth = testing.run(eager.negative_logsumexp, case.double())
+    found = testing.run(eager.negative_logsumexp, case)
     assert found["lse"].dtype == torch.float32 and found["grad_embeddings"].dtype == dtype
     testing.assert_no_worse(found["lse"], truth["lse"], least=64.0, name="lse")
 
@@ -203,9 +203,9 @@ def test_logits_of_16_bit_inputs_are_float32(dtype):
 def test_autocast_does_not_round_the_cosines():
     case = testing.make_case((5, 131, 64), torch.float32, kind="trained", modulation="none")
     arguments = (case.embeddings.requires_grad_(), case.centers, case.labels, case.center_labels)
-    outside = reference.negative_logsumexp(*arguments)
+    outside = eager.negative_logsumexp(*arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = reference.negative_logsumexp(*arguments)
+        inside = eager.negative_logsumexp(*arguments)
     for ours, theirs in zip(inside, outside, strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
     grads = [torch.autograd.grad(outputs[0], arguments[0], case.upstream) for outputs in (inside, outside)]
@@ -214,7 +214,7 @@ def test_autocast_does_not_round_the_cosines():
 
 def test_psi_continues_the_cosine():
     angle = torch.linspace(-1.0, 4 * math.pi, 4001, dtype=torch.float64)
-    value = reference.psi(angle)
+    value = eager.psi(angle)
     below, fold = angle <= math.pi, (angle > math.pi) & (angle <= 2 * math.pi)
     assert torch.allclose(value[below], angle[below].cos(), atol=1e-15, rtol=0)
     assert torch.allclose(value[fold], -2 - angle[fold].cos(), atol=1e-15, rtol=0)
@@ -228,9 +228,9 @@ def test_psi_continues_the_cosine():
 def test_psi_is_c1_where_it_folds():
     for fold in (math.pi, 2 * math.pi, 3 * math.pi):
         angle = torch.tensor([fold - 1e-6, fold, fold + 1e-6], dtype=torch.float64, requires_grad=True)
-        value = reference.psi(angle)
+        value = eager.psi(angle)
         (slope,) = torch.autograd.grad(value.sum(), angle)
         assert torch.allclose(value, value[1].expand(3), atol=1e-11)
         assert slope.abs().max() < 2e-6
     angle = torch.linspace(0.1, 6.0, 25, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(reference.psi, angle)
+    assert torch.autograd.gradcheck(eager.psi, angle)

@@ -37,7 +37,7 @@ def center_gradient_forward(
 ) -> Tensor:
     """The second sweep: the gradient of sum_b grad_lse_b lse_b + target_grad_b cos(x_b, own centres) to the centres.
 
-    Equals the gradient of reference.negative_logsumexp by autograd, through the normalisation of the centres where
+    Equals the gradient of eager.negative_logsumexp by autograd, through the normalisation of the centres where
     center_scale is given, but for the share of each row's softmax that grad_tolerance allows to leave out.
     grad_lse, target_grad (None: 0) [B] float32. lse [B] float32, as negative_logsumexp_forward returned it for the same
     other arguments, which are described there; a row with -inf has no negatives. Rows with label -1 may hold anything.

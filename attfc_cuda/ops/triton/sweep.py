@@ -40,7 +40,7 @@ def negative_logsumexp_forward(
 ) -> Outputs:
     """One sweep: the log of the negatives' mass and its unit gradients.
 
-    Equals reference.negative_logsumexp and its gradients, but for the share of the gradient that grad_tolerance allows
+    Equals eager.negative_logsumexp and its gradients, but for the share of the gradient that grad_tolerance allows
     to leave out.
     embeddings [B, D], centers [S, D]: unit rows of one dtype, float32, bfloat16 or float16; D <= 1024, loaded fastest
     where it is a multiple of 16. labels [B], center_labels [S] int64; negative: an ignored row, an empty slot (never

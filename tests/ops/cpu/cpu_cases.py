@@ -17,7 +17,7 @@ from torch import Tensor
 from attfc_cuda import testing
 from attfc_cuda.functional import negative_logsumexp
 from attfc_cuda.ops import backend as _backend
-from attfc_cuda.ops import eager as reference
+from attfc_cuda.ops import eager
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # Best first, as the kernels choose.
@@ -46,7 +46,7 @@ def modulation(case: testing.Case) -> dict[str, Tensor | None]:
 
 def check_sweep(case: testing.Case, **options) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The CPU sweep of the case is no worse than twice plain PyTorch; returns its results and the truth."""
-    truth = testing.run(reference.negative_logsumexp, case.double())
+    truth = testing.run(eager.negative_logsumexp, case.double())
     plain = testing.run(testing.plain_negative_logsumexp, case)
     actual = testing.run(negative_logsumexp, case, backend="cpu", **{"grad_tolerance": 0.0, **options})
     testing.assert_no_worse(actual, truth, plain, case=case)
@@ -59,7 +59,7 @@ def raw_centers(case: testing.Case, seed: int = 0) -> tuple[testing.Case, Tensor
     length = 4 ** (2 * torch.rand(len(case.centers), 1, generator=generator, dtype=torch.float64) - 1)
     centers = (case.centers.double() * length).to(case.centers.dtype)
     scale = 1 / centers.double().norm(dim=1)
-    return dataclasses.replace(case, centers=centers), scale.to(case.reference.dtype)
+    return dataclasses.replace(case, centers=centers), scale.to(case.target_logit.dtype)
 
 
 @dataclasses.dataclass
@@ -74,7 +74,7 @@ class CenterCase:
         """What both operators take after the tensors of arguments()."""
         return (
             self.center_scale,
-            self.case.reference,
+            self.case.target_logit,
             *modulation(self.case).values(),
             self.case.scale,
             grad_tolerance,
@@ -93,15 +93,15 @@ def make_center_case(
     generator = torch.Generator().manual_seed(seed)
     target_grad = None
     if target:
-        target_grad = (-case.scale * torch.rand(len(case.labels), generator=generator)).to(case.reference)
-    for rows in (case.embeddings, case.upstream, case.reference, target_grad, *modulation(case).values()):
+        target_grad = (-case.scale * torch.rand(len(case.labels), generator=generator)).to(case.target_logit)
+    for rows in (case.embeddings, case.upstream, case.target_logit, target_grad, *modulation(case).values()):
         if rows is not None:
             rows[case.labels < 0] = math.nan
     return CenterCase(case, center_scale, target_grad)
 
 
 def swept_lse(given: CenterCase) -> Tensor:
-    """lse of the CPU sweep, NaN in ignored rows; without a reference, under which every row is exact."""
+    """lse of the CPU sweep, NaN in ignored rows; without a target_logit, under which every row is exact."""
     scale, _, *rest = given.rest()
     lse = torch.ops.attfc.negative_logsumexp(*arguments(given.case), scale, None, *rest, False, False)[0]
     return torch.where(given.case.labels >= 0, lse, math.nan)
@@ -128,7 +128,7 @@ def explicit_center_gradient(given: CenterCase, dtype: torch.dtype) -> Tensor:
     kept = torch.where(filled[:, None], leaf, 0)
     x = torch.where(valid[:, None], case.embeddings.to(dtype), 0)
     cosine = (x @ (kept if given.center_scale is None else F.normalize(kept)).T).to(wide)
-    lse = reference.logsumexp_of_cosines(
+    lse = eager.logsumexp_of_cosines(
         cosine, case.labels, case.center_labels, **{key: rows(value) for key, value in modulation(case).items()},
         scale=case.scale,
     )[0]  # fmt: skip

@@ -137,7 +137,7 @@ def test_nothing_to_sum(dtype, raw):
         ("no slots", slots(0)),
         (
             "empty slots",
-            dataclasses.replace(given, case=empty, center_scale=nan[:, 0].to(case.reference) if raw else None),
+            dataclasses.replace(given, case=empty, center_scale=nan[:, 0].to(case.target_logit) if raw else None),
         ),
         ("ignored rows", dataclasses.replace(given, case=ignored)),
     ):
@@ -181,7 +181,7 @@ def test_centres_of_extreme_length(power):
     assert torch.equal(found, expected) and found.isfinite().all()
 
 
-def identity_case(dtype, with_reference):
+def identity_case(dtype, with_target):
     """One-hot embeddings, so that the gradient of unit centres is G itself, [S, B]; a hard negative for each."""
     dim = 70
     given = make_center_case((dim, 9000, dim), dtype, raw=False, modulation="none", empty=0.0, ignored=0.0)
@@ -191,14 +191,14 @@ def identity_case(dtype, with_reference):
     case.labels[:] = torch.arange(dim) * 100
     case.center_labels[:] = torch.arange(9000)
     case.centers[110:180] = testing.at_cosine(torch.eye(dim), 0.7, torch.Generator().manual_seed(0))
-    case.reference = torch.linspace(10, 32, dim).to(case.reference) if with_reference else None
+    case.target_logit = torch.linspace(10, 32, dim).to(case.target_logit) if with_target else None
     return given
 
 
-@pytest.mark.parametrize("with_reference", [True, False])
+@pytest.mark.parametrize("with_target", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_is_left_out_keeps_the_bound(dtype, with_reference):
-    given = identity_case(dtype, with_reference)
+def test_what_is_left_out_keeps_the_bound(dtype, with_target):
+    given = identity_case(dtype, with_target)
     case, tolerance = given.case, 2.0**-6
     lse = swept_lse(given)
     exact, skipped = (center_gradient(given, grad_tolerance=value).double().T for value in (0.0, tolerance))
@@ -209,7 +209,7 @@ def test_what_is_left_out_keeps_the_bound(dtype, with_reference):
     # From float64 cosines: how much of its softmax each row left out.
     share = (case.scale * case.centers.double().T - lse.double()[:, None]).exp()
     share[own] = 0
-    target = 0 if case.reference is None else (case.reference.double() - lse.double()).exp()
+    target = 0 if case.target_logit is None else (case.target_logit.double() - lse.double()).exp()
     omitted = (share * left_out).sum(dim=1) / (1 + target)
     assert (omitted <= tolerance * (1 + 1e-4)).all() and omitted.max() > tolerance / 50
 
@@ -225,7 +225,7 @@ def test_the_bound_is_sharp(dtype, slots):
     case.labels[:], case.center_labels[:] = torch.arange(3), torch.arange(3, 3 + slots)
     lse = swept_lse(given)
     for allowed in (0.9, 1.1):
-        case.reference = lse + math.log(allowed / tolerance - 1)
+        case.target_logit = lse + math.log(allowed / tolerance - 1)
         assert bool(center_gradient(given, tolerance, lse).all()) == (allowed < 1)
 
 
@@ -238,7 +238,7 @@ def test_tolerance_zero_leaves_out_nothing_but_zeros():
     case.embeddings[:] = torch.tensor([1.0, 0, 0, 0])
     case.centers[:] = torch.tensor([-1.0, 0, 0, 0])
     case.labels[:], case.center_labels[:] = 0, 1
-    case.reference, case.scale, case.upstream = None, 1.0, torch.ones(1)
+    case.target_logit, case.scale, case.upstream = None, 1.0, torch.ones(1)
     for distance, expected in ((83.0, math.exp(-1 - 83.0 + 1)), (200.0, 0.0)):
         found = center_gradient(given, lse=torch.tensor([distance - 1.0]))
         assert found[:, 0].tolist() == pytest.approx([expected] * 100, rel=1e-5)
@@ -251,7 +251,7 @@ def test_an_own_centre_far_above_does_not_hide_the_negatives():
     case.embeddings[:] = torch.tensor([1.0, 0, 0, 0])
     case.centers[:] = torch.tensor([[1.0, 0, 0, 0], [0.5, 0, 0, 0]])
     case.labels[:], case.center_labels[:] = 0, torch.tensor([0, 1])
-    case.reference, case.scale, case.upstream = None, 1166.0, torch.ones(1)
+    case.target_logit, case.scale, case.upstream = None, 1166.0, torch.ones(1)
     found = center_gradient(given, grad_tolerance=2.0**-12, lse=torch.tensor([583.0]))
     testing.assert_no_worse(found, torch.tensor([[0.0, 0, 0, 0], [1166.0, 0, 0, 0]]), floor=1166 * 2.0**-22)
 
@@ -265,7 +265,7 @@ def test_skipping_late_in_training(dtype, raw):
     zero = (skipped == 0).all(dim=1) & exact.any(dim=1)
     assert zero.sum() > 1000
     case = given.case
-    softmax = 1 + (case.reference.double() - swept_lse(given).double()).exp()
+    softmax = 1 + (case.target_logit.double() - swept_lse(given).double()).exp()
     weight = case.upstream.double().abs() * case.scale * case.lin.double().abs().clamp(min=1) * softmax
     scale = 1.0 if given.center_scale is None else given.center_scale.double().max()
     rounding = torch.finfo(dtype).eps * exact.double().norm()

@@ -55,7 +55,7 @@ def test_no_allocation_grows_with_the_number_of_centres():
         case = given.case
         case.embeddings, case.centers = torch.ones(384, 512), torch.ones(slots, 512)
         case.labels, case.center_labels = torch.arange(384), torch.arange(slots)
-        case.reference = case.upstream = given.target_grad = torch.ones(384)
+        case.target_logit = case.upstream = given.target_grad = torch.ones(384)
         case.threshold = case.quad = case.lin = case.const = None
         given.center_scale = torch.ones(slots)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:

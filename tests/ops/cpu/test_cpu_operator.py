@@ -31,7 +31,7 @@ def test_opcheck(wanted):
     case, center_scale = raw_centers(case)
     need_grad, need_moments = wanted
     inputs = [case.embeddings.clone().requires_grad_(need_grad), *arguments(case)[1:]]
-    inputs += [center_scale, case.reference, case.threshold]
+    inputs += [center_scale, case.target_logit, case.threshold]
     inputs += [t.clone().requires_grad_(need_moments) for t in (case.quad, case.lin, case.const)]
     inputs += [case.scale, 0.0, need_grad, need_moments]
     torch.library.opcheck(torch.ops.attfc.negative_logsumexp.default, tuple(inputs))
@@ -47,7 +47,7 @@ def test_only_the_wanted_gradients_are_made():
         leaf = getattr(case, name).clone().requires_grad_()
         values = {**modulation(case), **({name: leaf} if name != "embeddings" else {})}
         x = leaf if name == "embeddings" else case.embeddings
-        swept = negative_logsumexp(x, *arguments(case)[1:], reference=case.reference, **values, backend="cpu")
+        swept = negative_logsumexp(x, *arguments(case)[1:], target_logit=case.target_logit, **values, backend="cpu")
         (gradient,) = torch.autograd.grad(swept.lse, leaf, case.upstream)
         assert torch.equal(gradient, whole[f"grad_{name}"]), name
 
@@ -56,7 +56,7 @@ def test_compiles_without_a_graph_break():
     case = testing.make_case((5, 60, 16), torch.float32, modulation="adasin")
 
     def loss(x):
-        swept = negative_logsumexp(x, *arguments(case)[1:], reference=case.reference, **modulation(case))
+        swept = negative_logsumexp(x, *arguments(case)[1:], target_logit=case.target_logit, **modulation(case))
         return torch.where(swept.lse.isfinite(), swept.lse, 0).sum()
 
     x, y = (case.embeddings.clone().requires_grad_() for _ in range(2))
@@ -72,7 +72,7 @@ def test_function_transforms():
         swept = negative_logsumexp(x, *arguments(case)[1:], **modulation(case), backend="cpu")
         return (swept.lse * case.upstream).sum()
 
-    case.reference = None
+    case.target_logit = None
     expected = testing.run(negative_logsumexp, case, backend="cpu")["grad_embeddings"]
     assert torch.equal(torch.func.grad(loss)(case.embeddings), expected)
 
@@ -88,7 +88,7 @@ def test_a_second_derivative_is_refused():
 
 def test_autocast_of_the_bare_operator():
     case = testing.make_case((5, 131, 64), torch.float32, kind="trained", modulation="adasin")
-    rest = (*arguments(case)[2:], None, case.reference, *modulation(case).values(), case.scale, 0.0, False, False)
+    rest = (*arguments(case)[2:], None, case.target_logit, *modulation(case).values(), case.scale, 0.0, False, False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = torch.ops.attfc.negative_logsumexp(case.embeddings, case.centers, *rest)
     outside = torch.ops.attfc.negative_logsumexp(case.embeddings.bfloat16(), case.centers.bfloat16(), *rest)

@@ -9,7 +9,7 @@ from cpu_cases import DTYPES, STRIDED_VIEWS, check_sweep, needs_extension, raw_c
 
 from attfc_cuda import testing
 from attfc_cuda.functional import negative_logsumexp
-from attfc_cuda.ops import eager as reference
+from attfc_cuda.ops import eager
 
 pytestmark = needs_extension
 
@@ -35,7 +35,7 @@ def test_center_scale_makes_raw_centres_unit(dtype, shape, modulation):
     case, center_scale = raw_centers(case)
     exact = case.double()
     exact.centers = exact.centers * center_scale.double()[:, None]
-    truth = testing.run(reference.negative_logsumexp, exact)
+    truth = testing.run(eager.negative_logsumexp, exact)
     unit = dataclasses.replace(case, centers=exact.centers.to(dtype))
     plain = testing.run(testing.plain_negative_logsumexp, unit)
     actual = testing.run(negative_logsumexp, case, backend="cpu", grad_tolerance=0.0, center_scale=center_scale)
@@ -77,17 +77,17 @@ def test_cosines_at_the_ends(sign, dtype):
     case = testing.make_case((6, 100, 64), dtype, modulation="none", scale=1000.0, empty=0.0, ignored=0.0)
     case.centers[::7] = sign * case.embeddings[0]
     case.center_labels[::7] = 10_000
-    case.reference = torch.full_like(case.reference, 900.0 * sign)
+    case.target_logit = torch.full_like(case.target_logit, 900.0 * sign)
     check_sweep(case)
 
 
 @pytest.mark.parametrize("offset", [-1e4, -200.0, -20.0, 20.0, 60.0, None], ids=str)
-def test_the_reference_changes_no_exact_row(offset):
+def test_the_target_logit_changes_no_exact_row(offset):
     """Below the true lse by anything, above it by less than 80, or none: the same result to rounding."""
     case = testing.make_case(testing.SHAPES["odd"], torch.float32, kind="random", modulation="quadratic")
-    truth = testing.run(reference.negative_logsumexp, case.double())
+    truth = testing.run(eager.negative_logsumexp, case.double())
     lse = torch.where(truth["lse"].isfinite(), truth["lse"], 0).float()
-    case.reference = None if offset is None else lse + offset
+    case.target_logit = None if offset is None else lse + offset
     actual = testing.run(negative_logsumexp, case, backend="cpu", grad_tolerance=0.0)
     plain = testing.run(testing.plain_negative_logsumexp, case)
     testing.assert_no_worse(actual["lse"], truth["lse"], floor=testing.FLOAT32_FLOOR, least=case.scale)
@@ -97,12 +97,12 @@ def test_the_reference_changes_no_exact_row(offset):
     )
 
 
-def test_a_reference_far_above_loses_the_row_and_nothing_else():
+def test_a_target_logit_far_above_loses_the_row_and_nothing_else():
     case = testing.make_case(testing.SHAPES["tail"], torch.float32, modulation="none", ignored=0.0)
-    case.reference = torch.full_like(case.reference, 1000.0)
+    case.target_logit = torch.full_like(case.target_logit, 1000.0)
     actual = testing.run(negative_logsumexp, case, backend="cpu")
     assert (actual["lse"] == -math.inf).all() and not actual["grad_embeddings"].any()
-    truth = testing.run(reference.negative_logsumexp, case.double())
+    truth = testing.run(eager.negative_logsumexp, case.double())
     testing.assert_no_worse(actual["max_cosine"], truth["max_cosine"], least=1.0)
 
 
@@ -114,14 +114,14 @@ def test_rising_logits_move_the_reference_tile_after_tile():
     centers = torch.zeros(slots, dim)
     centers[:, 0] = torch.linspace(-1, 1, slots)
     centers[:, 1] = (1 - centers[:, 0] ** 2).clamp(min=0).sqrt()
-    for reference_logit in (None, torch.full((3,), -1000.0)):
+    for target_logit in (None, torch.full((3,), -1000.0)):
         x = embeddings.clone().requires_grad_()
         y = embeddings.double().requires_grad_()
         labels, center_labels = torch.arange(3), torch.arange(100, 100 + slots)
         ours = negative_logsumexp(
-            x, centers, labels, center_labels, reference=reference_logit, scale=1000.0, backend="cpu"
+            x, centers, labels, center_labels, target_logit=target_logit, scale=1000.0, backend="cpu"
         )
-        truth = reference.negative_logsumexp(y, centers.double(), labels, center_labels, scale=1000.0)
+        truth = eager.negative_logsumexp(y, centers.double(), labels, center_labels, scale=1000.0)
         testing.assert_no_worse(ours.lse, truth[0])
         grads = torch.autograd.grad(ours.lse.sum(), x)[0], torch.autograd.grad(truth[0].sum(), y)[0]
         testing.assert_no_worse(*grads, floor=1000 * 2.0**-22)
@@ -136,7 +136,7 @@ def test_skipping_keeps_the_loss_and_reports_what_it_left_out(dtype):
     assert torch.equal(swept["lse"], exact["lse"]) and not exact["omitted_mass"].any()
     assert 0 < swept["omitted_mass"].max() <= tolerance
     # The softmax over target and negatives weighs d lse by lse's own share; each omitted negative has |N' w| <= slope.
-    share = torch.sigmoid(swept["lse"].double() - case.reference.double())
+    share = torch.sigmoid(swept["lse"].double() - case.target_logit.double())
     slope = case.lin.double().abs().clamp(min=1).max()
     error = (swept["grad_embeddings"].double() - exact["grad_embeddings"].double()).norm(dim=1)
     bound = case.upstream.abs().double() * case.scale * slope * swept["omitted_mass"].double() / share
@@ -222,11 +222,11 @@ def test_huge_labels_are_told_apart():
     low = torch.tensor([5, 5 + 2**32, 5 + 2**62, 2**63 - 1])
     x = testing.unit(torch.randn(4, 8, generator=torch.Generator().manual_seed(1)))
     swept = negative_logsumexp(x, x, low, low, backend="cpu")
-    truth = reference.negative_logsumexp(x.double(), x.double(), low, low)
+    truth = eager.negative_logsumexp(x.double(), x.double(), low, low)
     testing.assert_no_worse(swept.lse, truth[0])
     many = torch.arange(3000) * 2**20
     y = testing.unit(torch.randn(3000, 8, generator=torch.Generator().manual_seed(2)))
     swept = negative_logsumexp(y, y[:400], many, many[:400], backend="cpu")
-    truth = reference.negative_logsumexp(y.double(), y[:400].double(), many, many[:400])
+    truth = eager.negative_logsumexp(y.double(), y[:400].double(), many, many[:400])
     testing.assert_no_worse(swept.lse, truth[0])
     assert (swept.max_cosine[:400] < 0.99999).all()

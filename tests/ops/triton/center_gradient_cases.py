@@ -152,7 +152,7 @@ def _tile_masses(problem: Problem, block_s: int) -> Tensor:
     return torch.nn.functional.pad(q, (0, padding)).reshape(len(q), -1, block_s).sum(2)
 
 
-def _cold_tiles(dtype: torch.dtype, *, raw: bool = True, reference: bool = True) -> Problem:
+def _cold_tiles(dtype: torch.dtype, *, raw: bool = True, target: bool = True) -> Problem:
     """Trained-like rows in two row blocks, with centres sorted so that most tiles hold nothing near any row."""
     problem = make((19, 131, 64), dtype, kind="trained", modulation="adasin", raw=raw)
     order = problem.weights()[2].amax(dim=0).argsort(descending=True)
@@ -160,20 +160,20 @@ def _cold_tiles(dtype: torch.dtype, *, raw: bool = True, reference: bool = True)
     case.centers, case.center_labels = case.centers[order], case.center_labels[order]
     if raw:
         problem.center_scale = problem.center_scale[order]
-    if not reference:
-        case.reference = None
+    if not target:
+        case.target_logit = None
     return problem
 
 
-@pytest.mark.parametrize("reference", [True, False])
+@pytest.mark.parametrize("target", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_skipping_leaves_out_what_it_may(dtype, reference):
+def test_skipping_leaves_out_what_it_may(dtype, target):
     """Exactly the pairs of row block and tile of the rule are left out, at most the tolerance of any row in all."""
-    problem, tolerance = _cold_tiles(dtype, raw=False, reference=reference), 2.0**-6
+    problem, tolerance = _cold_tiles(dtype, raw=False, target=target), 2.0**-6
     case, mass = problem.case, _tile_masses(problem, 16)
     beside = 1.0
-    if reference:
-        beside = 1 + (case.reference.double() - problem.lse.double()).exp().nan_to_num(nan=0.0)[:, None]
+    if target:
+        beside = 1 + (case.target_logit.double() - problem.lse.double()).exp().nan_to_num(nan=0.0)[:, None]
     owns = (case.labels[:, None] == case.center_labels) & problem.live[:, None]
     owns = torch.nn.functional.pad(owns, (0, -owns.shape[1] % 16)).reshape(19, -1, 16).any(2)
     needs = owns | (mass > tolerance / mass.shape[1] * beside)
@@ -196,7 +196,7 @@ def test_skipping_keeps_to_the_tolerance_with_raw_centres():
     exact, actual = problem.run().double(), problem.run(tolerance).double()
     assert not torch.equal(actual, exact)
     case = problem.case
-    beside = 1 + (case.reference.double() - problem.lse.double()).exp()
+    beside = 1 + (case.target_logit.double() - problem.lse.double()).exp()
     slope = (2 * case.quad.abs() + case.lin.abs()).clamp(min=1).double()
     most = (tolerance * beside * case.scale * problem.grad_lse.double().abs() * slope)[problem.live].sum()
     # Lengths in units of the centre's own: |x - c w| <= 1.
@@ -220,7 +220,7 @@ def test_own_class_is_never_skipped():
     assert near.any() and not near.all()
     expected = (problem.weights()[1] * near).T @ case.embeddings.double().nan_to_num()
     assert ((problem.run(1e9).double() - expected).abs() <= problem.bound()).all()
-    case.reference = problem.lse + 1000  # exp(1000): the bound overflows, the own class must stay beyond it
+    case.target_logit = problem.lse + 1000  # exp(1000): the bound overflows, the own class must stay beyond it
     assert ((problem.run(2.0**-6).double() - expected).abs() <= problem.bound()).all()
     problem.target_grad = None
     expected = (problem.weights()[1] * near).T @ case.embeddings.double().nan_to_num()
@@ -228,11 +228,11 @@ def test_own_class_is_never_skipped():
 
 
 def test_target_far_above_all_mass():
-    """exp(reference - lse) overflows: every negative may be left out with a tolerance, none without."""
+    """exp(target_logit - lse) overflows: every negative may be left out with a tolerance, none without."""
     problem = make((3, 40, 16), FLOAT32, kind="random", target=False)
     problem.case.labels = torch.arange(3) + 1000  # no tile holds one of the own class
     problem.lse = problem.truth()[0].float()
-    problem.case.reference = problem.lse + 1000
+    problem.case.target_logit = problem.lse + 1000
     check(problem)
     assert (problem.run(2.0**-12) == 0).all()
 

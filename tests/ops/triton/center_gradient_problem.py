@@ -100,7 +100,7 @@ class Problem:
         options.setdefault("config", config_for(case.embeddings.dtype, case.embeddings.shape[1]))
         return center_gradient_forward(
             self.grad_lse, self.lse, self.target_grad, case.embeddings, case.centers, case.labels, case.center_labels,
-            self.center_scale, case.reference, case.threshold, case.quad, case.lin, case.const, case.scale,
+            self.center_scale, case.target_logit, case.threshold, case.quad, case.lin, case.const, case.scale,
             grad_tolerance, **options,
         )  # fmt: skip
 
@@ -142,7 +142,7 @@ def make(shape, dtype, *, raw: bool = True, target: bool = True, seed: int = 0, 
         scale = 1 / case.centers.double().norm(dim=1).float()
         assert scale.isnan().equal(case.center_labels < 0)
     target_grad = torch.randn(rows, generator=generator) if target else None
-    for values in (case.embeddings, case.reference, case.threshold, case.quad, case.lin, case.const, case.upstream):
+    for values in (case.embeddings, case.target_logit, case.threshold, case.quad, case.lin, case.const, case.upstream):
         if values is not None:
             values[case.labels < 0] = math.nan
     if target:

@@ -24,9 +24,9 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, embeddings, quad, lin, const, rest):
         arguments, options = rest
-        centers, labels, center_labels, center_scale, reference, threshold, scale, tolerance = arguments
+        centers, labels, center_labels, center_scale, target_logit, threshold, scale, tolerance = arguments
         outputs = negative_logsumexp_forward(
-            embeddings, centers, labels, center_labels, center_scale, reference, threshold, quad, lin, const, scale,
+            embeddings, centers, labels, center_labels, center_scale, target_logit, threshold, quad, lin, const, scale,
             tolerance, True, **options,
         )  # fmt: skip
         ctx.save_for_backward(*outputs[4:])
@@ -44,11 +44,11 @@ class _Sweep(torch.autograd.Function):
 
 def sweep(
     embeddings: Tensor, centers: Tensor, labels: Tensor, center_labels: Tensor, *, center_scale=None,
-    reference=None, threshold=None, quad=None, lin=None, const=None, scale=64.0, grad_tolerance=0.0, **options,
+    target_logit=None, threshold=None, quad=None, lin=None, const=None, scale=64.0, grad_tolerance=0.0, **options,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     options.setdefault("config", config_for(embeddings.dtype, embeddings.shape[1]))
     options.setdefault("splits", 2)
-    arguments = (centers, labels, center_labels, center_scale, reference, threshold, scale, grad_tolerance)
+    arguments = (centers, labels, center_labels, center_scale, target_logit, threshold, scale, grad_tolerance)
     return _Sweep.apply(embeddings, quad, lin, const, (arguments, options))
 
 
@@ -57,9 +57,9 @@ def check(case: testing.Case, **options) -> dict[str, Tensor]:
     truth = testing.run(oracle.negative_logsumexp, case.double())
     plain = testing.run(testing.plain_negative_logsumexp, case)
     actual = testing.run(sweep, case, **options)
-    if case.reference is None:
-        # The tolerance rule forgives rows far below their reference; here none is.
-        case = dataclasses.replace(case, reference=torch.full(case.labels.shape, -math.inf))
+    if case.target_logit is None:
+        # The tolerance rule forgives rows far below their target_logit; here none is.
+        case = dataclasses.replace(case, target_logit=torch.full(case.labels.shape, -math.inf))
     testing.assert_no_worse(actual, truth, plain, case=case)
     return actual
 
@@ -87,23 +87,23 @@ def test_scale(scale, dtype):
 @pytest.mark.parametrize("target", [-1.0, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_target_at_the_ends(target, dtype):
-    """The reference is 64 at most above or below: never a lost row."""
+    """The target logit is 64 at most above or below: never a lost row."""
     check(testing.make_case((4, 40, 32), dtype, kind="random", target_cosine=target, scale=30.0))
 
 
 @pytest.mark.parametrize("offset", [None, -1000.0, -100.0, -30.0, 60.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_reference_far_away(offset, dtype):
+def test_target_logit_far_away(offset, dtype):
     """Far below: R must move (also at -30 > 27.7 in base e). Above: every row within 80 of it is exact. None: too."""
     case = testing.make_case((5, 50, 32), dtype, kind="random", modulation="quadratic")
     lse = testing.run(oracle.negative_logsumexp, case.double())["lse"].float()
-    case.reference = None if offset is None else torch.where(lse.isfinite(), lse + offset, 0)
+    case.target_logit = None if offset is None else torch.where(lse.isfinite(), lse + offset, 0)
     check(case, splits=3)
 
 
-def test_rows_far_below_the_reference_are_lost_quietly():
+def test_rows_far_below_the_target_are_lost_quietly():
     case = testing.make_case((3, 20, 16), BFLOAT16, kind="random", modulation="none", ignored=0)
-    case.reference = torch.full((3,), 1000.0)
+    case.target_logit = torch.full((3,), 1000.0)
     actual = testing.run(sweep, case)
     assert (actual["lse"] == -math.inf).all()
     assert (actual["grad_embeddings"] == 0).all()
@@ -119,7 +119,7 @@ def test_logits_that_rise_from_tile_to_tile():
     case = testing.make_case((2, 64, 16), FLOAT32, modulation="quadratic", empty=0, ignored=0, scale=400.0)
     case.embeddings, case.centers = embeddings.float(), centers.float()
     case.labels, case.center_labels = torch.tensor([0, 1]), torch.arange(64) + 2
-    case.threshold, case.reference = torch.tensor([0.0154, -0.0163]), None
+    case.threshold, case.target_logit = torch.tensor([0.0154, -0.0163]), None
     case.quad, case.lin, case.const = torch.zeros(2), torch.full((2,), 1.5), torch.zeros(2)
     check(case, splits=1)
 
@@ -139,8 +139,8 @@ def test_everything_masked():
     for empty, ignored, own in ((0.1, 1.0, False), (1.0, 0.0, False), (0.0, 0.0, True)):
         case = testing.make_case((3, 20, 16), FLOAT32, modulation="quadratic", empty=empty, ignored=ignored)
         if own:
-            # Without a reference R stays -inf, and -inf - -inf must not become NaN.
-            case.labels[:], case.center_labels[:], case.reference = 7, 7, None
+            # Without a target logit R stays -inf, and -inf - -inf must not become NaN.
+            case.labels[:], case.center_labels[:], case.target_logit = 7, 7, None
         actual = testing.run(sweep, case)
         assert (actual["lse"] == -math.inf).all() and (actual["max_cosine"] == -math.inf).all()
         for name in ("hard_count", "omitted_mass", "grad_embeddings", "grad_quad", "grad_lin", "grad_const"):
@@ -167,7 +167,7 @@ def test_ignored_rows_may_hold_anything():
     expected = testing.run(sweep, case)
     ignored = case.labels < 0
     assert ignored.any() and not ignored.all()
-    for values in (case.embeddings, case.reference, case.threshold, case.quad, case.lin, case.const):
+    for values in (case.embeddings, case.target_logit, case.threshold, case.quad, case.lin, case.const):
         values[ignored] = math.nan
     actual = testing.run(sweep, case)
     for name, values in expected.items():
@@ -235,9 +235,9 @@ def _by_hand(case: testing.Case, block_s: int, tolerance: float) -> tuple[Tensor
     cosine = oracle.cosines(case.embeddings, case.centers, case.labels, case.center_labels)
     modulation = {name: getattr(case, name) for name in ("threshold", "quad", "lin", "const")}
     logits, _, hard = oracle.negative_logits(cosine, case.labels, case.center_labels, **modulation, scale=case.scale)
-    shift = case.reference[:, None] if case.reference is not None else logits.amax(1, keepdim=True)
+    shift = case.target_logit[:, None] if case.target_logit is not None else logits.amax(1, keepdim=True)
     mass = (logits - shift).exp()
-    target = 0.0 if case.reference is None else 1.0
+    target = 0.0 if case.target_logit is None else 1.0
     slope = torch.where(hard, 2 * case.quad[:, None] * cosine + case.lin[:, None], 1)
     weight = torch.where(mass > 0, mass * slope, 0)
     total = torch.zeros(len(mass), dtype=torch.float64)
@@ -264,8 +264,8 @@ def test_skipping_omits_what_it_reports(dtype):
     left_out, share, gradient = _by_hand(case, 16, tolerance)
     assert left_out.any() and not left_out.all() and share.max() > 0
     outputs = negative_logsumexp_forward(
-        case.embeddings, case.centers, case.labels, case.center_labels, None, case.reference, case.threshold, case.quad,
-        case.lin, case.const, case.scale, tolerance, True, config=config_for(dtype, 192), splits=1,
+        case.embeddings, case.centers, case.labels, case.center_labels, None, case.target_logit, case.threshold,
+        case.quad, case.lin, case.const, case.scale, tolerance, True, config=config_for(dtype, 192), splits=1,
     )  # fmt: skip
     live = case.labels >= 0
     # The mass of a tile carries the rounding of its logits: scale * 2^-22, as in testing.floor_of.
@@ -290,16 +290,16 @@ def test_splits_share_the_targets_tolerance():
     case = testing.make_case((2, 64, 16), FLOAT32, modulation="none", empty=0, ignored=0)
     case.embeddings, case.centers = torch.eye(16)[:2], torch.eye(16)[2:3].repeat(64, 1)
     case.labels, case.center_labels = torch.tensor([0, 1]), torch.arange(64) + 2
-    case.reference = torch.full((2,), math.log(16 / (0.6 * tolerance)))
+    case.target_logit = torch.full((2,), math.log(16 / (0.6 * tolerance)))
     assert (testing.run(sweep, case, grad_tolerance=tolerance, splits=4)["omitted_mass"] == 0).all()
     # In one sweep the first tile goes, the second would be too much.
     alone = testing.run(sweep, case, grad_tolerance=tolerance, splits=1)["omitted_mass"]
     assert torch.allclose(alone, torch.full((2,), 0.6 * tolerance / (1 + 2.4 * tolerance)), rtol=1e-4)
 
 
-def test_without_a_reference_the_target_has_no_mass():
+def test_without_a_target_logit_the_target_has_no_mass():
     case = _cold_tiles_last(FLOAT32)
-    case.reference = None
+    case.target_logit = None
     left_out, share, _ = _by_hand(case, 16, 2.0**-6)
     actual = testing.run(sweep, case, grad_tolerance=2.0**-6, splits=1)
     assert left_out.any() and share.max() > 0
@@ -314,7 +314,7 @@ def test_what_was_omitted_moves_with_the_reference():
     cosine = torch.tensor([-0.5, -0.6, 0.5], dtype=torch.float64).repeat_interleave(16)
     case.embeddings = direction.expand(2, 16).float()
     case.centers = testing.at_cosine(direction.expand(48, 16), cosine, generator).float()
-    case.labels, case.center_labels, case.reference = torch.tensor([0, 1]), torch.arange(48) + 2, None
+    case.labels, case.center_labels, case.target_logit = torch.tensor([0, 1]), torch.arange(48) + 2, None
     case.threshold = torch.full((2,), 0.9)
     left_out, share, _ = _by_hand(case, 16, 2.0**-6)
     assert left_out.tolist() == [False, True, False] and (share > 0).all()
@@ -325,8 +325,8 @@ def test_what_was_omitted_moves_with_the_reference():
 def test_without_gradient_the_statistics_are_the_same():
     case = testing.make_case((5, 70, 32), BFLOAT16, kind="trained", modulation="quadratic")
     arguments = (
-        case.embeddings, case.centers, case.labels, case.center_labels, None, case.reference, case.threshold, case.quad,
-        case.lin, case.const, case.scale, 0.0,
+        case.embeddings, case.centers, case.labels, case.center_labels, None, case.target_logit, case.threshold,
+        case.quad, case.lin, case.const, case.scale, 0.0,
     )  # fmt: skip
     options = {"config": config_for(BFLOAT16, 32), "splits": 2}
     full = negative_logsumexp_forward(*arguments, True, **options)
