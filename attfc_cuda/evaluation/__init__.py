@@ -3,6 +3,7 @@
 from attfc_cuda.evaluation.bins import read_bin
 from attfc_cuda.evaluation.embed import embed_images, pair_similarity, raw_pixel_embeddings, verify_backbone
 from attfc_cuda.evaluation.ijb import read_ijb
+from attfc_cuda.evaluation.insightface_rules import InsightFaceCounts, count_as_insightface, nearest_tar_at_far
 from attfc_cuda.evaluation.pairs import PairIndices, PairList, make_pairs, read_pairs
 from attfc_cuda.evaluation.plots import plot_cosines, plot_histogram, plot_roc, plot_training
 from attfc_cuda.evaluation.sets import TemplateSet, VerificationSet
@@ -11,15 +12,18 @@ from attfc_cuda.evaluation.templates import template_embeddings, verify_template
 from attfc_cuda.evaluation.verification import VerificationResult, verify
 
 __all__ = [
+    "InsightFaceCounts",
     "PairIndices",
     "PairList",
     "SuiteEntry",
     "TemplateSet",
     "VerificationResult",
     "VerificationSet",
+    "count_as_insightface",
     "embed_images",
     "find_suite",
     "make_pairs",
+    "nearest_tar_at_far",
     "pair_similarity",
     "plot_cosines",
     "plot_histogram",

@@ -89,7 +89,7 @@ def verify(
     similarities, one constant similarity (a collapsed embedding: any threshold is as good as any other), pairs of one
     kind only, fewer than 2 folds, folds without which one kind is missing, or a rate outside (0, 1).
     """
-    judged = fold is not None
+    judged, dtype = fold is not None, np.asarray(similarity).dtype
     similarity, same, fold = _checked(similarity, same, np.zeros(np.shape(same), np.int64) if fold is None else fold)
     for rate in far:
         if not 0.0 < rate < 1.0:
@@ -101,7 +101,7 @@ def verify(
     return VerificationResult(
         accuracy=float(np.mean(accuracies)) if judged else None,
         accuracy_std=float(np.std(accuracies)) if judged else None,
-        threshold=_best_threshold(similarity, same),
+        threshold=_best_threshold(similarity, same, dtype),
         auc=float(roc_auc_score(same, similarity)),
         eer=_equal_error_rate(false_accepts, true_accepts),
         tar_at_far={
@@ -190,17 +190,28 @@ def _checked(similarity: ArrayLike, same: ArrayLike, fold: ArrayLike) -> tuple[n
     return similarity, same, fold
 
 
-def _best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
-    """The threshold with the most right answers, halfway to the next score below it (see verify)."""
+def _best_threshold(similarity: np.ndarray, same: np.ndarray, dtype: np.dtype | None = None) -> float:
+    """The threshold with the most right answers, halfway to the next score below it (see verify).
+
+    It is a number of `dtype`, that of the scores as they came (None: of `similarity`), so that written to text, read
+    back and compared in that dtype or a wider one it accepts the same pairs. (scikit-learn 1.8 and later give float64
+    thresholds for any scores.)
+    """
     false_accepts, true_accepts, scores = roc_curve(same, similarity, drop_intermediate=False)
     right = true_accepts * same.sum() + (1.0 - false_accepts) * (~same).sum()
     # Counts are whole numbers but the rates are rounded: without this, rounding would choose among equal thresholds.
     best = int(np.argmax(np.rint(right)))
+    dtype = similarity.dtype if dtype is None else dtype
+    number = dtype.type if np.issubdtype(dtype, np.floating) else np.float64
     # scores[0] is +inf, accept nothing: just above the highest score will do, and JSON has no infinity. Below the
     # lowest score there is no neighbour: accept everything.
     if best == 0:
-        return float(np.nextafter(scores[1], np.inf))
-    return float((scores[best] + scores[best + 1]) / 2) if best + 1 < len(scores) else float(scores[best])
+        return float(np.nextafter(number(scores[1]), number(np.inf)))
+    if best + 1 == len(scores):
+        return float(scores[best])
+    # Between neighbouring numbers of the dtype halfway rounds to one of the two, which may be the lower.
+    halfway = float(number((scores[best] + scores[best + 1]) / 2))
+    return halfway if halfway > scores[best + 1] else float(scores[best])
 
 
 def _true_accept_rate(false_accepts: np.ndarray, true_accepts: np.ndarray, rate: float, num_impostors: int) -> float:

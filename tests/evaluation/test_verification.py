@@ -180,3 +180,21 @@ def test_summary_is_one_line_with_the_numbers():
     line = verify(*two_equal_folds(), far=(0.5,)).summary()
     assert "\n" not in line
     assert line.startswith("accuracy 0.8333 +- 0.0000, TAR 1.000 at FAR 0.5, EER 0.3333, AUC 0.8889")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_threshold_read_back_from_text_accepts_the_same_pairs(dtype):
+    """Between neighbouring scores of a dtype there is no halfway; rounded down, the threshold would accept an impostor.
+    scikit-learn 1.8 and later give float64 thresholds for any scores."""
+    for low in np.linspace(0.1, 0.9, 41).astype(dtype):
+        high = np.nextafter(low, dtype(1))
+        similarity, same = np.array([low, low, high, high], dtype), np.array([False, False, True, True])
+        read = float(json.loads(verify(similarity, same, None, far=()).to_json())["threshold"])
+        for wide in (dtype, np.float64):
+            assert ((similarity.astype(wide) >= wide(read)) == same).all(), (low, high, read)
+
+
+def test_a_threshold_above_every_score_is_above_it_in_the_scores_dtype():
+    similarity, same = np.array([0.25, 0.5, 0.75, 0.75], np.float32), np.array([True, False, False, False])
+    threshold = verify(similarity, same, None, far=()).threshold
+    assert np.float32(threshold) > np.float32(0.75)
