@@ -121,6 +121,26 @@ def test_center_gradient_on_hopper_repeats_no_product():
     assert center_gradient_resources(90, BFLOAT16, 512).mma_in_loop == 32 + 4
 
 
+def test_no_kernel_sums_16_bit_values(monkeypatch):
+    """Compiled, `tl.sum` of bfloat16 adds in bfloat16 and loses what is below 2^-8 of the sum: every reduction must be
+    over float32 or integers, and every product must accumulate in float32."""
+    kept, compile_kernel = [], triton.compile
+    monkeypatch.setattr(triton, "compile", lambda *a, **k: kept.append(compile_kernel(*a, **k)) or kept[-1])
+    sweep_resources(80, BFLOAT16, 512, need_moments=True)
+    sweep_resources(80, FLOAT16, 512, need_moments=True, scaled=True)
+    center_gradient_resources(80, BFLOAT16, 512)
+    center_gradient_resources(90, BFLOAT16, 512)
+    merge_resources(80, 512)
+    for compiled in kept:
+        text = compiled.asm["ttir"]
+        operands = " ".join(re.findall(r"\}\) : \((.*?)\) -> ", text))
+        reduced = re.findall(r"x([a-z]\w*)>", operands)
+        assert reduced and set(reduced) <= {"f32", "i32", "i64"}, reduced
+        products = re.findall(r"tt\.dot .* -> tensor<[\dx]+x([a-z]\w*)>", text)
+        assert set(products) <= {"f32"}, products
+    assert sum("tt.dot" in compiled.asm["ttir"] for compiled in kept) == 4
+
+
 def test_offsets_have_64_bits(monkeypatch):
     """A matrix of 2^31 elements cannot be had here. What grows with its size is row or slot numbers times a stride: no
     such product of tensors may have 32 bits."""
