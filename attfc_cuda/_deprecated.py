@@ -55,12 +55,14 @@ def renamed_keyword(old: str, new: str) -> Callable[[_Function], _Function]:
     """Decorator: the keyword argument `old` of a function is taken as `new`. Giving both raises TypeError."""
 
     def decorate(function: _Function) -> _Function:
+        name = function.__qualname__.removesuffix(".__init__")
+
         @functools.wraps(function)
         def with_old_name(*arguments: Any, **keywords: Any) -> Any:
             if old in keywords:
                 if new in keywords:
-                    raise TypeError(f"{function.__name__}: {new} must be given once, got {old} as well")
-                warn_renamed(f"{function.__name__}({old}=...)", f"{new}=")
+                    raise TypeError(f"{name}: {new} must be given once, got {old} as well")
+                warn_renamed(f"{name}({old}=...)", f"{new}=")
                 keywords[new] = keywords.pop(old)
             return function(*arguments, **keywords)
 

@@ -51,7 +51,7 @@ class _Assembler(Dataset):
             try:
                 images[place] = dataset[index]
             except UnreadableImage as failure:
-                if dataset.on_error != "skip":
+                if dataset.on_bad_image != "skip":
                     return failure
                 readable[place] = False
                 warnings.warn(f"row ignored: {failure}", stacklevel=2)
@@ -75,27 +75,45 @@ def _as_is(batch: Batch | UnreadableImage) -> Batch | UnreadableImage:
 class AttentionLoader:
     """Iterates over batches in which each row has a probe image and `gallery_size` other images of its identity.
 
-    One iteration runs to the end of a pass; each pass visits every probe image once, in an order of its own. A row's
+    One iteration runs to the end of an epoch; each epoch visits every probe image once, in an order of its own. A row's
     gallery are other images of the identity, none twice unless there are fewer than `gallery_size` others. Identities
     with fewer than `min_images` images are never probes (their gallery would be the probe itself, which teaches
     nothing); their images come as `negatives`.
 
-    dataset: a `FaceDataset`. batch_size: rows per rank. gallery_size: r, 0 to 63.
-    seed, and the pass and position of a row, determine everything, whatever `num_workers` is.
-    min_images: 2 or more; 1 makes single images probes whose gallery is the probe itself.
-    negatives_per_batch: "auto" spreads the negatives evenly, each once a pass, so that M varies by one between batches;
-    an int fixes M (at most the number of such images), going round them as often as it takes.
-    augment: "none", or what is done to each image by itself, see `Augmentation`: "flip" mirrors it with probability
-    1/2; "flip,crop,photometric,gray,lowres" also cuts, recolours and blurs some.
-    drop_last: leave out the last, short batch of a pass. rank, world_size: each rank gets its own part of every global
-    batch, all equally long; up to world_size - 1 probes (of the global batch when drop_last) sit a pass out.
-    num_workers: processes that prepare batches ahead; 0 works in this one.
+    Several processes (DistributedDataParallel): give each loader the same arguments but its own `rank`. Each batch is
+    cut over them in its order, into parts that are equal up to a row, as `attfc train` does: a step sees the same
+    images whatever the number of processes, and a saved position fits any number of them.
 
-    An image that cannot be read: with the data set's on_error "skip" its row comes with label -1 (no loss, no gradient)
-    and is counted in `ignored_rows` and the report, and a warning names the file; with "raise", `UnreadableImage`.
-    `state_dict()` taken after any batch resumes with exactly the batches that would have followed. The global random
-    state is neither used nor changed. Attributes: num_probes, num_classes (every identity), ignored_rows.
-    Errors: ValueError or TypeError naming the argument.
+    An image that cannot be read: with the data set's `on_bad_image` "skip" its row comes with label -1 (no loss, no
+    gradient) and is counted in `ignored_rows` and the report, and a warning names the file; with "raise" it is an
+    `UnreadableImage`. `state_dict()` taken after any batch resumes with exactly the batches that would have followed.
+    The global random state is neither used nor changed.
+
+    Args:
+        dataset: A `FaceDataset`.
+        batch_size: Rows of a batch, those of all processes together.
+        gallery_size: r, 0 to 63.
+        seed: Together with the epoch and position of a row it determines everything, whatever `num_workers` is.
+        min_images: 2 or more; 1 makes single images probes whose gallery is the probe itself.
+        negatives_per_batch: "auto" spreads the negatives evenly, each once an epoch, so that M varies by one between
+            batches; an int fixes M, of all processes together (at most the number of such images), going round them as
+            often as it takes.
+        augment: "none", or what is done to each image by itself, see `Augmentation`: "flip" mirrors it with probability
+            1/2; "flip,crop,photometric,gray,lowres" also cuts, recolours and blurs some.
+        drop_last: Leave out the last, short batch of an epoch.
+        rank: The number of this process, 0 to world_size - 1.
+        world_size: The number of processes that share each batch.
+        num_workers: Processes that prepare batches ahead; 0 works in this one.
+
+    Attributes:
+        num_probes: Probe images an epoch, of all processes together.
+        num_classes: The number of identities, those that are never probes included.
+        ignored_rows: Rows of this process that came with label -1 so far.
+
+    Raises:
+        ValueError, TypeError: Naming the argument.
+        UnreadableImage: While iterating, see above.
+
     Source: the attention loader of AttFC (arXiv 2503.06839); min_images and the negatives are our choice.
     """
 
@@ -122,7 +140,7 @@ class AttentionLoader:
         )
         self.num_probes, self.num_classes = self.sampler.num_probes, len(dataset.identities)
         self.ignored_rows = 0
-        self._pass = self._batch = 0
+        self._epoch = self._batch = 0
         # What must be equal for a saved position to mean the same batches.
         self._identity = {
             "seed": self.sampler.seed,
@@ -132,21 +150,20 @@ class AttentionLoader:
             "negatives_per_batch": negatives_per_batch,
             "augment": augment,
             "drop_last": bool(drop_last),
-            "world_size": self.sampler.world_size,
             "labels_crc32": zlib.crc32(dataset.labels.tobytes()),
         }
 
     def __len__(self) -> int:
-        """Batches in a whole pass."""
+        """Batches in a whole epoch."""
         return self.sampler.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rest of the current pass; afterwards, the loader stands at the start of the next."""
-        pass_index, first = self._pass, self._batch
+        """The rest of the current epoch; afterwards, the loader stands at the start of the next."""
+        epoch, first = self._epoch, self._batch
         loader = DataLoader(
             _Assembler(self.dataset, self.augmentation),
             sampler=(
-                self.sampler.plan(pass_index, k, self.mirror, self.augmentation.random) for k in range(first, len(self))
+                self.sampler.plan(epoch, k, self.mirror, self.augmentation.random) for k in range(first, len(self))
             ),
             batch_size=None,  # a plan is a whole batch already
             num_workers=self.num_workers,
@@ -156,16 +173,22 @@ class AttentionLoader:
         for batch_index, batch in enumerate(loader, first):
             if isinstance(batch, UnreadableImage):
                 raise batch
-            self._pass, self._batch = divmod(pass_index * len(self) + batch_index + 1, len(self))
+            self._epoch, self._batch = divmod(epoch * len(self) + batch_index + 1, len(self))
             self.ignored_rows += int((batch.labels < 0).sum() + (batch.negative_labels < 0).sum())
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain ints and strings: the next batch to come, and what it depends on. Equal on all ranks."""
-        return {"pass": self._pass, "batch": self._batch, **self._identity}
+        """Plain ints and strings: the next batch to come ("pass": its epoch), and what it depends on. Equal on all
+        processes, whatever their number."""
+        return {"pass": self._epoch, "batch": self._batch, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next iteration continues from there. ValueError where it was saved under other settings or data."""
+        if state.get("world_size", 1) != 1:  # saved by a release in which batch_size was that of each process
+            raise error(
+                "AttentionLoader.load_state_dict", "world_size", "be 1 in a state of an earlier release",
+                state["world_size"], "start anew: the batches of several processes were cut by another rule then",
+            )  # fmt: skip
         for name, value in self._identity.items():
             if name not in state or state[name] != value:
                 raise error(
@@ -174,7 +197,7 @@ class AttentionLoader:
                 )  # fmt: skip
         position = [state.get("pass"), state.get("batch")]
         here = "AttentionLoader.load_state_dict"
-        self._pass = checked_int(here, "pass", position[0], 0)
+        self._epoch = checked_int(here, "pass", position[0], 0)
         self._batch = checked_int(here, "batch", position[1], 0, len(self) - 1)
 
     def report(self) -> str:
@@ -182,14 +205,14 @@ class AttentionLoader:
         sampler = self.sampler
         probe_identities = int((sampler.counts >= sampler.min_images).sum())
         if sampler.negatives_per_batch is None:
-            per_batch = f"each once a pass, {sampler.num_negatives / (len(self) * sampler.world_size):.1f} a batch"
+            per_batch = f"each once an epoch, {sampler.num_negatives / len(self):.1f} a batch"
         else:
             per_batch = f"{sampler.negatives_per_batch} a batch"
         lines = [
             self.dataset.report(),
             f"AttentionLoader: {self.num_probes} probe images of {probe_identities} identities with at least "
-            f"{sampler.min_images} images; {len(self)} batches of {sampler.batch_size} a pass"
-            + (f" on each of {sampler.world_size} ranks" if sampler.world_size > 1 else ""),
+            f"{sampler.min_images} images; {len(self)} batches of {sampler.batch_size} an epoch"
+            + (f", each cut over {sampler.world_size} processes" if sampler.world_size > 1 else ""),
             f"  never probes, negatives only: {sampler.num_negatives} images of "
             f"{self.num_classes - probe_identities} identities with fewer ({per_batch})",
         ]

@@ -18,8 +18,17 @@ def normalize_images(images: torch.Tensor) -> torch.Tensor:
     """Network input from uint8 pixels: training, verification and export all use this one definition.
 
     Equals: (images.float() - 127.5) / 127.5
-    images: uint8 [..., 3, H, W]. Returns: float32, same shape, on the same device, in [-1, 1]; a new tensor.
-    Gradient: none (integers have none). Errors: TypeError for another dtype, ValueError for another shape.
+
+    Args:
+        images: uint8 [..., 3, H, W].
+
+    Returns:
+        float32, same shape, on the same device, in [-1, 1]; a new tensor. Gradient: none (integers have none).
+
+    Raises:
+        TypeError: For another dtype.
+        ValueError: For another shape.
+
     Source: InsightFace's convention.
     """
     if images.dtype != torch.uint8:
@@ -39,15 +48,26 @@ def mirror_images(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
 class Augmentation:
     """Random changes of single images, each a function of its seed alone, by torchvision's transforms v2.
 
-    spec: "none", or a list separated by commas of
-        flip: mirrored, with probability 1/2 (the loader does it, by a bit of its own);
-        crop: a part of 20 to 100 % of the area, 3:4 to 4:3, enlarged to the whole (`RandomResizedCrop`);
-        photometric: brightness, contrast and saturation times 0.5 to 1.5 (`ColorJitter`);
-        gray: the three colours become their luma (`RandomGrayscale`);
-        lowres: shrunk to 20 to 100 % of the side and enlarged again, by nearest, bilinear or bicubic interpolation.
-    All but flip happen to an image with probability 0.2 each, or as given: "crop:0.5". Order: as listed here.
-    Attributes: flip; random: whether anything but flip is asked for.
-    Errors: ValueError for another spec; ImportError without torchvision where it is needed.
+    The items of `spec`, all but flip with probability 0.2 each or as given ("crop:0.5"), in this order:
+
+    - flip: mirrored, with probability 1/2 (the loader does it, by a bit of its own);
+    - crop: a part of 20 to 100 % of the area, 3:4 to 4:3, enlarged to the whole (`RandomResizedCrop`);
+    - photometric: brightness, contrast and saturation times 0.5 to 1.5 (`ColorJitter`);
+    - gray: the three colours become their luma (`RandomGrayscale`);
+    - lowres: shrunk to 20 to 100 % of the side and enlarged again, by nearest, bilinear or bicubic interpolation.
+
+    Args:
+        spec: "none", or a list of items separated by commas.
+        image_size: Height and width of the images in pixels.
+
+    Attributes:
+        flip: Whether images are mirrored.
+        random: Whether anything but flip is asked for.
+
+    Raises:
+        ValueError: For another spec.
+        ImportError: Without torchvision where it is needed.
+
     Source: the kinds, their ranges and 0.2 are AdaFace's (Kim et al., CVPR 2022), gray is our choice; that a crop is
     enlarged rather than left in place on black is torchvision's.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import FaceDataset
 from attfc_cuda.data.procedural.dataset import ProceduralFaces
 from attfc_cuda.data.sources.concat import ConcatFaces
@@ -21,26 +22,37 @@ from attfc_cuda.data.sources.tar import TarFaces, expand_braces
 _PROCEDURAL = re.compile(r"procedural(?::(\d+)x(\d+)(?:@(\d+))?)?")
 
 
+@renamed_keyword("on_error", "on_bad_image")
 def build_dataset(
     spec: str,
     image_size: int = 112,
     identities: str | Sequence[str | os.PathLike | None] | None = None,
     *,
     seed: int = 0,
-    on_error: str = "skip",
+    on_bad_image: str = "skip",
     cache: bool = False,
     check: bool = False,
 ) -> FaceDataset:
     """The data set that `spec` names.
 
-    spec: "procedural" (200 identities with 8 images), "procedural:200x8", "procedural:50x8@1000" (identities 1000 to
-    1049, disjoint from the first 1000), or sources separated by commas. A source is a folder of identities
-    (`FolderFaces`), a .rec file (`RecordFaces`), a .txt or .lst list (`ListFaces`), a .tar file or
-    "name-{0000..0099}.tar" (`TarFaces`), an .lmdb file or a folder with a data.mdb (`LmdbFaces`). Several are joined:
-    labels go on counting.
-    identities: for folders, identity lists, one for each folder in the same order, a sequence or separated by commas;
-    None or an empty item takes the whole folder. seed: procedural faces only. on_error, check: all but procedural ones.
-    Errors: ValueError naming the argument, and those of the data sets.
+    Args:
+        spec: "procedural" (200 identities with 8 images), "procedural:200x8", "procedural:50x8@1000" (identities 1000
+            to 1049, disjoint from the first 1000), or sources separated by commas. A source is a folder of identities
+            (`FolderFaces`), a .rec file (`RecordFaces`), a .txt or .lst list (`ListFaces`), a .tar file or
+            "name-{0000..0099}.tar" (`TarFaces`), an .lmdb file or a folder with a data.mdb (`LmdbFaces`). Several are
+            joined: labels go on counting.
+        image_size: Height and width of the images in pixels.
+        identities: For folders, identity lists, one for each folder in the same order, a sequence or separated by
+            commas; None or an empty item takes the whole folder.
+        seed: Of procedural faces only.
+        on_bad_image, check: Of all but procedural faces, see `FolderFaces`.
+        cache: Keep the decoded images in memory.
+
+    Returns:
+        A `FaceDataset`.
+
+    Raises:
+        ValueError: Naming the argument, and those of the data sets.
     """
     if spec.partition(":")[0] == "procedural":
         match = _PROCEDURAL.fullmatch(spec)
@@ -57,7 +69,7 @@ def build_dataset(
     if isinstance(identities, str):
         identities = [item.strip() for item in identities.split(",")]
     lists = None if identities is None else [item or None for item in identities]
-    options: dict[str, Any] = {"on_error": on_error, "cache": cache, "check": check}
+    options: dict[str, Any] = {"on_bad_image": on_bad_image, "cache": cache, "check": check}
     kinds = [_kind(Path(source)) for source in sources]
     if set(kinds) == {FolderFaces}:
         return FolderFaces(sources, image_size, lists, **options)

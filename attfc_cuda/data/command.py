@@ -75,14 +75,14 @@ class DataCommand:
 def run(command: PackCommand | DataCommand) -> int:
     """Do it; exit code 0."""
     if isinstance(command, PackCommand):
-        dataset = build_dataset(command.source, command.image_size or 112, on_error=command.on_bad_image)
+        dataset = build_dataset(command.source, command.image_size or 112, on_bad_image=command.on_bad_image)
         if not isinstance(dataset, StoredFaces):
             raise error("pack", "source", "be one source of stored images", repr(command.source))
         print(pack(dataset, command.out, image_size=command.image_size))
         return 0
     action = command.action
     if isinstance(action, ReportCommand):
-        print(build_dataset(action.source, action.image_size, on_error=action.on_bad_image, check=True).report())
+        print(build_dataset(action.source, action.image_size, on_bad_image=action.on_bad_image, check=True).report())
         return 0
     dataset = build_dataset(action.source, action.image_size)
     print(dataset.report())

@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import warn_renamed
 
 
 class UnreadableImage(OSError):
@@ -35,15 +37,42 @@ class SlowNotice:
 class FaceDataset(Dataset):
     """Base of the face data sets: a subclass gives `_load(index)` and calls `__init__` with the labels.
 
-    labels: int64 [N], the identity of each image, contiguous 0..C-1, every identity with at least one image.
-    identities: C names. image_size: height and width of every image, in pixels.
-    `dataset[i]`: uint8 tensor [3, image_size, image_size], RGB; IndexError past the end; `UnreadableImage`.
-    on_error: "raise" or "skip", what a loader does with an `UnreadableImage` (see `AttentionLoader`).
+    `dataset[i]` is image i, uint8 [3, image_size, image_size], RGB; IndexError past the end, `UnreadableImage` where it
+    cannot be read. The images of label c are `order[offsets[c]:offsets[c + 1]]`.
 
-    The images of label c are `order[offsets[c]:offsets[c + 1]]` (order [N], offsets [C + 1], int64).
+    Args:
+        labels: The identity of each image, int64 [N], contiguous 0..C-1, every identity with at least one image.
+        identities: C names.
+        image_size: Height and width of every image in pixels.
+
+    Attributes:
+        labels, identities, image_size: As given.
+        order: The images by identity, int64 [N].
+        offsets: Where each identity's images start in `order`, int64 [C + 1].
+        on_bad_image: "raise" or "skip", what a loader does with an `UnreadableImage` (see `AttentionLoader`).
+
+    Raises:
+        ValueError: For labels with gaps, or none.
     """
 
-    on_error: str = "raise"
+    on_bad_image: str = "raise"
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if isinstance(vars(cls).get("on_error"), str):
+            warn_renamed(f"{cls.__name__}.on_error", "on_bad_image")
+            cls.on_bad_image = cls.on_error
+            del cls.on_error
+
+    @property
+    def on_error(self) -> str:
+        warn_renamed("on_error", "on_bad_image")
+        return self.on_bad_image
+
+    @on_error.setter
+    def on_error(self, value: str) -> None:
+        warn_renamed("on_error", "on_bad_image")
+        self.on_bad_image = value
 
     def __init__(self, labels: np.ndarray, identities: Sequence[str], image_size: int):
         self.labels = np.ascontiguousarray(labels, dtype=np.int64)

@@ -31,13 +31,23 @@ MAX_BYTES = 2**28
 
 
 def read_image(path: str | os.PathLike, image_size: int) -> torch.Tensor:
-    """uint8 tensor [3, image_size, image_size], RGB.
+    """Read one image file into a model's input pixels, uint8 [3, image_size, image_size], RGB.
 
     The largest centred square is cut out, so that a face keeps its proportions, and resized (bilinear, antialiased).
     Grayscale becomes three equal channels, 16-bit grayscale keeps its upper 8 bits, transparency shows mid gray, a
     camera's orientation tag is obeyed.
-    Errors: `UnreadableImage` naming the file and the reason, whatever is wrong with it, a file of more than 256 MiB and
-    an image of more than 2^26 pixels included; ImportError without Pillow.
+
+    Args:
+        path: The file.
+        image_size: Height and width of the result in pixels.
+
+    Returns:
+        uint8 tensor [3, image_size, image_size].
+
+    Raises:
+        UnreadableImage: Naming the file and the reason, whatever is wrong with it; a file or an image above the limits
+            of bytes and pixels included.
+        ImportError: Without Pillow.
     """
     _need_pillow("read_image")
     try:
@@ -47,8 +57,21 @@ def read_image(path: str | os.PathLike, image_size: int) -> torch.Tensor:
 
 
 def decode_image(data: bytes, image_size: int, where: str, *, fast: bool = True) -> torch.Tensor:
-    """As `read_image`, from the bytes of an image file. where: what an error names as the source. fast: decode by
-    simplejpeg what it decodes as Pillow would, where it is installed."""
+    """As `read_image`, from the bytes of an image file.
+
+    Args:
+        data: The file's bytes.
+        image_size: Height and width of the result in pixels.
+        where: What an error names as the source.
+        fast: Decode by simplejpeg what it decodes as Pillow would, where it is installed.
+
+    Returns:
+        uint8 tensor [3, image_size, image_size].
+
+    Raises:
+        UnreadableImage: Naming `where` and the reason.
+        ImportError: Without Pillow.
+    """
     _need_pillow("decode_image")
     try:
         return _decode(data, image_size, fast)

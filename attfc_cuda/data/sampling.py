@@ -1,7 +1,8 @@
 """Which images make which batch: arithmetic on index arrays, no image is touched.
 
-Every batch is a pure function of (seed, pass, batch), so a run resumes anywhere, and the number of worker processes
-cannot matter. No Python loop runs over identities: 10^6 of them cost a few arrays.
+Every batch is a pure function of (seed, epoch, batch), so a run resumes anywhere. A batch is that of all processes of a
+run together; each takes its part of it, so that neither their number nor that of loader workers changes what a step
+sees. No Python loop runs over identities: 10^6 of them cost a few arrays.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class BatchPlan(NamedTuple):
 
 
 class AttentionSampler:
-    """The plan of every batch of every pass for one rank; arguments as in `AttentionLoader`.
+    """The plan of every batch of every epoch, and one process's part of it; arguments as in `AttentionLoader`.
 
     A slot is a position in the data set's `order`, where the images of an identity lie side by side.
     """
@@ -80,15 +81,21 @@ class AttentionSampler:
                 f"at most {self.counts.max()} images for an identity", "add images or lower min_images",
             )  # fmt: skip
 
-        global_batch = self.batch_size * self.world_size
-        # Every rank gets as many probes as every other; what does not divide sits out, other ones in the next pass.
-        self.used_probes = self.num_probes - self.num_probes % (global_batch if drop_last else self.world_size)
-        self.num_batches = -(-self.used_probes // global_batch)
+        if self.batch_size < self.world_size:
+            rule = f"hold at least a probe for each of the {self.world_size} processes"
+            raise error(here, "batch_size", rule, self.batch_size, "it counts the rows of all processes together")
+        # With drop_last, what does not fill a batch sits out: other images in the next epoch.
+        last = self.num_probes % self.batch_size
+        self.used_probes = self.num_probes - (last if drop_last else 0)
+        self.num_batches = -(-self.used_probes // self.batch_size)
         if self.num_batches == 0:
             raise error(
-                here, "batch_size", f"fit into a pass of {self.num_probes} probe images",
-                f"{self.batch_size} x {self.world_size} ranks", "lower it, add images or set drop_last=False",
+                here, "batch_size", f"fit into an epoch of {self.num_probes} probe images", self.batch_size,
+                "lower it, add images or set drop_last=False",
             )  # fmt: skip
+        if not drop_last and 0 < last < self.world_size:
+            got = f"False with {last} rows in the last batch for {self.world_size} processes"
+            raise error(here, "drop_last", "leave a row to each process", got, "set drop_last=True")
 
         if negatives_per_batch == "auto":
             self.negatives_per_batch = None
@@ -97,24 +104,44 @@ class AttentionSampler:
         else:
             wanted = checked_int(here, "negatives_per_batch", negatives_per_batch, 0)
             self.negatives_per_batch = min(wanted, self.num_negatives)
-        self._pass_orders: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._epoch_orders: tuple[int, np.ndarray, np.ndarray] | None = None
 
-    def plan(self, pass_index: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
-        probe_order, negative_order = self._orders(pass_index)
-        # The last global batch may be short: every rank takes an equal part of what is left.
-        first = batch * self.batch_size * self.world_size
-        rows = min(self.batch_size, (self.used_probes - first) // self.world_size)
-        positions = first + self.rank * rows + np.arange(rows)
-        words = self._words(PICKS, pass_index, positions[0], rows, 1 + self.gallery_size)
+    def plan(self, epoch: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
+        """This process's part of a batch: rows floor(B rank / world_size) to floor(B (rank + 1) / world_size) of
+        `whole_plan`, and so many of its negatives."""
+        whole = self.whole_plan(epoch, batch, mirror, augmented)
+        if self.world_size == 1:
+            return whole
+
+        def mine(values: np.ndarray) -> np.ndarray:
+            first, stop = (len(values) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+            return values[first:stop]
+
+        *parts, seeds = whole
+        if len(seeds):
+            # One seed an image, in the order of the first three arrays: cut with them.
+            sizes = [images.size for images in parts[:3]]
+            seeds_of_parts = np.split(seeds, np.cumsum(sizes)[:-1])
+            cut = (mine(own.reshape(images.shape)) for own, images in zip(seeds_of_parts, parts[:3], strict=True))
+            seeds = np.concatenate([own.reshape(-1) for own in cut])
+        return BatchPlan(*map(mine, parts), seeds)
+
+    def whole_plan(self, epoch: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
+        """The batch of all processes together."""
+        probe_order, negative_order = self._orders(epoch)
+        first = batch * self.batch_size
+        positions = np.arange(first, min(first + self.batch_size, self.used_probes))
+        rows = len(positions)
+        words = self._words(PICKS, epoch, first, rows, 1 + self.gallery_size)
         slots = self.probe_slots[probe_order[positions]]
         gallery = self._gallery_slots(slots, unit_interval(words[:, 1:]))
         bits = (words[:, :1] >> np.arange(1 + self.gallery_size, dtype=np.uint64)) & np.uint64(mirror)
 
-        negatives, negative_bits, first_negative = self._negatives(pass_index, batch, negative_order)
+        negatives, negative_bits, first_negative = self._negatives(epoch, batch, negative_order)
         seeds = np.empty(0, dtype=np.uint64)
         if augmented:
-            rows_seeds = self._words(AUGMENTATION, pass_index, positions[0], rows, 1 + self.gallery_size)
-            negative_seeds = self._words(NEGATIVE_AUGMENTATION, pass_index, first_negative, len(negatives), 1)
+            rows_seeds = self._words(AUGMENTATION, epoch, first, rows, 1 + self.gallery_size)
+            negative_seeds = self._words(NEGATIVE_AUGMENTATION, epoch, first_negative, len(negatives), 1)
             seeds = np.concatenate([rows_seeds[:, 0], rows_seeds[:, 1:].reshape(-1), negative_seeds[:, 0]])
         return BatchPlan(
             self.order[slots],
@@ -126,20 +153,20 @@ class AttentionSampler:
             seeds,
         )
 
-    def _orders(self, pass_index: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._pass_orders is None or self._pass_orders[0] != pass_index:
+    def _orders(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._epoch_orders is None or self._epoch_orders[0] != epoch:
             probes, negatives = (
-                np.argsort(random_words(self.seed, stream, count, major=pass_index), kind="stable")
+                np.argsort(random_words(self.seed, stream, count, major=epoch), kind="stable")
                 for stream, count in ((PROBE_ORDER, self.num_probes), (NEGATIVE_ORDER, self.num_negatives))
             )
-            self._pass_orders = (pass_index, probes, negatives)
-        return self._pass_orders[1:]
+            self._epoch_orders = (epoch, probes, negatives)
+        return self._epoch_orders[1:]
 
-    def _words(self, stream: int, pass_index: int, first: int, rows: int, per_row: int) -> np.ndarray:
-        """The random words of consecutive positions of the pass, uint64 [rows, per_row], the same in any batch size."""
+    def _words(self, stream: int, epoch: int, first: int, rows: int, per_row: int) -> np.ndarray:
+        """Random words of consecutive positions of the epoch, uint64 [rows, per_row], the same in any batch size."""
         blocks = -(-per_row // _WORDS_PER_BLOCK)
         count = rows * blocks * _WORDS_PER_BLOCK
-        words = random_words(self.seed, stream, count, start=int(first) * blocks, major=pass_index)
+        words = random_words(self.seed, stream, count, start=int(first) * blocks, major=epoch)
         return words.reshape(rows, blocks * _WORDS_PER_BLOCK)[:, :per_row]
 
     def _gallery_slots(self, slots: np.ndarray, unit: np.ndarray) -> np.ndarray:
@@ -161,15 +188,13 @@ class AttentionSampler:
             out = np.concatenate([out, choice[:, None]], axis=1)
         return start[:, None] + out[:, 1:]
 
-    def _negatives(self, pass_index: int, batch: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """Slots of a batch's negatives, their random words, and the position of the first in the pass."""
-        share = batch * self.world_size + self.rank
+    def _negatives(self, epoch: int, batch: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Slots of a batch's negatives, their random words, and the position of the first in the epoch."""
         if self.negatives_per_batch is None:
-            shares = self.num_batches * self.world_size
-            first, stop = self.num_negatives * share // shares, self.num_negatives * (share + 1) // shares
+            first, stop = (self.num_negatives * k // self.num_batches for k in (batch, batch + 1))
         else:
-            first, stop = share * self.negatives_per_batch, (share + 1) * self.negatives_per_batch
+            first, stop = batch * self.negatives_per_batch, (batch + 1) * self.negatives_per_batch
         if first == stop:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64), first
         slots = self.negative_slots[order[np.arange(first, stop) % self.num_negatives]]
-        return slots, self._words(NEGATIVE_FLIPS, pass_index, first, stop - first, 1)[:, 0], first
+        return slots, self._words(NEGATIVE_FLIPS, epoch, first, stop - first, 1)[:, 0], first

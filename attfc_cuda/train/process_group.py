@@ -17,7 +17,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader
-from attfc_cuda.data.sampling import AttentionSampler, BatchPlan
 from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.train.config import TrainConfig
 
@@ -48,13 +46,9 @@ class Group:
         self.device, self.owned = device, owned
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
 
-    def split(self, loader: AttentionLoader) -> Shards:
-        """Let `loader` deliver this process's part of each batch; the shards for a head that gets those parts."""
+    def shards(self, loader: AttentionLoader) -> Shards:
+        """The shards for a head that gets this process's parts of the loader's batches."""
         sampler = loader.sampler
-        if sampler.batch_size < self.count:
-            rule = f"hold at least a probe for each of the {self.count} processes"
-            raise error("train", "batch_size", rule, sampler.batch_size)
-        loader.sampler = SplitSampler(sampler, self.rank, self.count)
         negatives = sampler.num_negatives if sampler.negatives_per_batch is None else sampler.negatives_per_batch
         fixed = sampler.negatives_per_batch is not None or negatives == 0
         equal = sampler.batch_size % self.count == 0 and fixed and negatives % self.count == 0
@@ -150,32 +144,6 @@ def leave(group: Group | None) -> None:
     if group is not None and group.owned:
         dist.barrier()
         dist.destroy_process_group()
-
-
-class SplitSampler:
-    """The sampler of all processes' batches, cut: `plan` gives one process's part. All else is the whole's."""
-
-    def __init__(self, whole: AttentionSampler, rank: int, count: int) -> None:
-        self._whole, self._rank, self._count = whole, rank, count
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._whole, name)
-
-    def plan(self, pass_index: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
-        """The rows of `AttentionSampler.plan` that are this process's: equal parts, up to a row."""
-        whole = self._whole.plan(pass_index, batch, mirror, augmented)
-
-        def mine(values: np.ndarray) -> np.ndarray:
-            return values[len(values) * self._rank // self._count : len(values) * (self._rank + 1) // self._count]
-
-        *parts, seeds = whole
-        if len(seeds):
-            # One seed an image, in the order of the first three arrays: cut with them.
-            sizes = [images.size for images in parts[:3]]
-            stretches = np.split(seeds, np.cumsum(sizes)[:-1])
-            cut = (mine(own.reshape(images.shape)) for own, images in zip(stretches, parts[:3], strict=True))
-            seeds = np.concatenate([own.reshape(-1) for own in cut])
-        return BatchPlan(*map(mine, parts), seeds)
 
 
 class Silence:

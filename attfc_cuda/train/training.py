@@ -62,8 +62,8 @@ class Training:
         self.dtype = DTYPES[config.optim.precision]
 
         self.dataset = load_dataset(config)
-        self.loader = build_loader(config, self.dataset, objective_type)
-        shards = {} if group is None else {"shards": group.split(self.loader)}
+        self.loader = build_loader(config, self.dataset, objective_type, group)
+        shards = {} if group is None else {"shards": group.shards(self.loader)}
         self.sets: list[VerificationSet] = verification_sets(config, self.dataset) if self.first else []
         self.steps_a_pass = len(self.loader)
         self.total_steps = config.optim.steps or max(1, round(config.optim.passes * self.steps_a_pass))
@@ -254,7 +254,7 @@ class Training:
 def load_dataset(config: TrainConfig) -> FaceDataset:
     """The training faces, kept decoded in memory where `cache` says so."""
     options = config.dataset
-    arguments: dict[str, Any] = {"image_size": options.image_size, "on_error": options.on_bad_image}
+    arguments: dict[str, Any] = {"image_size": options.image_size, "on_bad_image": options.on_bad_image}
     arguments["identities"] = options.identities
     dataset = build_dataset(options.data, cache=options.cache == "on", **arguments)
     # Only the scan tells how many images there are, and reading them all drops the unreadable ones: a second build.
@@ -275,8 +275,10 @@ def build_backbone(config: TrainConfig) -> nn.Module:
         raise error("train", "backbone_options", rule, got) from cause
 
 
-def build_loader(config: TrainConfig, dataset: FaceDataset, objective_type: type[Objective]) -> AttentionLoader:
-    """The attention loader with what the objective needs of it."""
+def build_loader(
+    config: TrainConfig, dataset: FaceDataset, objective_type: type[Objective], group: Group | None = None
+) -> AttentionLoader:
+    """The attention loader with what the objective needs of it, for this process of a group."""
     options = config.dataset
     return AttentionLoader(
         dataset,
@@ -286,6 +288,8 @@ def build_loader(config: TrainConfig, dataset: FaceDataset, objective_type: type
         min_images=options.min_images,
         negatives_per_batch=objective_type.negatives_per_batch(config),
         augment=options.augment,
+        rank=0 if group is None else group.rank,
+        world_size=1 if group is None else group.count,
         num_workers=options.workers,
     )
 

@@ -8,7 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from attfc_cuda.data import AttentionLoader, Batch, FaceDataset, FolderFaces, ProceduralFaces, UnreadableImage
+from attfc_cuda.data import (
+    AttentionLoader,
+    Batch,
+    FaceDataset,
+    FolderFaces,
+    ProceduralFaces,
+    UnreadableImage,
+    build_dataset,
+)
 
 SIZE = 8
 
@@ -16,9 +24,9 @@ SIZE = 8
 class NumberedFaces(FaceDataset):
     """Image i shows its own number in the left half, and 255 at the right edge so that a mirrored one is recognised."""
 
-    def __init__(self, counts, broken=(), on_error="raise"):
+    def __init__(self, counts, broken=(), on_bad_image="raise"):
         super().__init__(np.repeat(np.arange(len(counts)), counts), [f"id{k}" for k in range(len(counts))], SIZE)
-        self.broken, self.on_error = frozenset(broken), on_error
+        self.broken, self.on_bad_image = frozenset(broken), on_bad_image
 
     def _load(self, index):
         if index in self.broken:
@@ -93,7 +101,7 @@ def test_mirroring():
 
 @pytest.mark.parametrize("stop", [1, 4, 9, 10, 13])
 def test_resumes_to_the_identical_rest(stop):
-    # 10 batches a pass; 10 is the state taken in the body of the pass's last batch.
+    # 10 batches an epoch; 10 is the state taken in the body of the epoch's last batch.
 
     def make():
         return AttentionLoader(NumberedFaces([3] * 26 + [1] * 5), 8, 2, drop_last=False, seed=4)
@@ -157,18 +165,39 @@ def test_global_random_state_is_neither_used_nor_changed():
     assert _equal(first, run()) and not np.array_equal(numpy_state, np.random.get_state()[1])
 
 
-def test_shards_make_up_the_pass():
-    dataset = NumberedFaces([3] * 21)
-    ranks = [AttentionLoader(dataset, 5, 1, rank=rank, world_size=3, drop_last=False) for rank in range(3)]
-    numbers = [_numbers(torch.cat([batch.probe for batch in loader]))[0].tolist() for loader in ranks]
-    assert [len(part) for part in numbers] == [21, 21, 21]
-    assert sorted(sum(numbers, [])) == list(range(63))
-    assert ranks[0].state_dict() == ranks[2].state_dict()
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_users_processes_and_the_trainers_get_the_same_images(drop_last):
+    dataset = NumberedFaces([3] * 22 + [1] * 7)
+    alone = AttentionLoader(dataset, 16, 1, drop_last=drop_last)
+    processes = [AttentionLoader(dataset, 16, 1, rank=rank, world_size=2, drop_last=drop_last) for rank in range(2)]
+    assert len(alone) == len(processes[0]) == (4 if drop_last else 5)
+    for whole, *parts in zip(alone, *processes, strict=True):
+        assert all(map(torch.equal, whole, map(torch.cat, zip(*parts, strict=True))))
+    assert processes[0].state_dict() == processes[1].state_dict() == alone.state_dict()
+
+
+def test_a_position_saved_by_three_processes_fits_two():
+    dataset = NumberedFaces([3] * 20)
+    three, two = (AttentionLoader(dataset, 6, 1, rank=1, world_size=count) for count in (3, 2))
+    for _, _batch in zip(range(4), three, strict=False):
+        state = three.state_dict()
+    two.load_state_dict(state)
+    whole = list(AttentionLoader(dataset, 6, 1))
+    assert torch.equal(next(iter(two)).probe, whole[4].probe[3:])
+
+
+def test_states_of_earlier_releases():
+    loader = AttentionLoader(NumberedFaces([3] * 10), 4)
+    state = loader.state_dict()
+    loader.load_state_dict({**state, "batch": 2, "world_size": 1})
+    assert loader.state_dict() == {**state, "batch": 2}
+    with pytest.raises(ValueError, match="world_size must be 1 in a state of an earlier release, got 2; start anew"):
+        loader.load_state_dict({**state, "world_size": 2})
 
 
 def test_unreadable_images_leave_their_rows_out():
     # Identity 0 is 0..3, identity 1 is 4 and 5, and so on; the singles are 14 and 15.
-    dataset = NumberedFaces([4, 2, 4, 4, 1, 1], broken={1, 4, 14}, on_error="skip")
+    dataset = NumberedFaces([4, 2, 4, 4, 1, 1], broken={1, 4, 14}, on_bad_image="skip")
     with pytest.warns(UserWarning, match="row ignored: image (1|4|14) is broken"):
         loader = AttentionLoader(dataset, 14, 1)
         batch = next(iter(loader))
@@ -196,7 +225,7 @@ def test_corrupt_file_in_a_folder(tmp_path):
             Image.fromarray(np.full((16, 16), 40 * k + 10 * j, np.uint8)).save(tmp_path / f"id{k}" / f"{j}.jpg")
     bad = tmp_path / "id2" / "1.jpg"
     bad.write_bytes(bad.read_bytes()[:-60])
-    skipping, strict = (AttentionLoader(FolderFaces(tmp_path, 16, on_error=mode), 12, 2, num_workers=workers)
+    skipping, strict = (AttentionLoader(FolderFaces(tmp_path, 16, on_bad_image=mode), 12, 2, num_workers=workers)
                         for mode, workers in (("skip", 1), ("raise", 0)))  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -208,12 +237,15 @@ def test_corrupt_file_in_a_folder(tmp_path):
 
 
 def test_report():
-    report = AttentionLoader(NumberedFaces([3] * 10 + [1] * 6), 5, 1, world_size=2).report()
+    report = AttentionLoader(NumberedFaces([3] * 10 + [1] * 6), 10, 1, world_size=2).report()
     assert "NumberedFaces: 16 identities, 36 images" in report and "with a single image: 6" in report
-    assert "30 probe images of 10 identities with at least 2 images; 3 batches of 5 a pass on each of 2 ranks" in report
-    assert "negatives only: 6 images of 6 identities with fewer (each once a pass, 1.0 a batch)" in report
+    assert (
+        "30 probe images of 10 identities with at least 2 images; 3 batches of 10 an epoch, each cut over 2 processes"
+        in report
+    )
+    assert "negatives only: 6 images of 6 identities with fewer (each once an epoch, 2.0 a batch)" in report
     report = AttentionLoader(NumberedFaces([3] * 10 + [1] * 6), 5, 1, negatives_per_batch=4).report()
-    assert "(4 a batch)" in report and "ranks" not in report
+    assert "(4 a batch)" in report and "processes" not in report
 
 
 @pytest.mark.parametrize(
@@ -221,7 +253,7 @@ def test_report():
     [
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"batch_size": 2.0}, TypeError, "batch_size must be an int, got 2.0"),
-        ({"batch_size": 31}, ValueError, "batch_size must fit into a pass of 30 probe images, got 31 x 1 ranks; lower"),
+        ({"batch_size": 31}, ValueError, "batch_size must fit into an epoch of 30 probe images, got 31; lower"),
         ({"gallery_size": -1}, ValueError, "gallery_size must lie in 0 to 63, got -1"),
         ({"gallery_size": 64}, ValueError, "gallery_size must lie in 0 to 63, got 64"),
         ({"seed": -1}, ValueError, "seed must lie in 0 to 18446744073709551615, got -1"),
@@ -238,6 +270,9 @@ def test_report():
         ({"augment": "crop:1.5.5"}, ValueError, "augment must give probabilities from 0 to 1"),
         ({"world_size": 0}, ValueError, "world_size must be at least 1, got 0"),
         ({"rank": 2, "world_size": 2}, ValueError, "rank must lie in 0 to 1, got 2"),
+        ({"world_size": 5}, ValueError, "batch_size must hold at least a probe for each of the 5 processes, got 4; it"),
+        ({"world_size": 3, "drop_last": False}, ValueError,
+         "drop_last must leave a row to each process, got False with 2 rows in the last batch for 3 processes"),
         ({"num_workers": -1}, ValueError, "num_workers must be at least 0, got -1"),
     ],
 )  # fmt: skip
@@ -251,7 +286,6 @@ def test_bad_arguments(kwargs, kind, message):
     [
         ({"seed": 1}, "seed must equal the loader's 0, got 1; build the loader as it was when the state was saved"),
         ({"batch_size": 5}, "batch_size must equal the loader's 4, got 5"),
-        ({"world_size": 2}, "world_size must equal the loader's 1, got 2"),
         ({"labels_crc32": 1}, "labels_crc32 must equal the loader's "),
         ({"batch": 7}, "batch must lie in 0 to 6, got 7"),
         ({"pass": -1}, "pass must be at least 0, got -1"),
@@ -268,3 +302,23 @@ def test_state_of_another_run_is_refused(change, message):
 def test_labels_must_be_contiguous():
     with pytest.raises(ValueError, match="FaceDataset: labels must cover 0..C-1 with at least one image each, got 3"):
         FaceDataset(np.array([0, 2, 2]), ["a", "b", "c"], 8)
+
+
+def test_the_old_name_of_on_bad_image(tmp_path):
+    (tmp_path / "anna").mkdir()
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "anna" / "0.png")
+    with pytest.warns(DeprecationWarning, match=r"FolderFaces\(on_error=...\) is now on_bad_image="):
+        faces = FolderFaces(tmp_path, 16, on_error="raise")
+    with pytest.warns(DeprecationWarning, match="on_error is now on_bad_image"):
+        assert faces.on_error == faces.on_bad_image == "raise"
+    with pytest.warns(DeprecationWarning, match="on_error is now on_bad_image"):
+        faces.on_error = "skip"
+    assert faces.on_bad_image == "skip"
+    with pytest.warns(DeprecationWarning, match="Lenient.on_error is now on_bad_image"):
+
+        class Lenient(NumberedFaces):
+            on_error = "skip"
+
+    assert Lenient.on_bad_image == "skip"
+    with pytest.warns(DeprecationWarning, match=r"build_dataset\(on_error=...\) is now on_bad_image="):
+        assert build_dataset(str(tmp_path), 16, on_error="raise").on_bad_image == "raise"

@@ -24,9 +24,9 @@ def test_folders(tmp_path):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name / "0.png")
     (tmp_path / "ids.txt").write_text("ben\n")
     a, b, ids = tmp_path / "a", tmp_path / "b", tmp_path / "ids.txt"
-    faces = build_dataset(f"{a}, {b}", 16, f"{ids},", on_error="raise", cache=True)
+    faces = build_dataset(f"{a}, {b}", 16, f"{ids},", on_bad_image="raise", cache=True)
     assert isinstance(faces, FolderFaces) and faces.identities == ["ben", "anna", "carl"]
-    assert faces.on_error == "raise" and "kept in memory" in faces.report()
+    assert faces.on_bad_image == "raise" and "kept in memory" in faces.report()
     assert build_dataset(str(a), 16, [ids]).identities == ["ben"]
     assert build_dataset(f"{a},{b}", 16).identities == ["anna", "ben", "anna", "carl"]
 

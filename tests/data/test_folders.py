@@ -79,8 +79,8 @@ def test_what_is_no_image_is_counted_in_both_modes(tree):
     (tree / "anna" / "Thumbs.db").write_bytes(b"x")
     (tree / "anna" / "deeper.png").mkdir()
     (tree / "readme.txt").write_text("x")
-    for on_error in ("skip", "raise"):
-        faces = FolderFaces(tree, 16, on_error=on_error)
+    for on_bad_image in ("skip", "raise"):
+        faces = FolderFaces(tree, 16, on_bad_image=on_bad_image)
         assert len(faces) == 6
         report = faces.report()
         assert f"skipped: 1 files that are no images by their extension, e.g. {tree / 'anna' / 'Thumbs.db'}" in report
@@ -94,8 +94,8 @@ def test_empty_identity_folder(tree):
     assert faces.identities == ["anna", "bob", "carl"] and faces.labels[0] == 0
     assert f"skipped: 1 identity folders without an image, e.g. {tree / 'aaron'}" in faces.report()
     with pytest.raises(ValueError, match=rf"FolderFaces: every identity folder must hold at least one image, got "
-                       rf"{tree / 'aaron'}; on_error=\"skip\" leaves it out"):  # fmt: skip
-        FolderFaces(tree, 16, on_error="raise")
+                       rf"{tree / 'aaron'}; on_bad_image=\"skip\" leaves it out"):  # fmt: skip
+        FolderFaces(tree, 16, on_bad_image="raise")
 
 
 def _forbid(monkeypatch, folder):
@@ -116,7 +116,7 @@ def test_unreadable_identity_folder(tree, monkeypatch):
     assert faces.identities == ["anna", "carl"]
     assert f"skipped: 1 unreadable identity folders, e.g. {tree / 'bob'} (Permission denied)" in faces.report()
     with pytest.raises(ValueError, match=rf"every identity folder must be readable, got {tree / 'bob'} \(Permission"):
-        FolderFaces(tree, 16, on_error="raise")
+        FolderFaces(tree, 16, on_bad_image="raise")
 
 
 def test_unreadable_root(tree, monkeypatch):
@@ -140,7 +140,7 @@ def test_no_images_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"on_error": "warn"}, 'on_error must be "skip" or "raise", got \'warn\''),
+        ({"on_bad_image": "warn"}, 'on_bad_image must be "skip" or "raise", got \'warn\''),
         ({"image_size": 0}, "image_size must lie in 8 to 4096, got 0"),
         ({"identities": [None, None]}, "identities must have one entry for each root, got 2 for 1 roots; give None"),
         ({"identities": "no/such/list.txt"}, "identities must be readable text files, got no/such/list.txt"),
@@ -161,9 +161,9 @@ def damaged(tree):
 
 
 def test_corrupt_image_is_named_when_it_is_read(damaged):
-    for on_error in ("skip", "raise"):
-        faces = FolderFaces(damaged, 16, on_error=on_error)
-        assert len(faces) == 6 and faces.on_error == on_error
+    for on_bad_image in ("skip", "raise"):
+        faces = FolderFaces(damaged, 16, on_bad_image=on_bad_image)
+        assert len(faces) == 6 and faces.on_bad_image == on_bad_image
         with pytest.raises(UnreadableImage, match=str(damaged / "bob" / "0.png")):
             faces[2]
         assert int(faces[3].float().mean()) == 10
@@ -178,7 +178,7 @@ def test_check_leaves_corrupt_images_out_with_their_identity(damaged, kwargs):
     assert "skipped: 2 images that cannot be decoded, e.g. decode_image: data must be a readable image" in report
     assert f"skipped: 1 identities without a readable image, e.g. {damaged / 'bob'}" in report
     with pytest.raises(UnreadableImage, match=str(damaged / "bob" / "0.png")):
-        FolderFaces(damaged, 16, on_error="raise", **kwargs)
+        FolderFaces(damaged, 16, on_bad_image="raise", **kwargs)
 
 
 def test_check_that_finds_nothing_readable(tmp_path):
@@ -210,7 +210,7 @@ def test_real_faces(shared_data, tmp_path):
     with tarfile.open(shared_data / "orl.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     lists = shared_data / "lists"
-    train = FolderFaces(tmp_path / "orl", 112, lists / "orl_train_ids.txt", on_error="raise", check=True)
+    train = FolderFaces(tmp_path / "orl", 112, lists / "orl_train_ids.txt", on_bad_image="raise", check=True)
     dev = FolderFaces(tmp_path / "orl", 112, lists / "orl_dev_ids.txt")
     assert (len(train.identities), len(train), len(dev.identities), len(dev)) == (30, 300, 10, 100)
     assert not set(train.identities) & set(dev.identities)

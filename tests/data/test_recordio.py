@@ -218,7 +218,7 @@ def test_damage_is_counted_or_named(tmp_path, case, index):
     assert kept == [v for v in (10, 20, 30, 40, 50, 60) if v in kept] and 5 <= len(kept) + (case == "first") <= 6
     assert "skipped: " in faces.report() and str(path) in faces.skipped.text("")
     with pytest.raises(ValueError, match="RecordFaces: path must hold intact records, got") as raised:
-        RecordFaces(path, 16, on_error="raise")
+        RecordFaces(path, 16, on_bad_image="raise")
     assert str(path) in str(raised.value) and message in str(raised.value)
 
 
@@ -241,7 +241,7 @@ def test_a_hostile_idx(tmp_path):
         faces = RecordFaces(path, 16)
         assert values(faces) == [10, 20, 30, 40, 50, 60], text
         with pytest.raises(ValueError, match=message):
-            RecordFaces(path, 16, on_error="raise")
+            RecordFaces(path, 16, on_bad_image="raise")
 
 
 def test_a_long_idx_is_read_in_pieces(tmp_path, monkeypatch):
@@ -307,7 +307,7 @@ def test_pack_and_read_back(folder, tmp_path):
     for index in (True, False):
         if not index:
             path.with_suffix(".idx").unlink()
-        faces = RecordFaces(path, 16, on_error="raise")
+        faces = RecordFaces(path, 16, on_bad_image="raise")
         assert values(faces) == [10, 20, 30, 40, 50, 60] and faces.labels.tolist() == [0, 0, 1, 2, 2, 2]
         assert "header: images are keys 1 to 6, identities have 3 ranges\n" in faces.report()
         assert faces.content(0) == png(10)
@@ -332,12 +332,12 @@ def test_pack_resizes_and_leaves_out_what_cannot_be_read(folder, tmp_path):
     text = pack(FolderFaces(folder, 16), path, image_size=24)
     assert "5 images of 2 identities" in text and "skipped: 1 images that cannot be read, e.g. decode_image" in text
     assert "skipped: 1 identities without a readable image, e.g. ben" in text
-    faces = RecordFaces(path, 24, on_error="raise")
+    faces = RecordFaces(path, 24, on_bad_image="raise")
     assert faces.labels.tolist() == [0, 0, 1, 1, 1] and faces.content(0)[:3] == b"\xff\xd8\xff"
     assert np.abs(np.array(values(faces)) - [10, 20, 40, 50, 60]).max() <= 1
     before = path.read_bytes()
     with pytest.raises(UnreadableImage, match="ben/30.png"):
-        pack(FolderFaces(folder, 16, on_error="raise"), path, image_size=24)
+        pack(FolderFaces(folder, 16, on_bad_image="raise"), path, image_size=24)
     assert path.read_bytes() == before and len(RecordFaces(path, 24)) == 5  # the old pair is still whole
     assert not list(tmp_path.glob(".*"))
 
@@ -356,13 +356,13 @@ def test_a_kill_while_packing_never_leaves_an_idx_of_another_rec(folder, tmp_pat
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", killed)
         pack(FolderFaces(folder, 16), path)
-    assert values(RecordFaces(path, 16, on_error="raise")) == [20, 30, 40, 50, 60]
+    assert values(RecordFaces(path, 16, on_bad_image="raise")) == [20, 30, 40, 50, 60]
 
 
 def test_pack_without_a_header_where_float32_cannot_hold_its_keys(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("attfc_cuda.data.sources.recordio_writer.MAX_LABEL", 7)
     pack(FolderFaces(folder, 16), tmp_path / "train.rec")
-    faces = RecordFaces(tmp_path / "train.rec", 16, on_error="raise")
+    faces = RecordFaces(tmp_path / "train.rec", 16, on_bad_image="raise")
     assert values(faces) == [10, 20, 30, 40, 50, 60] and "header" not in faces.report()
     monkeypatch.setattr("attfc_cuda.data.sources.recordio_writer.MAX_LABEL", 2)
     with pytest.raises(ValueError, match="pack: dataset must have at most 2 identities, got 3"):

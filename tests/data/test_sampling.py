@@ -22,8 +22,8 @@ def _sampler(dataset, batch_size=4, gallery_size=2, seed=0, min_images=2, negati
     return AttentionSampler(dataset, batch_size, gallery_size, seed, min_images, negatives, drop_last, rank, world_size)
 
 
-def _pass(sampler, pass_index=0):
-    plans = [sampler.plan(pass_index, batch, True) for batch in range(sampler.num_batches)]
+def _epoch(sampler, epoch=0):
+    plans = [sampler.plan(epoch, batch, True) for batch in range(sampler.num_batches)]
     return tuple(np.concatenate(parts) for parts in zip(*plans, strict=True))
 
 
@@ -36,12 +36,12 @@ counts_of_identities = st.lists(st.integers(1, 7), min_size=1, max_size=25).filt
     batch_size=st.integers(1, 9),
     gallery_size=st.integers(1, 9),
     seed=st.integers(0, 2**64 - 1),
-    pass_index=st.integers(0, 3),
+    epoch=st.integers(0, 3),
 )
-def test_one_pass_against_the_contract(counts, batch_size, gallery_size, seed, pass_index):
+def test_one_epoch_against_the_contract(counts, batch_size, gallery_size, seed, epoch):
     dataset = _dataset(counts, shuffle_seed=seed % 1000)
     sampler = _sampler(dataset, batch_size, gallery_size, seed)
-    probes, gallery, negatives, *mirrors, _ = _pass(sampler, pass_index)
+    probes, gallery, negatives, *mirrors, _ = _epoch(sampler, epoch)
     counts = np.array(counts)
 
     # Every image of an identity with others is a probe exactly once; every other image is a negative exactly once.
@@ -57,58 +57,68 @@ def test_one_pass_against_the_contract(counts, batch_size, gallery_size, seed, p
     assert [mirror.shape for mirror in mirrors] == [probes.shape, gallery.shape, negatives.shape]
 
 
-@settings(deadline=None, max_examples=80)
-@given(counts=counts_of_identities, batch_size=st.integers(1, 5), world_size=st.integers(1, 4), drop_last=st.booleans())
-def test_shards_are_disjoint_and_equally_long(counts, batch_size, world_size, drop_last):
-    dataset, counts = _dataset(counts), np.array(counts)
-    usable = counts[counts >= 2].sum()
-    if usable // (batch_size * world_size if drop_last else world_size) == 0:
-        with pytest.raises(ValueError, match="batch_size must fit into a pass"):
-            _sampler(dataset, batch_size, drop_last=drop_last, world_size=world_size)
-        return
-    ranks = [
-        _sampler(dataset, batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
-        for rank in range(world_size)
+def _images(plan):
+    """A key for each image of the plan, in the order of its seeds: its place by probe, or its number as a negative."""
+    rows = [(int(probe), -1, 0) for probe in plan.probe]
+    rows += [
+        (int(p), place, int(g)) for p, row in zip(plan.probe, plan.gallery, strict=True) for place, g in enumerate(row)
     ]
-    assert len({sampler.num_batches for sampler in ranks}) == 1
-    for batch in range(ranks[0].num_batches):  # in every step, not only over the pass: ranks wait for each other
-        assert len({len(sampler.plan(0, batch, True).probe) for sampler in ranks}) == 1
-    passes = [_pass(sampler) for sampler in ranks]
-    probes = np.concatenate([one[0] for one in passes])
-    assert len(set(probes)) == len(probes)
-    sitting_out = usable - len(probes)
-    assert 0 <= sitting_out < (batch_size * world_size if drop_last else world_size)
-    negatives = np.concatenate([one[2] for one in passes])
-    assert np.array_equal(np.sort(negatives), np.flatnonzero(counts[dataset.labels] < 2))
+    return rows + [(-1, -1, int(negative)) for negative in plan.negatives]
 
 
-def test_a_global_batch_is_the_same_for_any_number_of_ranks():
-    dataset = _dataset([3] * 40 + [1] * 30)
-    alone = _sampler(dataset, 12)
-    shared = [_sampler(dataset, 4, rank=rank, world_size=3) for rank in range(3)]
+@settings(deadline=None, max_examples=60)
+@given(
+    counts=counts_of_identities,
+    batch_size=st.integers(1, 9),
+    world_size=st.integers(1, 4),
+    negatives=st.sampled_from(["auto", 0, 3]),
+    drop_last=st.booleans(),
+)
+def test_the_parts_of_a_batch_are_the_batch(counts, batch_size, world_size, negatives, drop_last):
+    dataset, usable = _dataset(counts), sum(count for count in counts if count >= 2)
+    arguments = dict(negatives=negatives, drop_last=drop_last)
+    last = usable % batch_size
+    if batch_size < world_size or (drop_last and usable < batch_size) or (not drop_last and 0 < last < world_size):
+        with pytest.raises(ValueError, match="(batch_size must|drop_last must leave a row to each process, got False)"):
+            _sampler(dataset, batch_size, world_size=world_size, **arguments)
+        return
+    alone = _sampler(dataset, batch_size, **arguments)
+    processes = [
+        _sampler(dataset, batch_size, rank=rank, world_size=world_size, **arguments) for rank in range(world_size)
+    ]
     for batch in range(alone.num_batches):
-        whole, parts = alone.plan(2, batch, True), [sampler.plan(2, batch, True) for sampler in shared]
-        for name in ("probe", "gallery", "mirror_probe", "mirror_gallery"):
-            joined = np.concatenate([getattr(part, name) for part in parts])
-            assert np.array_equal(getattr(whole, name), joined), name
+        plans, expected = [one.plan(1, batch, True, True) for one in processes], alone.plan(1, batch, True, True)
+        for number in range(6):
+            assert np.array_equal(np.concatenate([plan[number] for plan in plans]), expected[number])
+        sizes = [len(plan.probe) for plan in plans]
+        assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1
+        # The seed of an image's augmentation goes where the image goes.
+        seed_of = {}
+        for image, seed in zip(_images(expected), expected.seeds, strict=True):
+            seed_of.setdefault(image, set()).add(seed)
+        for plan in plans:
+            assert all(seed in seed_of[image] for image, seed in zip(_images(plan), plan.seeds, strict=True))
+            assert len(plan.seeds) == len(_images(plan))
+        assert len(processes[0].plan(1, batch, True).seeds) == 0
+    assert {one.num_batches for one in processes} == {alone.num_batches}
 
 
 def test_a_row_depends_on_its_position_and_not_on_the_batch_size():
     dataset = _dataset([5] * 30)
-    small, large = _pass(_sampler(dataset, 7), 1), _pass(_sampler(dataset, 64), 1)
+    small, large = _epoch(_sampler(dataset, 7), 1), _epoch(_sampler(dataset, 64), 1)
     for a, b in zip(small, large, strict=True):
         assert np.array_equal(a, b)
 
 
-def test_seed_and_pass_change_order_gallery_and_mirroring():
+def test_seed_and_epoch_change_order_gallery_and_mirroring():
     dataset = _dataset([6] * 50)
-    base = _pass(_sampler(dataset))
-    for other in (_pass(_sampler(dataset, seed=1)), _pass(_sampler(dataset), 1)):
+    base = _epoch(_sampler(dataset))
+    for other in (_epoch(_sampler(dataset, seed=1)), _epoch(_sampler(dataset), 1)):
         assert (base[0] == other[0]).mean() < 0.1
         by_probe = [plan[1][np.argsort(plan[0])] for plan in (base, other)]
         assert (by_probe[0] == by_probe[1]).all(axis=1).mean() < 0.2  # 1 in 20 by chance
         assert 0.3 < (base[3] == other[3]).mean() < 0.7
-    again = _pass(_sampler(dataset))
+    again = _epoch(_sampler(dataset))
     assert all(np.array_equal(a, b) for a, b in zip(base, again, strict=True))
 
 
@@ -116,7 +126,7 @@ def test_gallery_and_mirroring_are_uniform():
     # 5 images, r = 2: each of the 12 ordered pairs of others equally often, and each of the 8 mirrorings.
     dataset = _dataset([5])
     sampler = _sampler(dataset, 5, 2)
-    plans = [sampler.plan(pass_index, 0, True) for pass_index in range(2000)]
+    plans = [sampler.plan(epoch, 0, True) for epoch in range(2000)]
     probes, gallery = (np.concatenate([getattr(plan, name) for plan in plans]) for name in ("probe", "gallery"))
     pairs = (gallery - probes[:, None]) % 5
     seen = np.bincount(pairs[:, 0] * 5 + pairs[:, 1], minlength=25)
@@ -127,14 +137,14 @@ def test_gallery_and_mirroring_are_uniform():
     kinds = np.bincount(mirrors @ [1, 2, 4], minlength=8)
     assert np.abs(kinds - len(mirrors) / 8).max() < 5 * (len(mirrors) / 8) ** 0.5
     first = np.concatenate([plan.probe[:1] for plan in plans])
-    assert np.abs(np.bincount(first) - 400).max() < 5 * 20  # the order of the pass
+    assert np.abs(np.bincount(first) - 400).max() < 5 * 20  # the order of the epoch
 
 
 @pytest.mark.parametrize("min_images", [1, 3, 5])
 def test_min_images_decides_who_is_a_probe(min_images):
     counts = np.array([1, 2, 3, 4, 5, 5])
     dataset = _dataset(counts)
-    probes, gallery, negatives, *_ = _pass(_sampler(dataset, min_images=min_images))
+    probes, gallery, negatives, *_ = _epoch(_sampler(dataset, min_images=min_images))
     assert set(dataset.labels[probes]) == set(np.flatnonzero(counts >= min_images))
     assert set(dataset.labels[negatives]) == set(np.flatnonzero(counts < min_images))
     if min_images == 1:  # the single image has only itself

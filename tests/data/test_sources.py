@@ -88,7 +88,7 @@ def test_a_lists_bad_lines_are_counted_or_named(images):
         with pytest.raises(
             ValueError, match=rf"ListFaces: every line must be a path and a label, got .* at byte {len(start)} of"
         ):
-            ListFaces(images / "l.txt", 16, on_error="raise")
+            ListFaces(images / "l.txt", 16, on_bad_image="raise")
     (images / "l.txt").write_text("\n")
     with pytest.raises(ValueError, match="ListFaces: path must name at least one image, got .*l.txt; a line is a path"):
         ListFaces(images / "l.txt", 16)
@@ -186,7 +186,7 @@ def test_what_is_wrong_in_a_shard(shard, tmp_path):
         faces = TarFaces(shard, 16)
         assert values(faces) in ([10, 20], [10, 30]) and what in faces.report() and str(shard) in faces.report()
         with pytest.raises(ValueError, match=f"TarFaces: shards must be intact, got {shard}: byte .*{message}"):
-            TarFaces(shard, 16, on_error="raise")
+            TarFaces(shard, 16, on_bad_image="raise")
     with tarfile.open(shard, "w:gz") as archive:
         add(archive, "a/0.png", png(1))
     with pytest.raises(
@@ -277,8 +277,8 @@ def test_without_lmdb_the_error_says_what_to_install(tmp_path, monkeypatch):
 
 def test_sources_are_joined_and_packed(shard, images, tmp_path):
     (images / "l.txt").write_text("a face 10.png 0\na face 20.png 1\n")
-    faces = build_dataset(f"{shard}, {images / 'l.txt'}", 16, on_error="raise")
-    assert isinstance(faces, ConcatFaces) and faces.on_error == "raise"
+    faces = build_dataset(f"{shard}, {images / 'l.txt'}", 16, on_bad_image="raise")
+    assert isinstance(faces, ConcatFaces) and faces.on_bad_image == "raise"
     assert values(faces) == [10, 20, 30, 10, 20] and faces.labels.tolist() == [1, 0, 1, 2, 3]
     report = faces.report()
     assert "ConcatFaces: 4 identities, 5 images" in report and "TarFaces: 2" in report and "ListFaces: 2" in report
@@ -287,5 +287,5 @@ def test_sources_are_joined_and_packed(shard, images, tmp_path):
     assert isinstance(packed, RecordFaces) and values(packed) == [20, 10, 30]
     with pytest.raises(ValueError, match=r"identities must be left out where a source is no folder, got \['a', ''\]"):
         build_dataset(f"{shard}, {images / 'l.txt'}", 16, "a,")
-    with pytest.raises(ValueError, match="ConcatFaces: parts must share one image_size and on_error, got"):
+    with pytest.raises(ValueError, match="ConcatFaces: parts must share one image_size and on_bad_image, got"):
         ConcatFaces([build_dataset(str(shard), 16), build_dataset(str(shard), 24)])

@@ -12,39 +12,11 @@ import torch
 from torch import nn
 
 from attfc_cuda import FullyConnected
-from attfc_cuda.data import AttentionLoader, build_dataset
-from attfc_cuda.data.sampling import BatchPlan
+from attfc_cuda.data import AttentionLoader, FaceDataset
 from attfc_cuda.train import TrainConfig, split_state
-from attfc_cuda.train.process_group import Group, LostProcess, Silence, SplitSampler, join
-from attfc_cuda.train.training import refuse_loose_parameters
-
-
-def images_of(plan: BatchPlan) -> list[tuple[int, int, int]]:
-    """A key for each image of the plan, in the order of its seeds: its place by probe, or its number as a negative."""
-    rows = [(int(probe), -1, 0) for probe in plan.probe]
-    rows += [
-        (int(p), place, int(g)) for p, row in zip(plan.probe, plan.gallery, strict=True) for place, g in enumerate(row)
-    ]
-    return rows + [(-1, -1, int(negative)) for negative in plan.negatives]
-
-
-def test_parts_of_a_plan_are_the_plan() -> None:
-    loader = AttentionLoader(build_dataset("procedural:9x5", 16), 7, 2, seed=3)
-    whole = loader.sampler
-    for count in (1, 2, 3, 7):
-        parts = [SplitSampler(whole, rank, count) for rank in range(count)]
-        for batch in range(len(loader)):
-            plans = [part.plan(1, batch, True, True) for part in parts]
-            expected = whole.plan(1, batch, True, True)
-            for number in range(6):
-                assert np.array_equal(np.concatenate([plan[number] for plan in plans]), expected[number])
-            # The seed of an image's augmentation goes where the image goes.
-            seed_of = dict(zip(images_of(expected), expected.seeds, strict=True))
-            for plan in plans:
-                assert [seed_of[image] for image in images_of(plan)] == list(plan.seeds)
-            assert len(parts[0].plan(1, batch, True).seeds) == 0
-            assert {len(plan.probe) for plan in plans} <= {7 // count, -(-7 // count)}
-    assert SplitSampler(whole, 0, 2).num_batches == len(loader)
+from attfc_cuda.train.objective import OBJECTIVES
+from attfc_cuda.train.process_group import Group, LostProcess, Silence, join
+from attfc_cuda.train.training import build_loader, load_dataset, refuse_loose_parameters
 
 
 def group(rank: int = 1, count: int = 2) -> Group:
@@ -53,10 +25,32 @@ def group(rank: int = 1, count: int = 2) -> Group:
     return made
 
 
-def test_a_batch_smaller_than_the_group_is_refused() -> None:
-    loader = AttentionLoader(build_dataset("procedural:9x5", 16), 3, 2)
-    with pytest.raises(ValueError, match="batch_size must hold at least a probe for each of the 4 processes, got 3"):
-        group(count=4).split(loader)
+def test_the_trainer_and_a_users_own_processes_get_the_same_images() -> None:
+    config = TrainConfig()
+    config.dataset.data, config.dataset.image_size, config.dataset.batch_size = "procedural:9x5", 16, 7
+    dataset = load_dataset(config)
+    for rank in range(2):
+        trainer = build_loader(config, dataset, OBJECTIVES[config.head.head], group(rank, 2))
+        user = AttentionLoader(
+            dataset, 7, trainer.sampler.gallery_size, seed=config.run.seed, augment=config.dataset.augment, rank=rank,
+            world_size=2,
+        )  # fmt: skip
+        for theirs, ours in zip(trainer, user, strict=True):
+            assert all(map(torch.equal, theirs, ours)) and len(ours.labels) == 3 + rank
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "negatives", "equal"), [(8, 2, True), (7, 2, False), (8, 1, False), (8, "auto", False)]
+)
+def test_heads_are_told_whether_the_parts_are_equal(
+    batch_size: int, negatives: int | str, equal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attfc_cuda.train.process_group.Shards", SimpleNamespace)
+    loader = AttentionLoader(
+        FaceDataset(np.r_[np.repeat(np.arange(9), 5), 9, 10], [f"{k}" for k in range(11)], 16),
+        batch_size, negatives_per_batch=negatives, world_size=2,
+    )  # fmt: skip
+    assert group().shards(loader).equal_batches is equal
 
 
 def test_joining(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,11 +60,11 @@ def drain(open_faces: Callable, path: Path) -> bool:
 
 
 def strictly_too(kind: type) -> Callable:
-    """As it is used by default, and every third input with on_error "raise"."""
+    """As it is used by default, and every third input with on_bad_image "raise"."""
 
     def open_faces(path: Path) -> object:
         if os.path.getsize(path) % 3 == 0:
-            return kind(path, SIZE, on_error="raise")
+            return kind(path, SIZE, on_bad_image="raise")
         return kind(path, SIZE)
 
     return open_faces

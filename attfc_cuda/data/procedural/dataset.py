@@ -23,12 +23,20 @@ class ProceduralFaces(FaceDataset):
     what hides the face, background, focus and noise, so much that the cosine of the pixels verifies only about 60 % of
     balanced pairs rightly, as on real faces. Our choice, no published set.
 
-    num_identities, images_per_identity: at least 1. image_size: pixels. seed: 0 to 2**64 - 1.
-    first_identity: where the run of identities starts; sets with the same seed and disjoint runs share no identity, so
-    training and verification sets are made that way. cache: draw everything once, keep it in memory.
     `dataset[i]`: uint8 [3, image_size, image_size], a function of (seed, identity, image) and the size alone: equal on
     every machine, whatever num_identities and images_per_identity are.
-    Errors: ValueError or TypeError naming the argument.
+
+    Args:
+        num_identities: At least 1.
+        images_per_identity: At least 1.
+        image_size: Height and width in pixels.
+        seed: 0 to 2**64 - 1.
+        first_identity: Where the run of identities starts; sets with the same seed and disjoint runs share no identity,
+            so training and verification sets are made that way.
+        cache: Draw everything once and keep it in memory.
+
+    Raises:
+        ValueError, TypeError: Naming the argument.
     """
 
     def __init__(

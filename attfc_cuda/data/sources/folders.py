@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import SlowNotice
 from attfc_cuda.data.images import IMAGE_EXTENSIONS, read_bytes
 from attfc_cuda.data.sources.packed_names import PackedNames
@@ -20,32 +21,37 @@ PathLike = str | os.PathLike
 class FolderFaces(StoredFaces):
     """Images of faces in folders, a folder for each identity; identities and images in sorted order.
 
-    roots: a folder, or several. Several are concatenated: labels go on counting, and the same name in two roots is two
-    identities. image_size: every image is cut to its centred square and resized to this, see `read_image`.
-    identities: for each root a text file of the identities to take, one name a line, or None for all of them. Names
-    that the root does not have are counted in the report.
-    on_error: "skip": an identity folder without an image or that cannot be read is left out and counted, and a loader
-    leaves out a row whose image cannot be decoded (see `AttentionLoader`); "raise": each is an error naming the path.
-    Files that are no images by their extension are only counted, in both modes.
-    check: decode every image once at the start, so that unreadable ones are left out, or raised, before training, and
-    images with the same bytes are counted.
-    cache: keep the decoded images in memory (3 * image_size**2 bytes each); includes `check`.
+    `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` in both modes. `dataset.path(i)`: its file.
     Needs Pillow (`pip install attfc_cuda[data]`).
 
-    `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` in both modes. `dataset.path(i)`: its file.
-    Errors: ValueError for a root or list that cannot be read, for no images at all, for wrong arguments.
+    Args:
+        roots: A folder, or several. Several are concatenated: labels go on counting, and the same name in two roots is
+            two identities.
+        image_size: Every image is cut to its centred square and resized to this many pixels, see `read_image`.
+        identities: For each root a text file of the identities to take, one name a line, or None for all of them. Names
+            that the root does not have are counted in the report.
+        on_bad_image: "skip": an identity folder without an image or that cannot be read is left out and counted, and a
+            loader leaves out a row whose image cannot be decoded (see `AttentionLoader`); "raise": each is an error
+            naming the path. Files that are no images by their extension are only counted, in both modes.
+        cache: Keep the decoded images in memory (3 * image_size**2 bytes each); includes `check`.
+        check: Decode every image once at the start, so that unreadable ones are left out, or raised, before training,
+            and images with the same bytes are counted.
+
+    Raises:
+        ValueError: For a root or list that cannot be read, for no images at all, for wrong arguments.
     """
 
+    @renamed_keyword("on_error", "on_bad_image")
     def __init__(
         self,
         roots: PathLike | Sequence[PathLike],
         image_size: int = 112,
         identities: PathLike | Sequence[PathLike | None] | None = None,
-        on_error: str = "skip",
+        on_bad_image: str = "skip",
         cache: bool = False,
         check: bool = False,
     ):
-        super().__init__(image_size, on_error)
+        super().__init__(image_size, on_bad_image)
         self.roots = [Path(root) for root in _as_list(roots)]
         if not self.roots:
             raise error("FolderFaces", "roots", "name at least one folder", "none")
@@ -141,8 +147,8 @@ class FolderFaces(StoredFaces):
         return sorted(found)
 
     def _skip_or_raise(self, what: str, where: str, rule: str) -> None:
-        if self.on_error == "raise":
-            raise error("FolderFaces", "every identity folder", rule, where, 'on_error="skip" leaves it out')
+        if self.on_bad_image == "raise":
+            raise error("FolderFaces", "every identity folder", rule, where, 'on_bad_image="skip" leaves it out')
         self.skipped.add(what, where)
 
 

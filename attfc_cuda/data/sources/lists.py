@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.images import read_bytes
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.stored import StoredFaces
@@ -21,25 +22,32 @@ _MAX_LINE = 2**16
 class ListFaces(StoredFaces):
     """The images that a list names: on each line a path, white space, and the whole number of the identity.
 
-    path: the list. root: the folder its paths start from; None: the list's own. Empty lines and lines that start with
-    # are passed over. An identity's name is its number; numbers with gaps are renumbered in ascending order.
-    image_size, check, cache: as `FolderFaces`. on_error: "skip" leaves out and counts a line of another form; "raise"
-    makes the first an error. Whether a file exists shows when it is read, at the start only with `check`.
+    Empty lines and lines that start with # are passed over. An identity's name is its number; numbers with gaps are
+    renumbered in ascending order. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage`.
+    `dataset.path(i)`: its file.
 
-    `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage`. `dataset.path(i)`: its file.
-    Errors: ValueError for a list that cannot be read or names no image, or (on_error "raise") for a line.
+    Args:
+        path: The list.
+        image_size, cache, check: As for `FolderFaces`. Whether a file exists shows when it is read, at the start only
+            with `check`.
+        root: The folder that its paths start from; None: the list's own.
+        on_bad_image: "skip" leaves out and counts a line of another form; "raise" makes the first an error.
+
+    Raises:
+        ValueError: For a list that cannot be read or names no image, or (on_bad_image "raise") for a line.
     """
 
+    @renamed_keyword("on_error", "on_bad_image")
     def __init__(
         self,
         path: str | os.PathLike,
         image_size: int = 112,
         root: str | os.PathLike | None = None,
-        on_error: str = "skip",
+        on_bad_image: str = "skip",
         cache: bool = False,
         check: bool = False,
     ):
-        super().__init__(image_size, on_error)
+        super().__init__(image_size, on_bad_image)
         self.list, self.root = Path(path), Path(path).parent if root is None else Path(root)
         names, labels, offset = [], [], 0
         try:
@@ -68,8 +76,8 @@ class ListFaces(StoredFaces):
 
     def _bad_line(self, offset: int, text: bytes) -> None:
         got = f"{text[:60]!r} at byte {offset} of {self.list}"
-        if self.on_error == "raise":
-            raise error("ListFaces", "every line", "be a path and a label", got, 'on_error="skip" leaves it out')
+        if self.on_bad_image == "raise":
+            raise error("ListFaces", "every line", "be a path and a label", got, 'on_bad_image="skip" leaves it out')
         self.skipped.add("lines that are not a path and a label", got)
 
     def _path(self, item: int) -> Path:

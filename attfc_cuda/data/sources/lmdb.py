@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.stored import StoredFaces
@@ -32,24 +33,25 @@ class LmdbFaces(StoredFaces):
     path: the folder of data.mdb, or a database file. Keys without a slash (the `__len__` and `__keys__` of other tools)
     are counted and left out. The whole database is visited once at the start by a second process, since LMDB's library
     can crash on a damaged one; it must not be written meanwhile.
-    image_size, on_error, check, cache: as `FolderFaces`.
+    image_size, on_bad_image, check, cache: as `FolderFaces`.
 
     `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the database and the key.
     Errors: ImportError without lmdb; ValueError for a database that cannot be read, is damaged or holds no image.
     Source: the layout is our choice, that of a folder of identities; there is no common one.
     """
 
+    @renamed_keyword("on_error", "on_bad_image")
     def __init__(
         self,
         path: str | os.PathLike,
         image_size: int = 112,
-        on_error: str = "skip",
+        on_bad_image: str = "skip",
         cache: bool = False,
         check: bool = False,
     ):
         if lmdb is None:
             raise ImportError("LmdbFaces: needs lmdb; pip install lmdb")
-        super().__init__(image_size, on_error)
+        super().__init__(image_size, on_bad_image)
         self.database = Path(path)
         names, keys, identities = {}, [], []
         for key in _walk(self.database):

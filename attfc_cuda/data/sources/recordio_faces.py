@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.sources.mapped import DamagedFile
 from attfc_cuda.data.sources.recordio import RecordFile
@@ -13,37 +14,46 @@ from attfc_cuda.data.sources.stored import StoredFaces
 
 
 class RecordFaces(StoredFaces):
-    """The images of a .rec file; mxnet is not needed, the file is memory-mapped and only read within its bounds.
+    """The images of a .rec file; mxnet is not needed, and the file is only read within its bounds.
 
-    path: the .rec. An .idx of the same name beside it gives the order of the images; without one the records are
-    searched for. Both are indexed once, see `load_index`. An identity's name is its number in the file; numbers with
-    gaps are renumbered in ascending order.
-    image_size, check, cache: as `FolderFaces`. on_error: "skip" leaves out and counts a record that is damaged, holds
-    no image or has no whole number as label; "raise" makes the first an error.
+    An .idx of the same name beside it gives the order of the images; without one the records are searched for. Both are
+    indexed once, see `load_index`. An identity's name is its number in the file; numbers with gaps are renumbered in
+    ascending order. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the file and the record's
+    offset.
 
-    `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the file and the record's offset.
-    Errors: ValueError for a file that cannot be read, without an image, or (on_error "raise") with anything damaged.
+    Args:
+        path: The .rec.
+        image_size, cache, check: As for `FolderFaces`.
+        on_bad_image: "skip" leaves out and counts a record that is damaged, holds no image or has no whole number as
+            label; "raise" makes the first an error.
+
+    Raises:
+        ValueError: For a file that cannot be read, without an image, or (on_bad_image "raise") with anything damaged.
+
     Source: InsightFace's MXFaceDataset; that labels are taken from the images and not from the ranges in record 0 is
     our choice, and they are compared in the report.
     """
 
+    @renamed_keyword("on_error", "on_bad_image")
     def __init__(
         self,
         path: str | os.PathLike,
         image_size: int = 112,
-        on_error: str = "skip",
+        on_bad_image: str = "skip",
         cache: bool = False,
         check: bool = False,
     ):
-        super().__init__(image_size, on_error)
+        super().__init__(image_size, on_bad_image)
         try:
             self._records = RecordFile(path)
         except (OSError, DamagedFile) as cause:
             raise error("RecordFaces", "path", "be a readable .rec file", f"{path} ({cause})") from cause
         index = load_index(self._records)
         for what, (count, example) in index.damage.items():
-            if on_error == "raise":
-                raise error("RecordFaces", "path", "hold intact records", example, 'on_error="skip" leaves them out')
+            if on_bad_image == "raise":
+                raise error(
+                    "RecordFaces", "path", "hold intact records", example, 'on_bad_image="skip" leaves them out'
+                )
             self.skipped.add(what, example, count)
         self._facts += index.facts
         self._offsets = index.offsets

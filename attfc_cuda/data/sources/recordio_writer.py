@@ -81,14 +81,25 @@ class RecordWriter:
 
 
 def pack(dataset: StoredFaces, path: str | os.PathLike, *, image_size: int | None = None) -> str:
-    """Write the images of `dataset` into a .rec with its .idx, as InsightFace lays them out; returns a report.
+    """Write the images of `dataset` into a .rec with its .idx, as InsightFace lays them out.
 
     Record 0 holds the ranges of keys, then come the images by identity with keys from 1 on, then a record for each
     identity with its range. Where float32 cannot hold such a key (above 2^24) there are only images, from key 0 on:
-    readers know both. Images keep their bytes; with `image_size` each is decoded, cut to its square, resized and stored
-    as JPEG of quality 95. An image that cannot be read is left out and counted, or with the data set's on_error "raise"
-    is an `UnreadableImage`. The file appears when all is written, or not at all.
-    Errors: ValueError for a path that does not end in .rec, for more than 2^24 identities.
+    readers know both. The file appears when all is written, or not at all.
+
+    Args:
+        dataset: The images. One that cannot be read is left out and counted, or with its on_bad_image "raise" is an
+            `UnreadableImage`.
+        path: The .rec to write.
+        image_size: None: images keep their bytes. Else each is decoded, cut to its square, resized and stored as JPEG
+            of quality 95.
+
+    Returns:
+        A report, a few lines of text.
+
+    Raises:
+        ValueError: For a path that does not end in .rec, for more than 2^24 identities.
+        UnreadableImage: See `dataset`.
     """
     path = Path(path)
     if path.suffix != ".rec":
@@ -108,7 +119,7 @@ def pack(dataset: StoredFaces, path: str | os.PathLike, *, image_size: int | Non
                 try:
                     image = _encoded(dataset, index, image_size)
                 except UnreadableImage as failure:
-                    if dataset.on_error == "raise":
+                    if dataset.on_bad_image == "raise":
                         raise
                     skipped.add("images that cannot be read", str(failure))
                     continue

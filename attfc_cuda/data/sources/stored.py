@@ -14,7 +14,7 @@ from attfc_cuda.data.images import decode_image
 from attfc_cuda.data.sources.duplicates import digest, duplicates_line
 from attfc_cuda.data.sources.skipped import Skipped
 
-ON_ERROR = ("skip", "raise")
+ON_BAD_IMAGE = ("skip", "raise")
 
 
 class StoredFaces(FaceDataset):
@@ -24,14 +24,14 @@ class StoredFaces(FaceDataset):
     `start` and gives `_content` and `_where`. An identity without an item, and with `check` an item that cannot be
     decoded, is left out, so that labels are contiguous.
 
-    image_size, on_error, check, cache: as `FolderFaces` documents them.
+    image_size, on_bad_image, check, cache: as `FolderFaces` documents them.
     """
 
-    def __init__(self, image_size: int, on_error: str) -> None:
+    def __init__(self, image_size: int, on_bad_image: str) -> None:
         here = type(self).__name__
-        if on_error not in ON_ERROR:
-            raise error(here, "on_error", 'be "skip" or "raise"', repr(on_error))
-        self.image_size, self.on_error = checked_image_size(here, image_size), on_error
+        if on_bad_image not in ON_BAD_IMAGE:
+            raise error(here, "on_bad_image", 'be "skip" or "raise"', repr(on_bad_image))
+        self.image_size, self.on_bad_image = checked_image_size(here, image_size), on_bad_image
         self.skipped, self._facts = Skipped(), []
 
     def start(
@@ -55,7 +55,7 @@ class StoredFaces(FaceDataset):
                 return decode_image(content, self.image_size, self._where(item))
 
             images, readable, failures = load_all(
-                load, len(labels), self.image_size, keep=cache, task="reading images", skip=self.on_error == "skip"
+                load, len(labels), self.image_size, keep=cache, task="reading images", skip=self.on_bad_image == "skip"
             )
             for failure in failures:
                 self.skipped.add("images that cannot be decoded", str(failure))

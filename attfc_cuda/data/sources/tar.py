@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import SlowNotice, UnreadableImage
 from attfc_cuda.data.images import IMAGE_EXTENSIONS, MAX_BYTES
 from attfc_cuda.data.sources.mapped import DamagedFile, MappedFile
@@ -32,23 +33,24 @@ class TarFaces(StoredFaces):
     A sample is an image, `<key>.<jpg, png, ...>`, and its identity: the whole number in `<key>.cls` or at "label" of
     the object in `<key>.json`; without either, the folder of the key (`<identity>/<image>.jpg`). All samples of all
     shards must use the same way.
-    image_size, check, cache: as `FolderFaces`. on_error: "skip" leaves out and counts what is damaged or has no
+    image_size, check, cache: as `FolderFaces`. on_bad_image: "skip" leaves out and counts what is damaged or has no
     identity; "raise" makes the first an error.
 
     `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the shard, the offset and the member.
-    Errors: ValueError for a shard that cannot be read, for none with an image, or (on_error "raise") for damage.
+    Errors: ValueError for a shard that cannot be read, for none with an image, or (on_bad_image "raise") for damage.
     Source: the WebDataset file format; "label" in the JSON and the folder as identity are our choice.
     """
 
+    @renamed_keyword("on_error", "on_bad_image")
     def __init__(
         self,
         shards: str | os.PathLike | Sequence[str | os.PathLike],
         image_size: int = 112,
-        on_error: str = "skip",
+        on_bad_image: str = "skip",
         cache: bool = False,
         check: bool = False,
     ):
-        super().__init__(image_size, on_error)
+        super().__init__(image_size, on_bad_image)
         paths = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
         self._shards, self._notice = [], SlowNotice("looking for images")
         places, identities = [], []
@@ -129,8 +131,8 @@ class TarFaces(StoredFaces):
     def _damage(self, what: str, shard: int, offset: int, rule: str, got: Any) -> None:
         text = " ".join(str(got).split())[:200]
         damage = self._shards[shard].damaged(offset, rule, f"{type(got).__name__}: {text}")
-        if self.on_error == "raise":
-            raise error("TarFaces", "shards", "be intact", damage, 'on_error="skip" leaves it out')
+        if self.on_bad_image == "raise":
+            raise error("TarFaces", "shards", "be intact", damage, 'on_bad_image="skip" leaves it out')
         self.skipped.add(what, str(damage))
 
     def _content(self, item: int) -> bytes:
