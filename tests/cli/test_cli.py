@@ -169,7 +169,7 @@ def test_demo_ends_with_a_table_and_pictures(tmp_path: Path, capsys: pytest.Capt
 ERRORS = {
     "margin": (["train", *QUICK, "--margin", "arcfase"], "margins.build: name must be one of adasin"),
     "data": (["train", "--data", "/nowhere"], "FolderFaces: roots must be readable folders, got /nowhere"),
-    "batch": (["train", *QUICK, "--batch-size", "65"], "AttentionLoader: batch_size must fit into a pass of 64"),
+    "batch": (["train", *QUICK, "--batch-size", "65"], "AttentionLoader: batch_size must fit into an epoch of 64"),
     "capacity": (["train", *QUICK, "--capacity", "3"], "train: capacity must hold a whole batch, 8 centres"),
     "range": (["train", "--lr", "-1"], "train: lr must be above 0, got -1.0"),
     "config": (["train", "--config", "/nowhere.json"], "train: config must be a readable JSON file, got /nowhere.json"),

@@ -35,7 +35,7 @@ def faces(tmp_path: Path) -> Path:
 def test_report_names_what_will_run(tiny_config: Tiny, faces: Path) -> None:
     report = Training(tiny_config(data=str(faces), steps=None, passes=10.0), AttFCObjective).report()
     assert "11 identities, 29 images" in report
-    assert "24 probe images of 6 identities with at least 2 images; 3 batches of 8 a pass" in report
+    assert "24 probe images of 6 identities with at least 2 images; 3 batches of 8 an epoch" in report
     assert "never probes, negatives only: 5 images of 5 identities" in report
     # 4 x (8 probes + 2 negatives)
     assert "AttFC with AdaSin, container of 40 centres (refresh, float32), backend" in report
@@ -140,7 +140,7 @@ def test_margins_start_gentler_here_than_in_print(tiny_config: Tiny) -> None:
             "train: backbone_options must hold arguments of small, got 'depth=3' .*depth",
         ),
         ({"backend": "cudaa"}, "backend"),
-        ({"batch_size": 65}, "AttentionLoader: batch_size must fit into a pass of 64 probe images, got 65"),
+        ({"batch_size": 65}, "AttentionLoader: batch_size must fit into an epoch of 64 probe images, got 65"),
         ({"data": "procedural:3"}, "build_dataset: spec must be .*, got 'procedural:3'"),
         ({"data": "/nowhere/faces"}, "FolderFaces: roots must be readable folders, got /nowhere/faces"),
         ({"verify_pairs": "/nowhere/pairs.txt"}, "verify: pairs must name existing pair lists, got /nowhere/pairs.txt"),
