@@ -2,35 +2,41 @@
 
 Public names: the heads :class:`AttFC`, :class:`FullyConnected`, :class:`PartialFC` and their parts, the margins, and
 the stateless functions they are made of.
-Importing needs torch and nothing else; the compiled extension is loaded at the first call (``attfc info`` reports it).
+They are imported at their first use, which needs torch and nothing else; the compiled extension is loaded at the first
+call (``attfc info`` reports it).
 """
 
+from typing import TYPE_CHECKING
+
 from attfc_cuda import _deprecated
+from attfc_cuda._lazy import lazy_attributes
 from attfc_cuda._version import __version__
-from attfc_cuda.functional import (
-    MarginSoftmaxOutput,
-    NegativeLogSumExp,
-    generate_class_centers,
-    inverse_norms,
-    margin_softmax_loss,
-    negative_logsumexp,
-)
-from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
-from attfc_cuda.heads.container import DynamicClassContainer
-from attfc_cuda.heads.momentum_encoder import MomentumEncoder
-from attfc_cuda.margins import (
-    AdaFace,
-    AdaSin,
-    ArcFace,
-    CombinedMargin,
-    CosFace,
-    CurricularFace,
-    MagFace,
-    Margin,
-    MVSoftmax,
-    NormFace,
-    SphereFace,
-)
+
+if TYPE_CHECKING:
+    from attfc_cuda.functional import (
+        MarginSoftmaxOutput,
+        NegativeLogSumExp,
+        generate_class_centers,
+        inverse_norms,
+        margin_softmax_loss,
+        negative_logsumexp,
+    )
+    from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
+    from attfc_cuda.heads.container import DynamicClassContainer
+    from attfc_cuda.heads.momentum_encoder import MomentumEncoder
+    from attfc_cuda.margins import (
+        AdaFace,
+        AdaSin,
+        ArcFace,
+        CombinedMargin,
+        CosFace,
+        CurricularFace,
+        MagFace,
+        Margin,
+        MVSoftmax,
+        NormFace,
+        SphereFace,
+    )
 
 _deprecated.install()
 
@@ -59,3 +65,11 @@ __all__ = [
     "margin_softmax_loss",
     "negative_logsumexp",
 ]
+
+__getattr__ = lazy_attributes(
+    __name__, __all__, ("functional", "heads", "margins", "ops", "heads.container", "heads.momentum_encoder")
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,24 +1,16 @@
-"""The one place that words an error: `<function>: <argument> must <rule>, got <value>[; <remedy>]`."""
+"""Checks of tensors, and `error`, which words every error."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from attfc_cuda._error import error
 
-def error(
-    function: str, argument: str, rule: str, got: Any, remedy: str | None = None, kind: type[Exception] = ValueError
-) -> Exception:
-    """Build (not raise) the error, so that the caller's `raise` shows in the traceback and to a type checker.
-
-    Example: ``raise error("AttFC", "capacity", "be at least 1", capacity)``.
-    """
-    tail = f"; {remedy}" if remedy else ""
-    return kind(f"{function}: {argument} must {rule}, got {got}{tail}")
+__all__ = ["error", "require_labels", "require_mapping", "require_rows"]
 
 
 def require_rows(

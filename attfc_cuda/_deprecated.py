@@ -1,4 +1,5 @@
-"""Old names of modules, keywords and backends: they work for one more release, with a DeprecationWarning."""
+"""Old names of modules, keywords, backends, attributes of modules and fields of dataclasses: they work for one more
+release, with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ MOVED = {
     "train.distributed": "train.process_group",
     "train.watch": "train.diagnostics",
     "train.judge": "evaluation.report",
+    "compat.insightface.command": "compat.insightface.run_folder",
     "data.concat": "data.sources.concat",
     "data.folders": "data.sources.folders",
     "data.lists": "data.sources.lists",
@@ -80,6 +82,43 @@ def current_backend(name: str) -> str:
         frame, stacklevel = frame.f_back, stacklevel + 1
     warn_renamed(f"backend {name!r}", repr(BACKENDS[name]), stacklevel)
     return BACKENDS[name]
+
+
+def renamed_attributes(module: str, places: dict[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module some of whose names have moved or are called otherwise.
+
+    Args:
+        module: Its `__name__`.
+        places: New dotted name inside the package, of each old name.
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warn_renamed(f"{module}.{name}", _PACKAGE + places[name])
+        place, _, attribute = places[name].rpartition(".")
+        return getattr(importlib.import_module(_PACKAGE + place), attribute)
+
+    return __getattr__
+
+
+def renamed_field(old: str, new: str) -> Callable[[type], type]:
+    """Class decorator for a dataclass: `old` is still an argument and an attribute that mean `new`."""
+
+    def decorate(cls: type) -> type:
+        def read(self: Any) -> Any:
+            warn_renamed(f"{cls.__name__}.{old}", new)
+            return getattr(self, new)
+
+        def write(self: Any, value: Any) -> None:
+            warn_renamed(f"{cls.__name__}.{old}", new)
+            setattr(self, new, value)
+
+        cls.__init__ = renamed_keyword(old, new)(cls.__init__)  # type: ignore[misc]
+        setattr(cls, old, property(read, write))
+        return cls
+
+    return decorate
 
 
 class _OldPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):

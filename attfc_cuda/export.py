@@ -1,4 +1,4 @@
-"""A trained backbone for others to use: ONNX for any runtime, safetensors for any PyTorch. `attfc export`.
+"""A trained backbone for others to use: ONNX for any runtime, safetensors for any PyTorch. `attfc export` writes them.
 
 The network alone, in eval mode: float images [B, 3, image_size, image_size], RGB in [-1, 1] (`data.normalize_images`),
 to embeddings [B, embedding_dim], not normalised. Compare them by their cosine. Files appear whole or not at all.
@@ -12,7 +12,6 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,35 +28,6 @@ SUFFIXES = (".onnx", ".safetensors")
 TOLERANCE = 1e-4  # of a component of a unit embedding, between torch and onnxruntime
 FORMAT = "attfc-backbone-1"
 _CHECKED_BATCHES = (1, 3)
-
-
-@dataclass
-class ExportCommand:
-    """Write the backbone of a run as ONNX (dynamic batch, checked against torch by onnxruntime) or as safetensors."""
-
-    run: Path
-    """Run folder (its newest checkpoint), or a checkpoint file."""
-    to: Path
-    """File to write: its ending, .onnx or .safetensors, is the format."""
-
-
-def run(command: ExportCommand) -> int:
-    """`attfc export`."""
-    from attfc_cuda.evaluation import report as judge
-    from attfc_cuda.train import checkpoint
-    from attfc_cuda.train.config import TrainConfig, parse_options
-
-    if command.to.suffix not in SUFFIXES:
-        raise error("export", "to", f"end in {' or '.join(SUFFIXES)}", command.to)
-    backbone, name = judge.load_backbone(command.run)
-    if command.to.suffix == ".onnx":
-        largest = to_onnx(backbone, command.to)
-        print(f"written: {command.to}, unit embeddings within {largest:.1e} of torch's")
-    else:
-        config = TrainConfig.from_dict(checkpoint.open_any(command.run)["config"])
-        to_safetensors(backbone, command.to, name, parse_options(config.model.backbone_options, "backbone_options"))
-        print(f"written: {command.to}")
-    return 0
 
 
 def to_onnx(backbone: nn.Module, path: str | os.PathLike) -> float:

@@ -34,3 +34,30 @@ def test_a_renamed_keyword():
         assert f(1, old=3) == (1, 3)
     with pytest.raises(TypeError, match="new must be given once, got old as well"):
         f(1, old=3, new=4)
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("evaluation.report", "judge", "evaluation.report.evaluate_sets"),
+        ("evaluation.report", "judge_suite", "evaluation.report.evaluate_suite"),
+        ("evaluation.report", "Judgement", "evaluation.report.SetResult"),
+        ("evaluation.report", "load_backbone", "train.backbone.load_backbone"),
+        ("train.validation", "from_list", "evaluation.build.from_list"),
+        ("train.validation", "lists_in", "evaluation.build.from_lists"),
+        ("train.diagnostics", "SaturationWatch", "train.diagnostics.SaturationCheck"),
+        ("train.process_group", "Silence", "train.log.NoLog"),
+        ("demo", "PASSES", "demo.EPOCHS"),
+    ],
+)
+def test_an_old_name_of_a_function_or_class(module, old, new):
+    place, _, name = new.rpartition(".")
+    with pytest.warns(DeprecationWarning, match=f"attfc_cuda.{module}.{old} is now attfc_cuda."):
+        found = getattr(importlib.import_module(f"attfc_cuda.{module}"), old)
+    assert found is getattr(importlib.import_module(f"attfc_cuda.{place}"), name)
+
+
+def test_names_that_never_were_are_attribute_errors():
+    for module in ("evaluation.report", "train", "demo"):
+        with pytest.raises(AttributeError, match="has no attribute 'never'"):
+            _ = importlib.import_module(f"attfc_cuda.{module}").never

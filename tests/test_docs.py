@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import tyro
 
 from attfc_cuda import cli
 from attfc_cuda.train import TrainConfig
@@ -110,7 +109,7 @@ def parse_attfc(arguments: list[str]) -> object:
             path.parent.mkdir(parents=True, exist_ok=True)
             TrainConfig().save(path)
     try:
-        return tyro.cli(cli._command_type(arguments), prog="attfc", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+        return cli.parse(arguments)
     except SystemExit as end:
         assert end.code == 0, f"attfc does not take: {arguments}"  # 0: --help
 

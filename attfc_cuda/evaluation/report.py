@@ -1,4 +1,4 @@
-"""Judging embeddings on verification sets: the table, the pictures and the JSON of `attfc verify` and `attfc demo`."""
+"""A method on verification sets: the table, the pictures and the JSON of `attfc verify` and `attfc demo`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from attfc_cuda._deprecated import renamed_attributes
 from attfc_cuda._files import write_text
 from attfc_cuda.evaluation import (
     SuiteEntry,
@@ -28,14 +28,20 @@ from attfc_cuda.evaluation import (
     verify_backbone,
     verify_templates,
 )
-from attfc_cuda.train import checkpoint
-from attfc_cuda.train.config import TrainConfig
-from attfc_cuda.train.training import build_backbone
 
 RAW_PIXELS = "raw-pixels"
+__getattr__ = renamed_attributes(
+    __name__,
+    {
+        "Judgement": "evaluation.report.SetResult",
+        "judge": "evaluation.report.evaluate_sets",
+        "judge_suite": "evaluation.report.evaluate_suite",
+        "load_backbone": "train.load_backbone",
+    },
+)
 
 
-class Judgement(NamedTuple):
+class SetResult(NamedTuple):
     """One method on one set: its result, and the similarity and truth of every pair."""
 
     method: str
@@ -45,29 +51,16 @@ class Judgement(NamedTuple):
     same: np.ndarray
 
 
-def load_backbone(path: Path) -> tuple[nn.Module, str]:
-    """The backbone of a checkpoint (a file, or a run folder's newest), on the CPU in eval mode, and its name.
-
-    Raises CheckpointError naming a file that cannot be used.
-    """
-    state = checkpoint.open_any(path)
-    config = TrainConfig.from_dict(state["config"])
-    backbone = build_backbone(config)
-    backbone.load_state_dict(state["backbone"])
-    # channels_last is the layout convolution libraries compute in.
-    return backbone.eval().to(memory_format=torch.channels_last), config.model.backbone
-
-
-def judge(
+def evaluate_sets(
     method: str,
     backbone: nn.Module | None,
     sets: Iterable[VerificationSet | TemplateSet],
     *,
     flip: bool = True,
     progress: bool = False,
-) -> list[Judgement]:
+) -> list[SetResult]:
     """Verify `backbone` (None: the raw pixels) on each set."""
-    judgements = []
+    results = []
     for data in sets:
         name, images, pairs = data.name, data.images, data.pairs
         if isinstance(data, TemplateSet):
@@ -78,41 +71,41 @@ def judge(
             result = verify(similarity, pairs.same, pairs.fold)
         else:
             result, similarity = verify_backbone(backbone, pairs, images, flip=flip, batch_size=256, progress=progress)
-        judgements.append(Judgement(method, name, result, similarity, pairs.same))
-    return judgements
+        results.append(SetResult(method, name, result, similarity, pairs.same))
+    return results
 
 
-def judge_suite(
+def evaluate_suite(
     method: str, backbone: nn.Module | None, entries: Iterable[SuiteEntry], *, flip: bool = True, progress: bool = False
-) -> tuple[list[Judgement], dict[str, str]]:
-    """Verify on each set of a suite, one in memory at a time. Returns the judgements, and for each set that could not
-    be read or judged the reason: one bad set does not cost the others."""
-    judgements, failures = [], {}
+) -> tuple[list[SetResult], dict[str, str]]:
+    """Verify on each set of a suite, one in memory at a time. Returns the results, and for each set that could not
+    be read or used the reason: one bad set does not cost the others."""
+    results, failures = [], {}
     for entry in entries:
         try:
             data = entry.load()._replace(name=entry.name)
-            judgements += judge(method, backbone, [data], flip=flip, progress=progress)
+            results += evaluate_sets(method, backbone, [data], flip=flip, progress=progress)
         except (ValueError, TypeError, OSError) as cause:
             failures[entry.name] = " ".join(str(cause).split())
-    return judgements, failures
+    return results, failures
 
 
-def write_suite(judgements: list[Judgement], failures: dict[str, str], path: Path) -> None:
+def write_suite(results: list[SetResult], failures: dict[str, str], path: Path) -> None:
     """All results of a suite in one JSON file: set -> numbers, or -> {"error": reason}."""
-    results = {j.data: {"method": j.method, **json.loads(j.result.to_json())} for j in judgements}
-    results |= {name: {"error": reason} for name, reason in failures.items()}
+    numbers = {r.data: {"method": r.method, **json.loads(r.result.to_json())} for r in results}
+    numbers |= {name: {"error": reason} for name, reason in failures.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(results, indent=2) + "\n")
+    write_text(path, json.dumps(numbers, indent=2) + "\n")
 
 
-def print_table(judgements: list[Judgement], title: str, console: Console | None = None) -> None:
+def print_table(results: list[SetResult], title: str, console: Console | None = None) -> None:
     """One row a method and set. A TAR that the number of impostor pairs does not support is left empty."""
-    rates = sorted({rate for j in judgements for rate in j.result.tar_at_far}, reverse=True)
+    rates = sorted({rate for r in results for rate in r.result.tar_at_far}, reverse=True)
     table = Table(title=title)
     tar_columns = [f"TAR @ FAR\n{rate:g}" for rate in rates]
     for column in ("pairs from", "method", "pairs", "accuracy", *tar_columns, "EER", "AUC"):
         table.add_column(column, justify="left" if column in ("pairs from", "method") else "right", no_wrap=True)
-    for method, name, result, _, _ in judgements:
+    for method, name, result, _, _ in results:
         tars = [f"{result.tar_at_far[rate]:.3f}" if rate in result.tar_at_far else "" for rate in rates]
         has_folds = result.accuracy is not None
         accuracy = f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f} %" if has_folds else ""
@@ -120,20 +113,20 @@ def print_table(judgements: list[Judgement], title: str, console: Console | None
     (console or Console(width=max(120, Console().width))).print(table)
 
 
-def write_files(judgements: list[Judgement], folder: Path) -> list[Path]:
+def write_files(results: list[SetResult], folder: Path) -> list[Path]:
     """Per set one ROC of all methods; per set and method a histogram and the numbers as JSON. Returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name in dict.fromkeys(j.data for j in judgements):
-        here = [j for j in judgements if j.data == name]
+    for name in dict.fromkeys(r.data for r in results):
+        here = [r for r in results if r.data == name]
         roc = folder / f"{name}_roc.png"
-        plot_roc({j.method: (j.similarity, j.same) for j in here}, roc, title=f"ROC, {name}")
+        plot_roc({r.method: (r.similarity, r.same) for r in here}, roc, title=f"ROC, {name}")
         files.append(roc)
-        for j in here:
-            stem = f"{name}_{re.sub(r'[^a-zA-Z0-9]+', '-', j.method).strip('-')}"
+        for r in here:
+            stem = f"{name}_{re.sub(r'[^a-zA-Z0-9]+', '-', r.method).strip('-')}"
             histogram, numbers = folder / f"{stem}_histogram.png", folder / f"{stem}.json"
-            title = f"Similarity of pairs, {name}, {j.method}"
-            plot_histogram(j.similarity, j.same, histogram, threshold=j.result.threshold, title=title)
-            j.result.to_json(numbers)
+            title = f"Similarity of pairs, {name}, {r.method}"
+            plot_histogram(r.similarity, r.same, histogram, threshold=r.result.threshold, title=title)
+            r.result.to_json(numbers)
             files += [histogram, numbers]
     return files

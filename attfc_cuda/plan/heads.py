@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from attfc_cuda._check import error
 from attfc_cuda.ops.trained_centers import STRETCH_NUMBERS
-from attfc_cuda.train.objective import DTYPES
+from attfc_cuda.train.objective import DTYPES, container_slots
 
 KINDS = ("attfc", "fc", "partial_fc", "explicit_fc")
 # Accumulators and packed rows of a sweep: its workspace is bounded by this on the CPU (csrc/cpu), and of this order on
@@ -51,11 +51,6 @@ def check_precision(precision: str) -> None:
     """Raise ValueError for what is no format of the products."""
     if precision not in DTYPES:
         raise error("plan", "precision", f"be one of {', '.join(DTYPES)}", repr(precision))
-
-
-def container_slots(share: float, identities: int, batch: int) -> int:
-    """Slots of a container for a share of the identities; a step's own centres enter together, so it holds a batch."""
-    return max(batch, round(share * identities))
 
 
 def sampled_classes(share: float, identities: int, batch: int) -> int:

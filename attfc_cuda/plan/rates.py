@@ -37,7 +37,8 @@ def head_seconds(head: Head, identities: int, dim: int, batch: int, precision: s
         step = head_step(head, size, dim, batch, device, DTYPES[precision])
         return centers_met(head, size, batch), _median(step, device)
 
-    some = math.ceil(max(_CENTERS[device], 4 * batch) / head.share)
+    # A quarter of 16 batches: a container is never smaller than four.
+    some = math.ceil(max(_CENTERS[device], 16 * batch) / head.share)
     if identities <= some:
         return measured(identities)[1]
     return on_line(centers, measured(some // 4), measured(some))

@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from attfc_cuda._check import error
+from attfc_cuda._deprecated import renamed_field, warn_renamed
+from attfc_cuda._error import error
 from attfc_cuda._files import write_text
-from attfc_cuda.data.augment import Augmentation
+
+RENAMED = {("optim", "passes"): "epochs"}
+"""Old names of fields, by group, which files of older runs hold."""
 
 
 @dataclass
@@ -40,7 +43,7 @@ class DatasetConfig:
     min_images: int = 2
     """Identities with fewer images are negatives only, never probes: their gallery would be the probe itself."""
     negatives_per_batch: int | Literal["auto"] = "auto"
-    """Images a step of identities that are negatives only; `auto`: each is seen about once a pass; 0: none."""
+    """Images a step of identities that are negatives only; `auto`: each is seen about once an epoch; 0: none."""
     augment: str = "flip"
     """`none`, or of flip, crop, photometric, gray and lowres those that are wanted, separated by commas; `crop:0.5`
     gives the share of the images (0.2 without it). All but flip need torchvision."""
@@ -123,14 +126,15 @@ class HeadConfig:
     normalises each by itself."""
 
 
+@renamed_field("passes", "epochs")
 @dataclass
 class OptimizerConfig:
     """How long and how fast to learn."""
 
-    passes: float = 20.0
-    """Length of the run in passes over all probe images."""
+    epochs: float = 20.0
+    """Length of the run in epochs: each shows every probe image once."""
     steps: int | None = None
-    """Length of the run in steps; overrides `passes`."""
+    """Length of the run in steps; overrides `epochs`."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd (Nesterov off) or adamw. Weight decay is never applied to norms, biases and PReLU slopes."""
     lr: float | None = None
@@ -168,7 +172,7 @@ class VerifyConfig:
     verify_num_pairs: int = 2000
     """Pairs made from `verify_data`, half of them of the same identity."""
     verify_every: int | None = None
-    """Steps between verifications; None: about ten times a run, and once a pass at most; 0: only at the end."""
+    """Steps between verifications; None: about ten times a run, and once an epoch at most; 0: only at the end."""
 
 
 @dataclass
@@ -194,7 +198,7 @@ class RunConfig:
     log_every: int = 10
     """Steps between log records."""
     checkpoint_every: int | None = None
-    """Steps between checkpoints; None: once a pass; 0: only at the end or when stopped."""
+    """Steps between checkpoints; None: once an epoch; 0: only at the end or when stopped."""
     keep: int = 3
     """Newest checkpoints kept."""
     tensorboard: bool = True
@@ -216,6 +220,8 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ValueError for a setting that can be judged without looking at the data."""
+        from attfc_cuda.data.augment import Augmentation  # brings torch, which `attfc train --help` does not wait for
+
         d, o, h, r = self.dataset, self.optim, self.head, self.run
         _require(d.batch_size >= 1, "batch_size", "be at least 1", d.batch_size)
         _require(d.gallery_size >= 1, "gallery_size", "be at least 1", d.gallery_size)
@@ -229,7 +235,7 @@ class TrainConfig:
         momentum = h.encoder_momentum
         _require(momentum is None or 0 <= momentum < 1, "encoder_momentum", "lie in [0, 1)", momentum)
         _require(0 <= h.encoder_warmup <= 1, "encoder_warmup", "lie in [0, 1]", h.encoder_warmup)
-        _require(o.passes > 0, "passes", "be above 0", o.passes)
+        _require(o.epochs > 0, "epochs", "be above 0", o.epochs)
         _require(o.steps is None or o.steps >= 1, "steps", "be at least 1", o.steps)
         _require(o.lr is None or o.lr > 0, "lr", "be above 0", o.lr)
         _require(0 <= o.warmup < 1, "warmup", "lie in [0, 1)", o.warmup)
@@ -255,6 +261,7 @@ class TrainConfig:
         or has another type."""
         groups = {g.name: g.default_factory for g in dataclasses.fields(TrainConfig)}
         _check_keys(plain, groups, "group")
+        plain = {group: _with_new_names(fields, group) for group, fields in plain.items()}
         return TrainConfig(**{name: _group(make, plain.get(name, {}), name) for name, make in groups.items()})
 
     def save(self, path: Path) -> None:
@@ -292,6 +299,18 @@ def _require(holds: bool, argument: str, rule: str, got: Any) -> None:
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
+
+
+def _with_new_names(fields: Any, group: str) -> Any:
+    if not isinstance(fields, dict):
+        return fields
+    renamed = {}
+    for name, value in fields.items():
+        new = RENAMED.get((group, name), name)
+        if new != name:
+            warn_renamed(f"config {group}.{name}", new, stacklevel=4)
+        renamed[new] = value
+    return renamed
 
 
 def _check_keys(plain: Any, known: typing.Iterable[str], what: str) -> None:

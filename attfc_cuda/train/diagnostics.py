@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from attfc_cuda._deprecated import renamed_attributes
 from attfc_cuda.evaluation import VerificationResult, plot_cosines
 from attfc_cuda.heads.attfc import CosineSample
 from attfc_cuda.train.log import RunLog
@@ -12,6 +13,7 @@ from attfc_cuda.train.log import RunLog
 SATURATED = 0.8  # mean cosine to the own centre
 GOOD = 0.95  # accuracy from which there is nothing to warn of
 RISE = 0.002  # accuracy: less than this is no rise
+__getattr__ = renamed_attributes(__name__, {"SaturationWatch": "train.diagnostics.SaturationCheck"})
 
 
 def record_cosines(sample: CosineSample, step: int, log: RunLog, folder: Path) -> None:
@@ -25,24 +27,30 @@ def record_cosines(sample: CosineSample, step: int, log: RunLog, folder: Path) -
         plot_cosines(*(values.numpy() for values in sample), folder / f"step_{step:08d}.png", title)
 
 
-class SaturationWatch:
-    """Says once when positives look learned and faces are not: the mean positive cosine is high at two validations in a
-    row while the mean accuracy of the pair lists has not risen above its best before them. Our choice of thresholds."""
+class SaturationCheck:
+    """Warns once when positives look learned and faces are not: the mean positive cosine is high at two validations in
+    a row while the mean accuracy of the pair lists has not risen above its best before them. The thresholds are our
+    choice."""
 
     def __init__(self) -> None:
-        self._best, self._stuck, self._said = 0.0, 0, False
+        self._best, self._stuck, self._warned = 0.0, 0, False
 
-    def look(self, positive_cosine: float, results: Mapping[str, VerificationResult]) -> str | None:
-        """The warning, or None. positive_cosine: mean since the validation before; results: by pair list."""
+    def warning(self, positive_cosine: float, results: Mapping[str, VerificationResult]) -> str | None:
+        """The warning that the validation at hand calls for, or None.
+
+        Args:
+            positive_cosine: Mean since the validation before.
+            results: Of the validation, by pair list.
+        """
         if not results:
             return None
         accuracy = sum(result.accuracy for result in results.values()) / len(results)
         stuck = positive_cosine > SATURATED and accuracy < min(self._best + RISE, GOOD)
         self._stuck = self._stuck + 1 if stuck else 0
         self._best = max(self._best, accuracy)
-        if self._stuck < 2 or self._said:
+        if self._stuck < 2 or self._warned:
             return None
-        self._said = True
+        self._warned = True
         return (
             f"warning: rows have a mean cosine of {positive_cosine:.2f} to their own centres, yet verification does "
             f"not rise (mean accuracy {accuracy:.3f}, best {self._best:.3f}): the network may tell this step's images "

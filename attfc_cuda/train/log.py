@@ -74,7 +74,7 @@ class RunLog:
             self._events.close()
         self._file.close()
 
-    def say(self, text: str) -> None:
+    def show(self, text: str) -> None:
         """Show a line (or several) above the progress bar."""
         self.console.print(text, markup=False)
 
@@ -85,7 +85,7 @@ class RunLog:
     def note(self, text: str, **fields: Any) -> None:
         """Record and show something out of the ordinary."""
         self.record("note", text=text, **fields)
-        self.say(text)
+        self.show(text)
 
     def step(self, step: int, numbers: dict[str, float]) -> None:
         """Record the numbers of step `step` (counted from 1) and show the main ones."""
@@ -100,7 +100,7 @@ class RunLog:
             self._bar.update(self._task, completed=step, numbers=line)
         else:
             eta = numbers.get("eta_s", math.nan)
-            self.say(f"step {step}/{self._total}  {line}" + (f"  ETA {duration(eta)}" if math.isfinite(eta) else ""))
+            self.show(f"step {step}/{self._total}  {line}" + (f"  ETA {duration(eta)}" if math.isfinite(eta) else ""))
 
     def advance(self, step: int) -> None:
         """Move the bar on a step that is not recorded."""
@@ -116,7 +116,7 @@ class RunLog:
             for key, value in scalars.items():
                 self._events.add_scalar(f"verify/{name}/{key}", value, step)
         rates = "  ".join(f"TAR@FAR {far} {tar:.3f}" for far, tar in result["tar_at_far"].items())
-        self.say(f"step {step}  {name}: accuracy {result['accuracy']:.4f}  {rates}")
+        self.show(f"step {step}  {name}: accuracy {result['accuracy']:.4f}  {rates}")
 
     def distributions(self, step: int, values: dict[str, Tensor]) -> None:
         """Record mean, 1 % and 99 % of each tensor [N] that is not empty, and its histogram in TensorBoard."""
@@ -129,6 +129,19 @@ class RunLog:
         if self._events:
             for name, value in filled.items():
                 self._events.add_histogram(f"cosines/{name}", value, step)
+
+
+class NoLog:
+    """The log of a process that is not the first: takes everything, keeps nothing."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **options: None
 
 
 def duration(seconds: float) -> str:

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 
 from attfc_cuda.evaluation import VerificationResult
-from attfc_cuda.train import process_group as distributed
-from attfc_cuda.train import training as setup
 from attfc_cuda.train.config import TrainConfig
-from attfc_cuda.train.diagnostics import SaturationWatch, record_cosines
+from attfc_cuda.train.diagnostics import SaturationCheck, record_cosines
 from attfc_cuda.train.interrupt import Interrupt
-from attfc_cuda.train.log import RunLog
+from attfc_cuda.train.log import NoLog, RunLog
 from attfc_cuda.train.objective import OBJECTIVES, Objective
-from attfc_cuda.train.validation import verify_all
+from attfc_cuda.train.process_group import Group, join, leave
+from attfc_cuda.train.training import Training, check_folder, claim_folder
+from attfc_cuda.train.validation import verify_sets
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -46,43 +46,43 @@ def train(config: TrainConfig, objective_type: type[Objective] | None = None) ->
     """Run (or resume) the training that `config` describes; everything it leaves is in `config.run.run`.
 
     objective_type: an objective of your own instead of the one that `config.head.head` names.
-    Under torchrun each process calls it, and they make one run (see `distributed`): the first one logs and verifies.
+    Under torchrun each process calls it, and they make one run see `process_group`: the first one logs and verifies.
     Raises ValueError (or OSError) naming a setting or a file that cannot be used, before any step; NonFiniteLoss;
     LostProcess.
     """
     config.check()
-    setup.check_folder(config)
-    group = distributed.join(config)
-    with contextlib.nullcontext() if group is None else group.watching(config.run.run):
+    check_folder(config)
+    group = join(config)
+    with contextlib.nullcontext() if group is None else group.naming_lost_processes(config.run.run):
         outcome = _train(config, objective_type or OBJECTIVES[config.head.head], group)
-        distributed.leave(group)
+        leave(group)
     return outcome
 
 
-def _train(config: TrainConfig, objective_type: type[Objective], group: distributed.Group | None) -> Outcome:
+def _train(config: TrainConfig, objective_type: type[Objective], group: Group | None) -> Outcome:
     run = config.run
-    training = setup.Training(config, objective_type, group)
+    training = Training(config, objective_type, group)
     if run.resume:
         training.resume()
     if training.first:
-        setup.claim_folder(config)
+        claim_folder(config)
     objective, optimizer, scaler, save = training.objective, training.optimizer, training.scaler, training.save
-    total, a_pass = training.total_steps, training.steps_a_pass
+    total, per_epoch = training.total_steps, training.steps_per_epoch
     clip = math.inf if config.optim.clip_norm is None else config.optim.clip_norm
     verify_every, checkpoint_every = config.verify.verify_every, run.checkpoint_every
-    verify_every = max(a_pass, math.ceil(total / 10)) if verify_every is None else verify_every
-    checkpoint_every = a_pass if checkpoint_every is None else checkpoint_every
+    verify_every = max(per_epoch, math.ceil(total / 10)) if verify_every is None else verify_every
+    checkpoint_every = per_epoch if checkpoint_every is None else checkpoint_every
 
     events = run.run / "tensorboard" if run.tensorboard else None
-    log = distributed.Silence()
+    log = NoLog()
     if training.first:
         log = RunLog(run.run / "log.jsonl", total, training.step, events, "bar" if run.progress else "none")
     results: dict[str, VerificationResult] = {}
-    watch, positives = SaturationWatch(), []
+    saturation, positives = SaturationCheck(), []
     with log, Interrupt() as interrupt:
         report = training.report()
         log.record("resume" if run.resume else "start", step=training.step, config=config.to_dict(), report=report)
-        log.say(report)
+        log.show(report)
         batches, images, since = training.batches(), 0, time.perf_counter()
         while training.step < total:
             batch = next(batches)
@@ -117,7 +117,7 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: distribu
                 training.seconds += seconds
                 numbers = {"loss": loss_value, "lr": lr, "grad_norm": norm_value, "momentum": momentum}
                 numbers |= {name: float(value) for name, value in objective.stats().items() if name != "loss"}
-                numbers |= {"passes": step / a_pass, "seconds": training.seconds, "images_per_s": images / seconds}
+                numbers |= {"epochs": step / per_epoch, "seconds": training.seconds, "images_per_s": images / seconds}
                 numbers["eta_s"] = training.seconds / step * (total - step)
                 log.step(step, numbers)
                 positives.append(numbers.get("positive_cosine", math.nan))
@@ -128,10 +128,10 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: distribu
             pause = time.perf_counter()
             stopping = interrupt.signal_number if group is None else int(signals[0]) or None
             if training.sets and ((verify_every and step % verify_every == 0) or step == total):
-                results = verify_all(training.backbone, training.sets, step, log, training.device)
+                results = verify_sets(training.backbone, training.sets, step, log, training.device)
                 if (sample := objective.cosines()) is not None:
                     record_cosines(sample, step, log, run.run / "cosines")
-                if positives and (warning := watch.look(sum(positives) / len(positives), results)):
+                if positives and (warning := saturation.warning(sum(positives) / len(positives), results)):
                     log.note(warning, step=step)
                 positives.clear()
             if (checkpoint_every and step % checkpoint_every == 0) or step == total or stopping:
@@ -154,7 +154,7 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: distribu
                     f"rows left out because an image could not be read: {training.loader.ignored_rows}", step=total
                 )
             log.record("end", step=total, seconds=training.seconds)
-            log.say(f"done: {total} steps in {training.seconds:.0f} s of training, in {run.run}")
+            log.show(f"done: {total} steps in {training.seconds:.0f} s of training, in {run.run}")
     return Outcome(run.run, training.step, interrupt.signal_number if training.step < total else None, results)
 
 

@@ -232,19 +232,34 @@ def build_margin(config: TrainConfig) -> margins.Margin:
         raise error("train", "margin_options", rule, f"{config.head.margin_options!r} ({cause})") from cause
 
 
-def container_capacity(loader: AttentionLoader, config: TrainConfig) -> int:
-    """Slots of the container: as given, or `capacity_share` of the identities and at least four batches. Our choice.
+def container_slots(share: float, identities: int, probes: int, negatives: int = 0) -> int:
+    """Slots of a container that holds a share of the identities, and at least four batches. Our choice.
 
     A batch fills a slot a probe and one an extra negative. Fewer than four batches of centres leave too few negatives,
-    most of them of the last step. Raises ValueError when a given capacity cannot hold one batch.
+    most of them of the last step.
+
+    Args:
+        share: Of the identities, 0.1 for 10 %.
+        identities: Number of them.
+        probes: Of a batch.
+        negatives: Of a batch.
+    """
+    return max(4 * (probes + negatives), round(share * identities))
+
+
+def container_capacity(loader: AttentionLoader, config: TrainConfig) -> int:
+    """Slots of a run's container: `capacity`, or by `container_slots`.
+
+    Raises:
+        ValueError: When a given capacity cannot hold one batch.
     """
     sampler = loader.sampler
     probes, negatives = sampler.batch_size, sampler.negatives_per_batch
-    if negatives is None:  # "auto": spread over the pass, so that batches differ by one
+    if negatives is None:  # "auto": spread over the epoch, so that batches differ by one
         negatives = -(-sampler.num_negatives // len(loader))
     rows = probes + negatives
     if config.head.capacity is None:
-        return max(4 * rows, round(config.head.capacity_share * loader.num_classes))
+        return container_slots(config.head.capacity_share, loader.num_classes, probes, negatives)
     if config.head.capacity < rows:
         rule = f"hold a whole batch, {rows} centres ({probes} probes and {negatives} negatives)"
         remedy = "raise --capacity, or lower --batch-size or --negatives-per-batch"

@@ -24,12 +24,16 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import renamed_attributes
 from attfc_cuda.data import AttentionLoader
 from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.train.config import TrainConfig
 
 # What the errors of a broken connection say: PyTorch raises a plain RuntimeError for most of them.
 _BROKEN = ("gloo", "nccl", "connection", "timed out", "timeout", "broken pipe", "socket")
+
+
+__getattr__ = renamed_attributes(__name__, {"Silence": "train.log.NoLog"})
 
 
 class LostProcess(ConnectionError):
@@ -87,8 +91,8 @@ class Group:
         return values
 
     @contextlib.contextmanager
-    def watching(self, run: Path) -> Iterator[None]:
-        """Turn the error of a broken connection into a `LostProcess` that says what to do."""
+    def naming_lost_processes(self, run: Path) -> Iterator[None]:
+        """Turn the error of a broken connection into a `LostProcess` that says how to go on."""
         try:
             yield
         except RuntimeError as cause:
@@ -144,16 +148,3 @@ def leave(group: Group | None) -> None:
     if group is not None and group.owned:
         dist.barrier()
         dist.destroy_process_group()
-
-
-class Silence:
-    """The log of a process that is not the first: takes everything, keeps nothing."""
-
-    def __enter__(self) -> Silence:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **options: None

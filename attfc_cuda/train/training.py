@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from attfc_cuda import backbones
 from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch, FaceDataset, build_dataset
 from attfc_cuda.distributed import checkpoint as head_checkpoint
 from attfc_cuda.train import checkpoint, split_state
-from attfc_cuda.train.config import TrainConfig, parse_options
+from attfc_cuda.train.backbone import build_backbone
+from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.objective import DTYPES, Objective
 from attfc_cuda.train.optimizer import build_optimizer, peak_rate
 from attfc_cuda.train.process_group import Group
@@ -65,8 +65,8 @@ class Training:
         self.loader = build_loader(config, self.dataset, objective_type, group)
         shards = {} if group is None else {"shards": group.shards(self.loader)}
         self.sets: list[VerificationSet] = verification_sets(config, self.dataset) if self.first else []
-        self.steps_a_pass = len(self.loader)
-        self.total_steps = config.optim.steps or max(1, round(config.optim.passes * self.steps_a_pass))
+        self.steps_per_epoch = len(self.loader)
+        self.total_steps = config.optim.steps or max(1, round(config.optim.epochs * self.steps_per_epoch))
 
         seed_everything(config.run.seed)
         self.backbone = build_backbone(config)
@@ -107,7 +107,7 @@ class Training:
         return self.group is None or self.group.rank == 0
 
     def batches(self) -> Iterator[Batch]:
-        """Batches on the device, pass after pass, from the loader's present position."""
+        """Batches on the device, epoch after epoch, from the loader's present position."""
         while True:
             for batch in self.loader:
                 yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
@@ -243,7 +243,7 @@ class Training:
             self.objective.describe(self.momentum),
             f"optimizer     {config.optim.optimizer}, learning rate {peak} after {self.learning_rate.warmup_steps} "
             f"steps, then {config.optim.schedule}",
-            f"length        {steps} steps = {steps / self.steps_a_pass:.1f} passes of {self.steps_a_pass} steps",
+            f"length        {steps} steps = {steps / self.steps_per_epoch:.1f} epochs of {self.steps_per_epoch} steps",
             f"verification  {sets}",
         ]
         if self.group is not None:
@@ -261,18 +261,6 @@ def load_dataset(config: TrainConfig) -> FaceDataset:
     if options.cache == "auto" and len(dataset) * 3 * options.image_size**2 <= CACHE_LIMIT_BYTES:
         dataset = build_dataset(options.data, cache=True, **arguments)
     return dataset
-
-
-def build_backbone(config: TrainConfig) -> nn.Module:
-    """The network of the config, freshly initialised."""
-    options = parse_options(config.model.backbone_options, "backbone_options")
-    sizes = {"embedding_dim": config.model.embedding_dim, "image_size": config.dataset.image_size}
-    try:
-        return backbones.build(config.model.backbone, **sizes, **options)
-    except TypeError as cause:
-        rule = f"hold arguments of {config.model.backbone}"
-        got = f"{config.model.backbone_options!r} ({cause})"
-        raise error("train", "backbone_options", rule, got) from cause
 
 
 def build_loader(

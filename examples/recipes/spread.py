@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attfc_cuda.evaluation import embed_images
-from attfc_cuda.evaluation import report as judge
-from attfc_cuda.train.validation import lists_in
+from attfc_cuda.evaluation.build import from_lists
+from attfc_cuda.train import load_backbone
 
 
 def describe(embeddings: Tensor, a: Tensor, b: Tensor, same: Tensor) -> str:
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     print("| run | pairs | embeddings | genuine | impostor | TAR | mean's length | dimensions |\n" + "| --- " * 8 + "|")
     for run in options.runs:
-        network, _ = judge.load_backbone(run)
-        for name, images, pairs in lists_in(options.pairs, options.root, network.image_size):
+        network, _ = load_backbone(run)
+        for name, images, pairs in from_lists(options.pairs, options.root, network.image_size):
             embeddings = embed_images(network, images)
             ends = [torch.as_tensor(end) for end in (pairs.a, pairs.b, pairs.same)]
             centred = F.normalize(embeddings - embeddings.mean(dim=0), dim=1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+import attfc_cuda
 from attfc_cuda import cli
 from attfc_cuda.ops.resources import cuda_report
 from attfc_cuda.train import TrainConfig
+from attfc_cuda.train import loop as train_loop
 from attfc_cuda.train.log import read_log
 
 TINY = ["--image-size", "16", "--batch-size", "8", "--embedding-dim", "16", "--device", "cpu", "--threads", "1"]
@@ -144,12 +148,12 @@ def test_kernels_prints_both_reports_or_why_not(
     monkeypatch.setattr(
         cuda_report, "compile_all", lambda nvcc, csrc, archs: asked.append((nvcc, csrc.name, archs)) or []
     )
-    monkeypatch.setattr(cli.shutil, "which", lambda name: f"/tools/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/tools/{name}")
     assert cli.main(["kernels", "--architectures", "80", "90"]) == 0
     assert asked == [(80, 90), ("/tools/nvcc", "csrc", [80, 90])]
     shown = capsys.readouterr().out
     assert "occupancy" in shown and "tensor instr." in shown
-    monkeypatch.setattr(cli.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     assert cli.main(["kernels"]) == 0
     assert "CUDA kernels left out: no nvcc on PATH" in capsys.readouterr().out
     assert cli.main(["kernels", "--architectures", "75"]) == 2
@@ -157,7 +161,7 @@ def test_kernels_prints_both_reports_or_why_not(
 
 
 def test_demo_ends_with_a_table_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["demo", "--run", str(tmp_path), "--identities", "20", "--passes", "1"]) == 0
+    assert cli.main(["demo", "--run", str(tmp_path), "--identities", "20", "--epochs", "1"]) == 0
     shown = capsys.readouterr().out
     assert "raw-pixels" in shown and "small, AttFC + AdaSin" in shown and "the demo took" in shown
     for name in ("training", "held-out_roc", "held-out_small-AttFC-AdaSin_histogram", "held-out_raw-pixels_histogram"):
@@ -224,7 +228,7 @@ def test_an_unexpected_error_says_how_to_see_more(
     def broken(*arguments: object) -> None:
         raise RuntimeError("several\nlines")
 
-    monkeypatch.setattr(cli, "train", broken)
+    monkeypatch.setattr(train_loop, "join", broken)
     assert cli.main(["train"]) == 2
     assert one_line(capsys) == "attfc: several lines (RuntimeError; run again with --debug to see where)"
 
@@ -266,3 +270,50 @@ def test_a_signal_ends_the_process_with_a_checkpoint(tmp_path: Path, signal_name
     saved = list((tmp_path / "run" / "checkpoints").iterdir())
     assert len(saved) == 1
     assert torch.load(saved[0], weights_only=True)["step"] >= 2
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], *([name, "--help"] for name in cli.COMMANDS)])
+def test_help_does_not_wait_for_torch(words: list[str]) -> None:
+    script = (
+        "import sys; from attfc_cuda import cli\n"
+        f"try: code = cli.main({words})\n"
+        "except SystemExit as stopped: code = stopped.code\n"
+        "loaded = [name for name in ('torch', 'numpy', 'sklearn', 'matplotlib') if name in sys.modules]\n"
+        "sys.exit(f'imported {loaded}' if loaded else code)"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_the_first_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        first_words = " ".join((cli.command_module(name).Command.__doc__ or "").split()[:2])
+        assert re.search(rf"{name}\s+{first_words}", shown), name
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"attfc_cuda {attfc_cuda.__version__}\n"
+
+
+def test_every_command_is_a_file_of_one_pattern() -> None:
+    for name in cli.COMMANDS:
+        module = cli.command_module(name)
+        assert is_dataclass(module.Command) and callable(module.run), name
+        assert cli.command_name(module) == name
+    files = {path.stem.strip("_") for path in Path(cli.__file__).parent.glob("*.py")}
+    assert files == {*cli.COMMANDS, "init", "main"}
+
+
+def test_the_old_name_of_epochs_works_and_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for words in (["--passes", "3"], ["--passes=3"]):
+        _, command = cli.parse(["train", *words])
+        assert command.optim.epochs == 3.0
+        assert one_line(capsys) == "attfc: --passes is now --epochs; the old name goes with the next release"
+    (tmp_path / "config.json").write_text(json.dumps({"optim": {"passes": 4}}))
+    with pytest.warns(DeprecationWarning, match="config optim.passes is now epochs"):
+        _, command = cli.parse(["train", "--config", str(tmp_path / "config.json")])
+    assert command.optim.epochs == 4.0

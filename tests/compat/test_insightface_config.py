@@ -59,7 +59,7 @@ def test_a_config_is_mapped_name_by_name(tmp_path: Path) -> None:
     assert (margin.gradient, margin.interclass_filter) == ("straight_through", 0.4)
     optim = config.optim
     assert (optim.optimizer, optim.lr, optim.sgd_momentum, optim.weight_decay) == ("sgd", 0.1, 0.9, 5e-4)
-    assert (optim.schedule, optim.power, optim.passes, optim.warmup) == ("polynomial", 2.0, 20.0, 0.1)
+    assert (optim.schedule, optim.power, optim.epochs, optim.warmup) == ("polynomial", 2.0, 20.0, 0.1)
     assert (optim.precision, optim.clip_norm) == ("fp16", 5.0)
     assert (config.verify.verify_every, config.run.log_every, config.run.seed) == (2000, 10, 2048)
     assert config.run.run == Path("runs/r50")

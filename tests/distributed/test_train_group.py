@@ -14,8 +14,9 @@ from torch import nn
 from attfc_cuda import FullyConnected
 from attfc_cuda.data import AttentionLoader, FaceDataset
 from attfc_cuda.train import TrainConfig, split_state
+from attfc_cuda.train.log import NoLog
 from attfc_cuda.train.objective import OBJECTIVES
-from attfc_cuda.train.process_group import Group, LostProcess, Silence, join
+from attfc_cuda.train.process_group import Group, LostProcess, join
 from attfc_cuda.train.training import build_loader, load_dataset, refuse_loose_parameters
 
 
@@ -80,7 +81,7 @@ LOST = [
 @pytest.mark.parametrize("cause", LOST, ids=["reset", "timeout", "backend"])
 def test_a_lost_process_is_told_in_one_sentence(cause: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with pytest.raises(LostProcess) as caught, group(rank=3, count=8).watching(Path("runs/large")):
+    with pytest.raises(LostProcess) as caught, group(rank=3, count=8).naming_lost_processes(Path("runs/large")):
         raise cause
     reason = str(cause).removeprefix("[/src/gloo/pair.cc:545] ").split(". ")[0]
     assert str(caught.value) == (
@@ -91,14 +92,14 @@ def test_a_lost_process_is_told_in_one_sentence(cause: Exception, monkeypatch: p
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="^shape mismatch$"), group().watching(Path("run")):
+    with pytest.raises(RuntimeError, match="^shape mismatch$"), group().naming_lost_processes(Path("run")):
         raise RuntimeError("shape mismatch")
 
 
 def test_silence_takes_everything() -> None:
-    with Silence() as log:
+    with NoLog() as log:
         log.step(3, {"loss": 1.0})
-        log.say("nothing")
+        log.show("nothing")
 
 
 class Half:

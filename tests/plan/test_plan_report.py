@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from attfc_cuda import AttFC, backbones, cli
+from attfc_cuda.cli.plan import Command as PlanCommand
 from attfc_cuda.plan import HEADS, Head, head_needs, make_plan, network_needs, rates, report
-from attfc_cuda.plan.command import PlanCommand
 from attfc_cuda.plan.heads import centers_met, container_slots, sampled_classes
 from attfc_cuda.plan.report import parse_bytes
 from attfc_cuda.train import TrainConfig
@@ -101,7 +101,7 @@ def test_precision_is_the_trainers_unless_it_is_given() -> None:
 
 
 def test_sizes_of_a_step() -> None:
-    assert container_slots(0.3, 1000, 8) == 300 and container_slots(0.1, 100, 384) == 384
+    assert container_slots(0.3, 1000, 8) == 300 and container_slots(0.1, 100, 384) == 4 * 384
     assert sampled_classes(0.3001, 1000, 8) == 301 and sampled_classes(0.1, 1000, 384) == 384
     assert sampled_classes(0.1, 100, 384) == 100
     assert centers_met(Head("", "fc", 0.5), 100, 384) == centers_met(Head("", "explicit_fc"), 100, 8) == 100

@@ -12,7 +12,7 @@ from attfc_cuda.train import TrainConfig
 
 @pytest.fixture
 def tiny_config(tmp_path: Path) -> Callable[..., TrainConfig]:
-    """Builds a config of 20 steps over passes of 8; keyword arguments override any field by its name."""
+    """Builds a config of 20 steps over epochs of 8; keyword arguments override any field by its name."""
 
     def build(run: str = "run", **overrides: object) -> TrainConfig:
         config = TrainConfig()

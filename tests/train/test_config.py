@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from attfc_cuda.train import TrainConfig
-from attfc_cuda.train.config import parse_options
+from attfc_cuda.train.config import OptimizerConfig, parse_options
 
 
 def fields_of_all_groups() -> list[tuple[str, str]]:
@@ -56,9 +56,21 @@ def test_wrong_json_is_named(plain: dict, message: str) -> None:
 
 
 def test_an_int_is_a_float_but_not_the_other_way_round() -> None:
-    assert TrainConfig.from_dict({"optim": {"passes": 3}}).optim.passes == 3.0
+    assert TrainConfig.from_dict({"optim": {"epochs": 3}}).optim.epochs == 3.0
     with pytest.raises(ValueError, match="config dataset.batch_size must be int, got 8.0"):
         TrainConfig.from_dict({"dataset": {"batch_size": 8.0}})
+
+
+def test_the_old_name_of_epochs_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match="config optim.passes is now epochs"):
+        config = TrainConfig.from_dict({"optim": {"passes": 3}})
+    assert config.optim.epochs == 3.0 and "passes" not in config.to_dict()["optim"]
+    with pytest.warns(DeprecationWarning, match="OptimizerConfig.passes is now epochs"):
+        config.optim.passes = 5.0
+    with pytest.warns(DeprecationWarning, match="OptimizerConfig.passes is now epochs"):
+        assert config.optim.passes == config.optim.epochs == 5.0
+    with pytest.warns(DeprecationWarning):
+        assert OptimizerConfig(passes=7.0) == OptimizerConfig(epochs=7.0)
 
 
 def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path: Path) -> None:
@@ -80,7 +92,7 @@ def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path: Path) -> None:
         ("head", "capacity_share", 0.0, r"lie in \(0, 100\]"),
         ("head", "encoder_momentum", 1.0, r"lie in \[0, 1\)"),
         ("head", "encoder_warmup", 1.5, r"lie in \[0, 1\]"),
-        ("optim", "passes", 0.0, "be above 0"),
+        ("optim", "epochs", 0.0, "be above 0"),
         ("optim", "steps", 0, "be at least 1"),
         ("optim", "lr", 0.0, "be above 0"),
         ("optim", "warmup", 1.0, r"lie in \[0, 1\)"),

@@ -13,24 +13,29 @@ from torch import Tensor, nn
 
 from attfc_cuda.data import Batch
 from attfc_cuda.heads.attfc import CosineSample
-from attfc_cuda.train import AttFCObjective, TrainConfig, train
-from attfc_cuda.train import diagnostics as watch
-from attfc_cuda.train.diagnostics import SaturationWatch, record_cosines
+from attfc_cuda.train import AttFCObjective, TrainConfig, diagnostics, train
+from attfc_cuda.train.diagnostics import SaturationCheck, record_cosines
 from attfc_cuda.train.log import RunLog, read_log
 
 Tiny = Callable[..., TrainConfig]
 
 
-def looks(*validations: tuple[float, float]) -> list[bool]:
+def warns(*validations: tuple[float, float]) -> list[bool]:
     """Which of the validations (positive cosine, accuracy) warn."""
-    warden = SaturationWatch()
+    check = SaturationCheck()
     return [
-        warden.look(cosine, {"set": SimpleNamespace(accuracy=accuracy)}) is not None for cosine, accuracy in validations
+        check.warning(cosine, {"set": SimpleNamespace(accuracy=value)}) is not None for cosine, value in validations
     ]
 
 
 def test_two_saturated_validations_without_a_rise_warn_once() -> None:
-    assert looks((0.5, 0.6), (0.9, 0.55), (0.95, 0.6), (0.99, 0.5), (0.99, 0.5)) == [False, False, True, False, False]
+    assert warns((0.5, 0.6), (0.9, 0.55), (0.95, 0.6), (0.99, 0.5), (0.99, 0.5)) == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -44,14 +49,14 @@ def test_two_saturated_validations_without_a_rise_warn_once() -> None:
     ids=["low", "rising", "single", "good"],
 )
 def test_a_run_that_learns_is_left_alone(validations: list[tuple[float, float]]) -> None:
-    assert not any(looks(*validations))
+    assert not any(warns(*validations))
 
 
 def test_the_accuracy_is_the_mean_of_the_lists_and_none_says_nothing() -> None:
-    warden = SaturationWatch()
+    check = SaturationCheck()
     lists = {"a": SimpleNamespace(accuracy=0.5), "b": SimpleNamespace(accuracy=0.7)}
-    assert warden.look(0.9, lists) is None and warden.look(0.9, {}) is None and warden.look(0.9, lists) is None
-    assert "mean cosine of 0.91" in (text := warden.look(0.91, lists)) and "accuracy 0.600, best 0.600" in text
+    assert check.warning(0.9, lists) is None and check.warning(0.9, {}) is None and check.warning(0.9, lists) is None
+    assert "mean cosine of 0.91" in (text := check.warning(0.91, lists)) and "accuracy 0.600, best 0.600" in text
     for setting in ("--enqueue before", "--capacity", "--encoder-momentum", "--scale"):
         assert setting in text
 
@@ -92,7 +97,7 @@ def test_each_validation_draws_and_logs_the_cosines(tiny_config: Tiny) -> None:
 
 def test_kinds_are_told_apart_by_age_and_empty_ones_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    monkeypatch.setattr(watch, "plot_cosines", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(diagnostics, "plot_cosines", lambda *arguments: drawn.append(arguments))
     with RunLog(tmp_path / "log.jsonl", 10, progress="none") as log:
         sample = CosineSample(torch.tensor([0.5, 0.7]), torch.tensor([0.1, 0.3, -0.2]), torch.tensor([0, 0, 3]))
         record_cosines(sample, 7, log, tmp_path)

@@ -229,12 +229,12 @@ def test_rates_follow_the_schedule_and_reach_the_log(tiny_config: Tiny) -> None:
     assert [r["lr"] for r in steps[:5]] == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2])
     assert steps[-1]["lr"] == pytest.approx(0)
     assert steps[0]["momentum"] == pytest.approx(0.9) and steps[10]["momentum"] == pytest.approx(0.95)
-    assert steps[7]["passes"] == 1.0
+    assert steps[7]["epochs"] == 1.0
     assert all(r["images_per_s"] > 0 and r["eta_s"] >= 0 for r in steps)
 
 
-def test_length_comes_from_passes_unless_steps_are_given(tiny_config: Tiny) -> None:
-    config = tiny_config(steps=None, passes=0.5)
+def test_length_comes_from_epochs_unless_steps_are_given(tiny_config: Tiny) -> None:
+    config = tiny_config(steps=None, epochs=0.5)
     assert train(config).step == 4
 
 

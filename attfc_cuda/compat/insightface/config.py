@@ -69,7 +69,7 @@ def train_config(settings: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
 
     network -> backbone, embedding_size -> embedding_dim, margin_list and interclass_filtering_threshold -> margin and
     margin_options (scale 64), sample_rate -> head (fc at 1, else partial_fc) and sample_rate, fp16 -> precision,
-    num_epoch -> passes, warmup_epoch -> warmup, lr (polynomial decay of power 2), momentum -> sgd_momentum,
+    num_epoch -> epochs, warmup_epoch -> warmup, lr (polynomial decay of power 2), momentum -> sgd_momentum,
     weight_decay, optimizer, batch_size, rec -> data, output -> run, verbose -> verify_every, frequent -> log_every,
     seed, num_workers -> workers. lr and batch_size are those of one process.
     Raises: ValueError for a network or an optimizer that is not here, gradient_acc other than 1, a missing rec.
@@ -85,7 +85,7 @@ def train_config(settings: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
         raise error("train_config", "gradient_acc", "be 1", given["gradient_acc"], "a larger batch_size does the same")
     if not given.get("rec"):
         raise error("train_config", "rec", "name the training data", repr(given.get("rec")))
-    passes, warmup = given.get("num_epoch", 20), given.get("warmup_epoch", 0)
+    epochs, warmup = given.get("num_epoch", 20), given.get("warmup_epoch", 0)
     rate = float(given["sample_rate"])
     plain = {
         "dataset": {"data": str(given["rec"]), "image_size": _IMAGE_SIZE, "batch_size": int(given["batch_size"]),
@@ -93,9 +93,9 @@ def train_config(settings: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
         "model": {"backbone": _NETWORKS[network], "embedding_dim": int(given["embedding_size"])},
         "head": {"head": "fc" if rate == 1 else "partial_fc", "sample_rate": rate, "scale": _SCALE,
                  **_margin(given["margin_list"], given["interclass_filtering_threshold"])},
-        "optim": {"optimizer": str(given["optimizer"]), "lr": float(given["lr"]), "passes": float(passes),
+        "optim": {"optimizer": str(given["optimizer"]), "lr": float(given["lr"]), "epochs": float(epochs),
                   "sgd_momentum": float(given["momentum"]), "weight_decay": float(given["weight_decay"]),
-                  "schedule": "polynomial", "power": 2.0, "warmup": warmup / passes, "clip_norm": 5.0,
+                  "schedule": "polynomial", "power": 2.0, "warmup": warmup / epochs, "clip_norm": 5.0,
                   "precision": "fp16" if given["fp16"] else "fp32"},
         "verify": {"verify_every": int(given["verbose"])},
         "run": {"run": str(given["output"] or f"runs/{network}"), "log_every": int(given["frequent"]),

@@ -1,4 +1,4 @@
-"""`attfc plan`: its flags, and what it prints and draws."""
+"""`attfc plan`: what each head needs, before a run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from attfc_cuda._check import error
+from attfc_cuda._error import error
 from attfc_cuda._files import write_text
-from attfc_cuda.plan import report
 from attfc_cuda.train.config import OptimizerConfig
 
 
 @dataclass
-class PlanCommand:
+class Command:
     """Say before a run what each head needs, what fits, and what a step costs."""
 
     identities: float = 1e6
@@ -46,8 +43,12 @@ class PlanCommand:
     """Write everything as JSON."""
 
 
-def run(command: PlanCommand) -> int:
+def run(command: Command) -> int:
     """Make the plan and show it; exit code 0."""
+    import torch
+
+    from attfc_cuda.plan import report
+
     if not math.isfinite(command.identities):
         raise error("plan", "identities", "be a finite number", command.identities)
     if command.chart is not None:
@@ -84,6 +85,8 @@ def _check_folder(argument: str, path: Path | None) -> None:
 
 
 def _memory_of_this_machine() -> int:
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,42 @@
+"""`attfc import`: InsightFace's backbones become run folders, its configs settings of `attfc train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from attfc_cuda._error import error
+
+
+@dataclass
+class Command:
+    """Take over a backbone or a config of InsightFace; class centres: attfc_cuda.compat.insightface.load_centers."""
+
+    to: Path
+    """With --backbone: run folder to make, for `attfc verify --checkpoint` and `attfc export --run`. With --config:
+    JSON file to write, for `attfc train --config`."""
+    backbone: Path | None = None
+    """Checkpoint of an IResNet (model.pt, backbone.pth, checkpoint_gpu_0.pt)."""
+    config: Path | None = None
+    """Config file (configs/ms1mv3_r50.py); it is parsed, not run."""
+
+
+def run(command: Command) -> int:
+    """Write the run folder or the settings, and say what could not be taken over; exit code 0."""
+    if (command.backbone is None) == (command.config is None):
+        got = f"backbone {command.backbone}, config {command.config}"
+        raise error("import", "backbone", "be given, or config, and not both", got)
+    if command.backbone is not None:
+        from attfc_cuda.compat.insightface.run_folder import import_backbone
+
+        print(f"written: {import_backbone(command.backbone, command.to)}")
+        return 0
+    from attfc_cuda.compat.insightface.config import read_config, train_config
+
+    config, remarks = train_config(read_config(command.config))
+    command.to.parent.mkdir(parents=True, exist_ok=True)
+    config.save(command.to)
+    print(f"written: {command.to}")
+    for remark in remarks:
+        print(f"not the same: {remark}")
+    return 0

@@ -1,0 +1,36 @@
+"""`attfc train`: its flags are the fields of `TrainConfig`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attfc_cuda.train.config import RunConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from attfc_cuda.train import Objective
+
+Command = TrainConfig
+
+
+def defaults(flags: Sequence[str]) -> Command:
+    """What the flags override: the settings of --config, or of the run that is resumed, or the usual ones."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    finder.add_argument("--run", type=Path, default=RunConfig.run)
+    finder.add_argument("--resume", action=argparse.BooleanOptionalAction, default=False)
+    found, _ = finder.parse_known_args(flags)
+    if found.config is not None and str(found.config) != "None":
+        return TrainConfig.load(found.config)
+    saved = found.run / "config.json"
+    return TrainConfig.load(saved) if found.resume and saved.is_file() else TrainConfig()
+
+
+def run(command: Command, objective_type: type[Objective] | None = None) -> int:
+    """Train; exit code 0, or 128 + the number of the signal that stopped it."""
+    from attfc_cuda.train import train
+
+    outcome = train(command, objective_type)
+    return 0 if outcome.signal is None else 128 + outcome.signal

@@ -1,0 +1,75 @@
+"""Verification sets with their images in memory, from pair lists or from a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attfc_cuda._check import error
+from attfc_cuda.data import FaceDataset, read_image
+from attfc_cuda.evaluation.pairs import make_pairs, read_pairs
+from attfc_cuda.evaluation.sets import VerificationSet
+
+FOLDS = 10
+
+
+def from_list(path: Path, root: Path, image_size: int) -> VerificationSet:
+    """The set of one pair list, named after its file.
+
+    Args:
+        path: Pair list, as for `read_pairs`.
+        root: Folder that the paths in it start from.
+        image_size: Side in pixels that the images are resized to.
+
+    Raises:
+        ValueError: For a line that is no pair.
+        OSError: Naming an image that cannot be read.
+    """
+    files, pairs = read_pairs(path, root).indices()
+    return VerificationSet(path.stem, torch.stack([read_image(file, image_size) for file in files]), pairs)
+
+
+def from_lists(text: str, root: Path | None, image_size: int) -> list[VerificationSet]:
+    """The sets of several pair lists.
+
+    Args:
+        text: Paths separated by commas.
+        root: Folder that the paths in the lists start from; None: each list's own folder.
+        image_size: Side in pixels that the images are resized to.
+
+    Raises:
+        FileNotFoundError: Naming a list or an image that is not there.
+        ValueError: For two lists of one name, and as `from_list` does.
+    """
+    paths = [Path(part) for part in split_list(text)]
+    for path in paths:
+        if not path.is_file():
+            raise error("verify", "pairs", "name existing pair lists", path, kind=FileNotFoundError)
+    if len({path.stem for path in paths}) < len(paths):
+        raise error("verify", "pairs", "name lists with different file names", text, "results are named after them")
+    return [from_list(path, root or path.parent, image_size) for path in paths]
+
+
+def from_dataset(name: str, dataset: FaceDataset, num_pairs: int, seed: int = 0) -> VerificationSet:
+    """The set of pairs drawn from a data set, in ten folds.
+
+    Args:
+        name: The set's name.
+        dataset: Faces by identity.
+        num_pairs: Number of pairs, half of them of the same identity.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: Where the data set has too few pairs, as `make_pairs` does.
+    """
+    pairs = make_pairs(dataset, num_pairs, FOLDS, seed)
+    used, position = np.unique(np.concatenate([pairs.a, pairs.b]), return_inverse=True)
+    images = torch.stack([dataset[i] for i in used.tolist()])
+    return VerificationSet(name, images, pairs._replace(a=position[: len(pairs.a)], b=position[len(pairs.a) :]))
+
+
+def split_list(text: str | None) -> list[str]:
+    """`a, b` -> ["a", "b"]; None or nothing -> []."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -1,0 +1,49 @@
+"""The network of a run: freshly initialised from its config, or as a checkpoint has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from attfc_cuda import backbones
+from attfc_cuda._check import error
+from attfc_cuda.train import checkpoint
+from attfc_cuda.train.config import TrainConfig, parse_options
+
+
+def build_backbone(config: TrainConfig) -> nn.Module:
+    """The network of the config, freshly initialised from torch's global generator.
+
+    Raises:
+        ValueError: For an unknown name, an option that the network does not have, or sizes it cannot take.
+    """
+    options = parse_options(config.model.backbone_options, "backbone_options")
+    sizes = {"embedding_dim": config.model.embedding_dim, "image_size": config.dataset.image_size}
+    try:
+        return backbones.build(config.model.backbone, **sizes, **options)
+    except TypeError as cause:
+        rule = f"hold arguments of {config.model.backbone}"
+        got = f"{config.model.backbone_options!r} ({cause})"
+        raise error("train", "backbone_options", rule, got) from cause
+
+
+def load_backbone(path: Path) -> tuple[nn.Module, str]:
+    """The trained network of a checkpoint.
+
+    Args:
+        path: A checkpoint file, or a run folder, of which the newest checkpoint that loads is taken.
+
+    Returns:
+        The network, on the CPU in eval mode, and its name.
+
+    Raises:
+        CheckpointError: Naming a file that cannot be used.
+    """
+    state = checkpoint.open_any(path)
+    config = TrainConfig.from_dict(state["config"])
+    backbone = build_backbone(config)
+    backbone.load_state_dict(state["backbone"])
+    # channels_last is the layout convolution libraries compute in.
+    return backbone.eval().to(memory_format=torch.channels_last), config.model.backbone
