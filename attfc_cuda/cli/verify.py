@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from attfc_cuda._error import error
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from attfc_cuda.evaluation.report import SetResult
 
 RAW_PIXELS = "raw-pixels"
 
@@ -37,6 +41,8 @@ class Command:
     """Side in pixels for raw-pixels; None: that of `checkpoint`, else 112."""
     flip: bool = True
     """Add the embedding of the mirrored image before comparing."""
+    count_as: Annotated[Literal["insightface"] | None, tyro.conf.arg(name="as")] = None
+    """insightface: beside our numbers those that InsightFace's evaluation would count on the same scores."""
     out: Path | None = None
     """Folder for the PNGs and JSONs; None: `verify` in the run folder, else runs/verify."""
     device: str = "auto"
@@ -72,8 +78,19 @@ def run(command: Command) -> int:
         sets = [from_dataset("held-out", build_dataset(command.data, size), command.num_pairs)]
     results = report.evaluate_sets(method, backbone, sets, flip=command.flip, progress=sys.stdout.isatty())
     report.print_table(results, f"Verification of {command.checkpoint or method}")
-    print("written:", ", ".join(map(str, report.write_files(results, _out_folder(command)))))
+    print("written:", ", ".join(map(str, _write(command, results))))
     return 0
+
+
+def _write(command: Command, results: list[SetResult]) -> list[Path]:
+    """Write everything about the results, print what else is asked for; the files."""
+    from attfc_cuda.evaluation import report
+
+    files = report.write_files(results, _out_folder(command))
+    if command.count_as == report.INSIGHTFACE and results:
+        report.print_insightface_table(results)
+        files += report.write_insightface(results, _out_folder(command))
+    return files
 
 
 def _check(command: Command) -> None:
@@ -96,7 +113,7 @@ def _verify_suite(command: Command, method: str, backbone: nn.Module | None, siz
     if results:
         report.print_table(results, f"Verification of {command.checkpoint or method} on {command.suite}")
     report.write_suite(results, failures, out / "suite.json")
-    print("written:", ", ".join(map(str, [out / "suite.json", *report.write_files(results, out)])))
+    print("written:", ", ".join(map(str, [out / "suite.json", *_write(command, results)])))
     for name, reason in failures.items():
         print(f"attfc: {name} left out: {reason}", file=sys.stderr)
     return 2 if failures else 0

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -20,6 +20,8 @@ from attfc_cuda.evaluation import (
     TemplateSet,
     VerificationResult,
     VerificationSet,
+    count_as_insightface,
+    nearest_tar_at_far,
     pair_similarity,
     plot_histogram,
     plot_roc,
@@ -28,8 +30,10 @@ from attfc_cuda.evaluation import (
     verify_backbone,
     verify_templates,
 )
+from attfc_cuda.evaluation.insightface_rules import FOLDS as INSIGHTFACE_FOLDS
 
 RAW_PIXELS = "raw-pixels"
+INSIGHTFACE = "insightface"
 __getattr__ = renamed_attributes(
     __name__,
     {
@@ -113,6 +117,51 @@ def print_table(results: list[SetResult], title: str, console: Console | None = 
     (console or Console(width=max(120, Console().width))).print(table)
 
 
+def print_insightface_table(results: list[SetResult], console: Console | None = None) -> None:
+    """The same scores as InsightFace counts them, see `insightface_rules`; of templates, which have no folds, the
+    TAR at the nearest point of the ROC. In brackets the false accept rate that a TAR really belongs to."""
+    table = Table(title="As InsightFace counts: for comparing with published numbers")
+    for column in ("pairs from", "method", "accuracy", "TAR @ FAR (real FAR)"):
+        table.add_column(column, justify="right" if column == "accuracy" else "left", no_wrap=True)
+    for r in results:
+        counts = insightface_counts(r)
+        rates = [f"{tar:.4f} @ {rate} ({far:.2g})" for rate, (tar, far) in counts["tar_at_far"].items()]
+        accuracy = ""
+        if counts["accuracy"] is not None:
+            accuracy = f"{100 * counts['accuracy']:.2f} ± {100 * counts['accuracy_std']:.2f} %"
+        too_few = f"fewer pairs than its {INSIGHTFACE_FOLDS} folds"
+        table.add_row(r.data, r.method, accuracy, ", ".join(rates) or too_few)
+    (console or Console(width=max(120, Console().width))).print(table)
+
+
+def insightface_counts(result: SetResult) -> dict[str, Any]:
+    """accuracy and accuracy_std (None without folds, or with fewer pairs than its ten folds), tar_at_far: named rate ->
+    [TAR, the rate it really has]."""
+    if result.result.accuracy is None:
+        nearest = nearest_tar_at_far(result.similarity, result.same, list(result.result.tar_at_far))
+        return {"accuracy": None, "accuracy_std": None, "tar_at_far": {f"{f:g}": list(t) for f, t in nearest.items()}}
+    if len(result.same) < INSIGHTFACE_FOLDS:
+        return {"accuracy": None, "accuracy_std": None, "tar_at_far": {}}
+    counted = count_as_insightface(result.similarity, result.same)
+    rates = {f"{counted.named_far:g}": [counted.tar, counted.far]}
+    return {"accuracy": counted.accuracy, "accuracy_std": counted.accuracy_std, "tar_at_far": rates}
+
+
+def write_insightface(results: list[SetResult], folder: Path) -> list[Path]:
+    """`insightface_counts` of each set and method as JSON. Returns the files."""
+    files = []
+    for r in results:
+        path = folder / f"{_stem(r)}_as_insightface.json"
+        write_text(path, json.dumps(insightface_counts(r), indent=2) + "\n")
+        files.append(path)
+    return files
+
+
+def _stem(result: SetResult) -> str:
+    """The name of a set's and method's files."""
+    return f"{result.data}_{re.sub(r'[^a-zA-Z0-9]+', '-', result.method).strip('-')}"
+
+
 def write_files(results: list[SetResult], folder: Path) -> list[Path]:
     """Per set one ROC of all methods; per set and method a histogram and the numbers as JSON. Returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,8 +172,7 @@ def write_files(results: list[SetResult], folder: Path) -> list[Path]:
         plot_roc({r.method: (r.similarity, r.same) for r in here}, roc, title=f"ROC, {name}")
         files.append(roc)
         for r in here:
-            stem = f"{name}_{re.sub(r'[^a-zA-Z0-9]+', '-', r.method).strip('-')}"
-            histogram, numbers = folder / f"{stem}_histogram.png", folder / f"{stem}.json"
+            histogram, numbers = folder / f"{_stem(r)}_histogram.png", folder / f"{_stem(r)}.json"
             title = f"Similarity of pairs, {name}, {r.method}"
             plot_histogram(r.similarity, r.same, histogram, threshold=r.result.threshold, title=title)
             r.result.to_json(numbers)

@@ -92,9 +92,9 @@ def suite(lfw):
     return lfw / "suite"
 
 
-def run(suite, out):
+def run(suite, out, *more):
     arguments = ["verify", "--backbone", "raw-pixels", "--image-size", "16", "--suite", str(suite), "--out", str(out)]
-    return cli.main(arguments)
+    return cli.main([*arguments, *more])
 
 
 def test_every_set_of_a_folder(suite, tmp_path, capsys):
@@ -106,6 +106,19 @@ def test_every_set_of_a_folder(suite, tmp_path, capsys):
     assert results["IJBC"]["accuracy"] is None and 0 <= results["agedb_30"]["accuracy"] <= 1
     for name in results:
         assert name in shown and (tmp_path / "out" / f"{name}_raw-pixels.json").is_file()
+
+
+def test_as_insightface_counts(suite, tmp_path, capsys):
+    assert run(suite, tmp_path / "out", "--as", "insightface") == 0
+    shown = capsys.readouterr().out
+    assert "As InsightFace counts" in shown and "fewer pairs than its 10 folds" in shown
+    counts = {
+        name: json.loads((tmp_path / "out" / f"{name}_raw-pixels_as_insightface.json").read_text())
+        for name in ("IJBC", "agedb_30", "lfw")
+    }
+    assert counts["lfw"] == {"accuracy": None, "accuracy_std": None, "tar_at_far": {}}
+    assert 0 <= counts["agedb_30"]["accuracy"] <= 1 and list(counts["agedb_30"]["tar_at_far"]) == ["0.001"]
+    assert counts["IJBC"]["accuracy"] is None
 
 
 def test_a_set_that_fails_does_not_cost_the_others(suite, tmp_path, capsys):
