@@ -1,5 +1,5 @@
-"""Old names of modules, keywords, backends, attributes of modules and fields of dataclasses: they work for one more
-release, with a DeprecationWarning."""
+"""Old names of modules, keywords, backends, methods, attributes of modules and fields of dataclasses: they work for one
+more release, with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ MOVED = {
     "kernels.cuda_report": "ops.resources.cuda_report",
     "train.setup": "train.training",
     "train.distributed": "train.process_group",
+    "train.split_state": "distributed.split_state",
     "train.watch": "train.diagnostics",
     "train.judge": "evaluation.report",
     "compat.insightface.command": "compat.insightface.run_folder",
@@ -119,6 +120,26 @@ def renamed_field(old: str, new: str) -> Callable[[type], type]:
         return cls
 
     return decorate
+
+
+def renamed_method(owner: type, old: str, new: str) -> None:
+    """Make `old` and `new` names of one method of the class `owner`, which may define it under either.
+
+    A subclass of a user that still defines `old` is warned about where it is defined. `super().<old>()` works too.
+    """
+    own = vars(owner)
+    if old in own and new not in own:
+        warn_renamed(f"{owner.__name__}.{old}", new, stacklevel=4)
+        setattr(owner, new, own[old])
+    elif new in own and old not in own:
+        method = own[new]
+
+        @functools.wraps(method)
+        def with_old_name(*arguments: Any, **keywords: Any) -> Any:
+            warn_renamed(f"{owner.__name__}.{old}", new)
+            return method(*arguments, **keywords)
+
+        setattr(owner, old, with_old_name)
 
 
 class _OldPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):

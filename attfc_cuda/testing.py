@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attfc_cuda._check import error
+from attfc_cuda.margins.angles import psi
 from attfc_cuda.ops import eager as oracle
 
 # (B, S, D). One negative; less than any vector width, in every axis; tails of 2 and more behind every power-of-two
@@ -129,11 +130,11 @@ def make_case(
     centers[center_labels < 0] = math.nan
     labels[_some(rows, ignored, generator)] = -1
 
-    bent = oracle.psi(cosine.double().acos() + 0.5)
+    lowered = psi(cosine.double().acos() + 0.5)
     coefficients = _coefficients(modulation, cosine, generator)
     threshold = None
     if modulation != "none":
-        wanted = torch.full_like(bent, 0.1 if kind == "random" else 0.4) if modulation == "filter" else bent
+        wanted = torch.full_like(lowered, 0.1 if kind == "random" else 0.4) if modulation == "filter" else lowered
         exact = oracle.cosines(embeddings.double(), centers.double(), labels, center_labels)
         # Wide enough for the rounding of a cosine near 0.4 in this dtype, or for float32 dot products.
         threshold = _into_gap(exact, wanted, max(1e-5, torch.finfo(dtype).eps / 2)).to(wide)
@@ -145,7 +146,7 @@ def make_case(
         labels=labels,
         center_labels=center_labels,
         target_cosine=cosine,
-        target_logit=(scale * bent).to(wide),
+        target_logit=(scale * lowered).to(wide),
         threshold=threshold,
         quad=coefficients[0],
         lin=coefficients[1],

@@ -105,7 +105,7 @@ class LogNorm(margins.Margin):
 
     needs_norm = True
 
-    def bend(self, cosine, norm, hard_count):
+    def target_cosine(self, cosine, norm, hard_count):
         return cosine - 0.1 * norm.log() * cosine.exp()
 
     def regularizer(self, cosine, norm=None):

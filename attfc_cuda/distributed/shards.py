@@ -1,8 +1,8 @@
 """Class centres split over the processes of a group: what goes between them, with its gradient.
 
-Every process holds a stretch of the classes (or of a container's slots) and sees the rows of all processes. The B-sized
-mathematics of a loss is replicated: each process computes the same loss from the same numbers. Only three things cross
-between processes:
+Every process holds a part of the classes (or of a container's slots) and sees the rows of all processes. Whatever has
+size B is replicated: each process computes the same loss from the same numbers. Only three things cross between
+processes:
 
     rows        each process's rows reach all; their gradients, partial on each process, come back summed
     own cosine  the process that holds a row's class knows it; the others add 0
@@ -83,14 +83,19 @@ class _MergeLse(torch.autograd.Function):
 class Shards:
     """One process's place among those that share the classes: ``FullyConnected(512, 10_000_000, shards=Shards())``.
 
-    group: the process group; None: the default one. Every process of it calls the head, the same number of times.
-    averaged_gradients: whether the backbone's gradients are averaged over the group afterwards, as
-        DistributedDataParallel does. The loss is the mean over the rows of all processes; True makes the embeddings'
-        gradients the number of processes times larger, so that the average is the gradient of that mean.
-    equal_batches: a promise that every process brings equally many rows to each call: saves the exchange of their
-        numbers, the one thing that makes the host wait.
+    Args:
+        group: the process group; None: the default one. Every process of it calls the head, the same number of times.
+        averaged_gradients: whether the backbone's gradients are averaged over the group afterwards, as
+            DistributedDataParallel does. The loss is the mean over the rows of all processes; True multiplies the
+            embeddings' gradients by the number of processes, so that the average is the gradient of that mean.
+        equal_batches: a promise that every process brings equally many rows to each call. It saves the exchange of
+            their numbers, the only thing for which the host waits.
 
-    Gradient: first order. Raises: ValueError where this process is not of the group.
+    Gradient:
+        First order.
+
+    Raises:
+        ValueError: where this process is not in the group.
     """
 
     def __init__(
@@ -103,7 +108,7 @@ class Shards:
         self.group = dist.group.WORLD if group is None else group
         self.rank, self.count = dist.get_rank(self.group), dist.get_world_size(self.group)
         if self.rank < 0:
-            raise error("Shards", "group", "hold this process", "one without it")
+            raise error("Shards", "group", "contain this process", "one without it")
         self.gradient_factor = float(self.count) if averaged_gradients else 1.0
         self.equal_batches = equal_batches
 
@@ -111,15 +116,15 @@ class Shards:
         return self  # a copied head stays in the group, which cannot be copied
 
     def bounds(self, total: int, rank: int | None = None) -> tuple[int, int]:
-        """[first, last) of the `total` rows that a process holds: equal stretches, the last ones shorter or empty, as
+        """[first, last) of the `total` rows that a process holds: equal parts, the last ones shorter or empty, as
         torch.chunk and DTensor's Shard(0) cut them."""
-        stretch = -(-total // self.count)
+        size = -(-total // self.count)
         rank = self.rank if rank is None else rank
-        return min(rank * stretch, total), min((rank + 1) * stretch, total)
+        return min(rank * size, total), min((rank + 1) * size, total)
 
     def sizes(self, *rows: Tensor) -> list[list[int]]:
-        """How many rows each process has, [process] for each argument. The host waits for it, unless `equal_batches`
-        tells."""
+        """How many rows each process has, [process] for each argument. The host waits for it unless `equal_batches`
+        promises the answer."""
         mine = [len(value) for value in rows]
         if self.equal_batches:
             return [[size] * self.count for size in mine]
@@ -188,18 +193,23 @@ class Shards:
 
 
 def take_rows(part: Tensor, rows: Tensor, total: int, shards: Shards | None) -> Tensor:
-    """[len(rows), ...]: the numbered rows, each process its own choice, of a tensor of `total` rows of which `part` is
-    this process's stretch (None: all of it). A number below 0 gives zeros.
+    """The rows of those numbers, [len(rows), ...], of a tensor of `total` rows that is split over the processes.
 
-    Each process's stretch goes to all in turn, so that no process ever holds more than one beside its own.
+    The part of each process goes to all in turn, so that no process ever holds more than one beside its own.
+
+    Args:
+        part: this process's rows of the tensor; without shards, all of it.
+        rows: int64, each process its own choice; a number below 0 gives a row of zeros.
+        total: the rows of all processes together.
+        shards: the processes.
     """
     taken = part.new_zeros((len(rows), *part.shape[1:]))
     for rank in range(1 if shards is None else shards.count):
         first, last = (0, total) if shards is None else shards.bounds(total, rank)
-        stretch = part
+        theirs = part
         if shards is not None and first < last:
-            stretch = part if rank == shards.rank else part.new_empty((last - first, *part.shape[1:]))
-            dist.broadcast(stretch, group=shards.group, group_src=rank)
+            theirs = part if rank == shards.rank else part.new_empty((last - first, *part.shape[1:]))
+            dist.broadcast(theirs, group=shards.group, group_src=rank)
         here = ((rows >= first) & (rows < last)).nonzero().flatten()
-        taken[here] = stretch[rows[here] - first]
+        taken[here] = theirs[rows[here] - first]
     return taken

@@ -11,17 +11,11 @@ from torch import Tensor, nn
 from attfc_cuda import functional
 from attfc_cuda._check import error
 from attfc_cuda.distributed.shards import Shards
+from attfc_cuda.heads.checks import check_inputs, checked_margin, require_finite
 from attfc_cuda.heads.class_codes import class_codes
 from attfc_cuda.heads.container import DynamicClassContainer
-from attfc_cuda.heads.inputs import (
-    check_inputs,
-    checked_margin,
-    observe,
-    own_class_pairs,
-    require_finite,
-    unit_rows,
-    without_autocast,
-)
+from attfc_cuda.heads.statistics import own_class_pairs, step_statistics
+from attfc_cuda.heads.unit_rows import unit_rows, without_autocast
 from attfc_cuda.margins import Margin
 
 ENQUEUE = ("before", "after")
@@ -258,7 +252,7 @@ class AttFC(nn.Module):
         )
         slot_labels = container.labels_here
         own_pairs = own_class_pairs(labels, slot_labels)
-        self._stats = observe(output, labels, (slot_labels >= 0).sum(), own_pairs, self.margin, shards)
+        self._stats = step_statistics(output, labels, (slot_labels >= 0).sum(), own_pairs, self.margin, shards)
         sample, step_rows = (unit, labels, target_cosine), (labels >= 0).sum() + (extra_labels >= 0).sum()
         self._last_rows = (*(x[:_SAMPLE_ROWS].detach().clone() for x in sample), step_rows)
         if self.training and self.enqueue == "after":

@@ -40,7 +40,7 @@ class DynamicClassContainer(nn.Module):
         row). While a CUDA graph is captured nothing is checked. With False, or in a graph, such rows are left out
         silently; never is anything else overwritten.
     shards: a `distributed.Shards` to split the slots over the processes of a group: `centers` is then this process's
-        stretch of them [n, D], slots `first` to `last` - 1, and all processes enqueue the same rows in the same order.
+        part of them [n, D], slots `first` to `last` - 1, and all processes enqueue the same rows in the same order.
         What says which slot is whose (the buffers below `centers`) is small and whole on each, so nothing needs to be
         asked.
 
@@ -109,7 +109,7 @@ class DynamicClassContainer(nn.Module):
 
     @property
     def labels_here(self) -> Tensor:
-        """The label of each row of `centers`: `labels`, or with shards this process's stretch of them."""
+        """The label of each row of `centers`: `labels`, or with shards this process's part of them."""
         return self.labels[self.first : self.last]
 
     @property
@@ -153,7 +153,7 @@ class DynamicClassContainer(nn.Module):
 
     @property
     def split_rows(self) -> dict[str, int]:
-        """The buffers of which `shards` leave a stretch here, and their rows over all processes."""
+        """The buffers of which `shards` leave a part here, and their rows over all processes."""
         return {"centers": self.capacity}
 
     @torch.no_grad()

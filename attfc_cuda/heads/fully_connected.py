@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from attfc_cuda import functional
 from attfc_cuda._check import error, require_labels, require_mapping
 from attfc_cuda.distributed.shards import Shards, take_rows
+from attfc_cuda.heads.checks import check_inputs, checked_margin, require_finite
 from attfc_cuda.heads.fused_optimizer import FusedOptimizer
-from attfc_cuda.heads.inputs import check_inputs, checked_margin, observe, require_finite, unit_rows
+from attfc_cuda.heads.statistics import step_statistics
+from attfc_cuda.heads.unit_rows import unit_rows
 from attfc_cuda.margins import Margin
 from attfc_cuda.ops.trained_centers import GradientSink
 
@@ -127,7 +129,7 @@ class FullyConnected(nn.Module):
         # A class has one centre: no need to look for pairs among N labels.
         own_pairs = (selected.target_slot >= 0).sum()
         fill = own_pairs.new_full((), len(selected.centers))
-        self._stats = observe(output, labels, fill, own_pairs, self.margin, self.shards)
+        self._stats = step_statistics(output, labels, fill, own_pairs, self.margin, self.shards)
         return output.loss
 
     def select(self, labels: Tensor) -> Selection:
@@ -147,7 +149,7 @@ class FullyConnected(nn.Module):
         eps: float = 1e-8,
         grad_scaler: torch.amp.GradScaler | None = None,
     ) -> FusedOptimizer:
-        """From here on the centres are updated inside `loss.backward()`, a stretch at a time: no gradient buffer.
+        """From here on the centres are updated inside `loss.backward()`, a block at a time: no gradient buffer.
 
         kind: "sgd" (with momentum) or "adamw" (betas, eps); each as torch.optim's, on the rows that took part.
         grad_scaler: the GradScaler that scales the loss, if one does.
@@ -161,7 +163,7 @@ class FullyConnected(nn.Module):
 
     @property
     def split_rows(self) -> dict[str, int]:
-        """The parameters of which `shards` leave a stretch here, and their rows over all processes."""
+        """The parameters of which `shards` leave a part here, and their rows over all processes."""
         return {"centers": self.num_classes}
 
     @torch.no_grad()

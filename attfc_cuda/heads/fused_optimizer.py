@@ -1,6 +1,6 @@
-"""The optimizer of a head's class centres, run inside the backward pass, a stretch of rows at a time.
+"""The optimizer of a head's class centres, run inside the backward pass, a block of rows at a time.
 
-A stretch's gradient is used as soon as it is made, so no gradient of all centres ever exists: a head needs its centres
+A block's gradient is used as soon as it is made, so no gradient of all centres ever exists: a head needs its centres
 and the optimizer's state, whatever the batch or the sample rate. Rows that are not sampled are not touched: no decay,
 no momentum. The update itself is torch's own (`torch.optim.sgd.sgd`, `torch.optim.adamw.adamw`).
 """
@@ -69,21 +69,26 @@ class FusedOptimizer(torch.optim.Optimizer):
         """The parameter that is updated."""
         return self.param_groups[0]["params"][0]
 
+    @property
+    def split_states(self) -> tuple[str, ...]:
+        """What it keeps for each row of the centres, by name; see `distributed.split_state.SplitOptimizer`."""
+        return _STATES[self.kind]
+
     def make_state(self) -> dict[str, Tensor]:
-        """The state of the centres; what is not there yet is made, zeros as the centres are now."""
+        """The state of the centres. What is not there yet is made: zeros of the centres' present dtype and device."""
         weight = self.weight
         state = self.state[weight]
         if self.kind == "adamw":
             state.setdefault("step", torch.zeros((), dtype=torch.float32, device=weight.device))
         if self.kind == "adamw" or self.param_groups[0]["momentum"] > 0:
-            for key in _STATES[self.kind]:
+            for key in self.split_states:
                 if key not in state:
                     state[key] = torch.zeros_like(weight, memory_format=torch.preserve_format)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's. Raises ValueError for the state of another kind of optimizer."""
-        known = {*_STATES[self.kind], *(("step",) if self.kind == "adamw" else ())}
+        known = {*self.split_states, *(("step",) if self.kind == "adamw" else ())}
         given = {name for state in state_dict["state"].values() for name in state}
         if not given <= known:
             rule = f"be of kind {self.kind!r} ({', '.join(sorted(known))})"
@@ -101,7 +106,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def apply(self, first: int, gradient: Tensor, rows: Tensor | None = None) -> None:
         """One step for the centres `rows[first : first + n]` (None: those very numbers) from their gradient [n, D].
 
-        A stretch whose gradient is not finite (a loss scale too large) is left as it is, and a step of which no stretch
+        A block whose gradient is not finite (a loss scale too large) is left as it is, and a step in which no block
         moved is not counted.
         """
         weight, state, finite = self.weight, self.make_state(), gradient.isfinite().all()
@@ -109,7 +114,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             state["step"] += 1
             self._moved = torch.zeros_like(finite)
         place = slice(first, first + len(gradient)) if rows is None else rows[first : first + len(gradient)]
-        buffers = [weight.detach(), *(state[key] for key in _STATES[self.kind] if key in state)]
+        buffers = [weight.detach(), *(state[key] for key in self.split_states if key in state)]
         # A slice is a view and changes in place; chosen rows are a copy that goes back.
         parts = [buffer[place] for buffer in buffers]
         self._update(parts[0], gradient.to(weight.dtype), parts[1:], finite)
@@ -141,7 +146,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 momentum=group["momentum"] if parts else 0.0, dampening=0.0, nesterov=False, **common,
             )  # fmt: skip
         else:
-            # The update counts its own steps up; all stretches of a backward pass are one step.
+            # The update counts its own steps up; all blocks of a backward pass are one step.
             step = self.state[self.weight]["step"] - 1
             beta1, beta2 = group["betas"]
             adamw(

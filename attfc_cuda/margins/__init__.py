@@ -1,4 +1,4 @@
-"""The margins, and `build` to make one from its name."""
+"""The margins, and `build`, which makes one from its name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from attfc_cuda._check import error
 from attfc_cuda.margins.adasin import AdaSin
 from attfc_cuda.margins.additive import ArcFace, CombinedMargin, CosFace, NormFace, SphereFace
-from attfc_cuda.margins.base import Margin, Modulation, angle, psi
+from attfc_cuda.margins.angles import angle, psi
+from attfc_cuda.margins.base import Margin, Modulation
 from attfc_cuda.margins.hard_negative import CurricularFace, MVSoftmax
 from attfc_cuda.margins.norm_adaptive import AdaFace, MagFace
 
@@ -47,7 +48,16 @@ NAMES: tuple[str, ...] = tuple(_CLASSES)
 
 
 def build(name: str, **kwargs: Any) -> Margin:
-    """The margin called `name` (one of `NAMES`), with its constructor's arguments; ValueError for another name."""
+    """Make the margin called `name`.
+
+    Args:
+        name: one of `NAMES`.
+        **kwargs: the arguments of that margin's constructor.
+
+    Raises:
+        ValueError: for another name, or an argument out of range.
+        TypeError: for an argument that the margin does not take.
+    """
     if name not in _CLASSES:
         raise error("margins.build", "name", f"be one of {', '.join(NAMES)}", repr(name))
     return _CLASSES[name](**kwargs)

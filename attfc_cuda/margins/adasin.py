@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attfc_cuda.margins.base import Margin, Modulation, angle, masked_mean, move_average, psi, require
+from attfc_cuda.margins.angles import angle, psi
+from attfc_cuda.margins.base import Margin, Modulation, masked_mean, move_average, require
 
 
 class AdaSin(Margin):
@@ -27,21 +28,29 @@ class AdaSin(Margin):
                      instead and leave a tail of impostors
         Phi          not differentiated: otherwise lowering theta_y lowers every hard negative at once, and training can
                      collapse to a cone
-        psi          the continuation of the cosine past pi (`eager.psi`)
+        psi          the continuation of the cosine past pi (`margins.psi`)
 
     With this form and these constants, at m 0.2 and scale 24, it is level with ArcFace under a full FC layer on real
-    faces (3 seeds; docs/learning.md, with what each part is worth).
+    faces (3 seeds; docs/learning.md, which also says what each part is worth).
 
-    m: margin in radians. h: weight of the difficulty. momentum: of t. State: buffer `t`.
-    detach_difficulty: False differentiates Phi through D.
-    difficulty: "half_angle" for sin(theta / 2), which grows up to pi; "angle" for sin theta, which falls again past
-        pi / 2.
-    Switches for ablations, each True by default: positive_penalty (False: T = psi(theta_y + m) always),
-    negative_penalty (False: hard negatives are counted but keep their cosine), curriculum (False: t stays 0, so
-    Phi = h D).
+    Args:
+        m: margin in radians, at least 0.
+        h: weight of the difficulty, at least 0.
+        momentum: of t, in [0, 1].
+        detach_difficulty: False differentiates Phi through D.
+        difficulty: "half_angle" for sin(theta / 2), which grows up to pi; "angle" for sin theta, which falls again past
+            pi / 2.
+        positive_penalty: for ablations; False: T = psi(theta_y + m) always.
+        negative_penalty: for ablations; False: hard negatives are counted but keep their cosine.
+        curriculum: for ablations; False: t stays 0, so that Phi = h D.
+        **base: the arguments of `Margin`.
 
-    The threshold has no gradient. With gradient="straight_through" dT/dcos = 1, whatever detach_difficulty says; the
-    negatives' Phi still follows detach_difficulty.
+    Attributes:
+        t: buffer, 0-dim float32: the running state.
+
+    Gradient:
+        None to the threshold. With gradient="straight_through" dT/dcos = 1, whatever detach_difficulty says; the Phi of
+        the negatives still follows detach_difficulty.
     """
 
     t: Tensor
@@ -72,7 +81,7 @@ class AdaSin(Margin):
         self.register_buffer("t", torch.zeros((), dtype=torch.float32))
 
     def phi(self, theta: Tensor) -> Tensor:
-        """Phi = t + h D(theta) [B]; theta [B] radians."""
+        """Phi = t + h D(theta), [B]; theta [B] in radians."""
         difficulty = torch.sin(theta / 2 if self.difficulty == "half_angle" else theta)
         phi = self.t + self.h * difficulty
         return phi.detach() if self.detach_difficulty else phi
@@ -83,7 +92,7 @@ class AdaSin(Margin):
         weight = self.phi(theta) if self.negative_penalty else zero + 1
         return Modulation(psi(theta + self.m).detach(), zero, weight, zero)
 
-    def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
+    def target_cosine(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
         theta = angle(cosine)
         if hard_count is None or not self.positive_penalty:
             return psi(theta + self.m)

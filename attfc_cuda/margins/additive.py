@@ -1,4 +1,4 @@
-"""Margins with a fixed bend of the target and untouched negatives: NormFace, CosFace, ArcFace, SphereFace, combined."""
+"""Margins that lower the target by a fixed rule and leave negatives alone: NormFace, CosFace, ArcFace, SphereFace."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from typing import Any
 
 from torch import Tensor
 
-from attfc_cuda.margins.base import Margin, angle, psi, require
+from attfc_cuda.margins.angles import angle, psi
+from attfc_cuda.margins.base import Margin, require
 
 
 class NormFace(Margin):
     """T = cos theta: the normalised softmax without a margin (arXiv 1704.06369)."""
 
-    def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
+    def target_cosine(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
         return cosine
 
 
 class CosFace(Margin):
-    """T = cos theta - m (arXiv 1801.09414, eq. 4). m: margin in cosine, at least 0; published 0.35."""
+    """T = cos theta - m (arXiv 1801.09414, eq. 4).
+
+    Args:
+        m: margin in cosine, at least 0; published 0.35.
+        **base: the arguments of `Margin`.
+    """
 
     def __init__(self, m: float = 0.35, **base: Any) -> None:
         super().__init__(**base)
         require("CosFace", "m", "be a finite number of at least 0", m, 0 <= m < math.inf)
         self.m = m
 
-    def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
+    def target_cosine(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
         return cosine - self.m
 
     def extra_repr(self) -> str:
@@ -35,9 +41,14 @@ class CosFace(Margin):
 class CombinedMargin(Margin):
     """T = psi(m1 theta + m2) - m3 (arXiv 1801.07698, eq. 4).
 
-    m1: factor of the angle, above 0. m2: radians added, at least 0. m3: cosine taken off, at least 0.
-    Past pi the cosine goes on falling (`eager.psi`), our choice; InsightFace goes on with cos theta - m sin m or
+    Past pi the cosine keeps falling (`margins.psi`), our choice; InsightFace continues with cos theta - m sin m or
     stops the margin there.
+
+    Args:
+        m1: factor of the angle, above 0.
+        m2: radians added, at least 0.
+        m3: cosine taken off, at least 0.
+        **base: the arguments of `Margin`.
     """
 
     def __init__(self, m1: float = 1.0, m2: float = 0.3, m3: float = 0.2, **base: Any) -> None:
@@ -48,7 +59,7 @@ class CombinedMargin(Margin):
         require(name, "m3", "be a finite number of at least 0", m3, 0 <= m3 < math.inf)
         self.m1, self.m2, self.m3 = m1, m2, m3
 
-    def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
+    def target_cosine(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
         return psi(self.m1 * angle(cosine) + self.m2) - self.m3
 
     def extra_repr(self) -> str:
@@ -56,7 +67,12 @@ class CombinedMargin(Margin):
 
 
 class ArcFace(CombinedMargin):
-    """T = psi(theta + m) (arXiv 1801.07698, eq. 3). m: radians, published 0.5."""
+    """T = psi(theta + m) (arXiv 1801.07698, eq. 3).
+
+    Args:
+        m: margin in radians, at least 0; published 0.5.
+        **base: the arguments of `Margin`.
+    """
 
     def __init__(self, m: float = 0.5, **base: Any) -> None:
         super().__init__(1.0, m, 0.0, **base)
@@ -65,7 +81,10 @@ class ArcFace(CombinedMargin):
 class SphereFace(CombinedMargin):
     """T = psi(m theta) on normalised embeddings (arXiv 1704.08063, its psi, with the fixed scale of its successors).
 
-    m: factor of the angle. Default 1.35, our choice: it trains without the annealing that the published m = 4 needs.
+    Args:
+        m: factor of the angle, above 0. The default, 1.35, is our choice: it trains without the annealing that the
+            published m = 4 needs.
+        **base: the arguments of `Margin`.
     """
 
     def __init__(self, m: float = 1.35, **base: Any) -> None:

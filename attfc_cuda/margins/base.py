@@ -1,30 +1,33 @@
-"""What a margin is: how the target logit is bent and how hard negatives are re-weighted, for one row at a time.
+"""What a margin is: it lowers the target's logit and may re-weight hard negatives, one row at a time.
 
-A margin knows cosines to the own centre, embedding norms and its own running state: B-sized mathematics in ordinary
-differentiable PyTorch. It knows no container, no label and no kernel. A margin of your own is a subclass of `Margin`
-with one method, `bend`; hard-negative re-weighting adds `modulation`, running state adds `move`.
+A margin knows the cosines to the own centre, the norms of the embeddings and its own running state: mathematics of size
+B in ordinary differentiable PyTorch. It knows no container, no label and no kernel. A margin of your own is a subclass
+of `Margin` with one method, `target_cosine`; re-weighting hard negatives takes `modulation`, running state takes
+`move`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from attfc_cuda._check import error
-from attfc_cuda.ops.eager import psi
-
-__all__ = ["Margin", "Modulation", "angle", "masked_mean", "move_average", "psi", "require"]
-
-# The last step of float32 below 1. Beyond it the angle follows its chord: see `angle`.
-_EDGE = 1 - 2.0**-23
-_CHORD_SLOPE = math.acos(_EDGE) / (1 - _EDGE)
+from attfc_cuda._deprecated import renamed_method
 
 
 class Modulation(NamedTuple):
-    """What a row does to its hard negatives: quad c^2 + lin c + const where c > threshold. Each [B], as the cosine."""
+    """What a row does to its hard negatives: a cosine c becomes quad c^2 + lin c + const where c > threshold.
+
+    Attributes:
+        threshold: [B], in the dtype of the cosines, as are the others.
+        quad: [B].
+        lin: [B].
+        const: [B].
+    """
 
     threshold: Tensor
     quad: Tensor
@@ -33,22 +36,27 @@ class Modulation(NamedTuple):
 
 
 class Margin(nn.Module):
-    """Base of every margin. Subclasses override `bend` and, where they need to, `modulation`, `move`, `regularizer`.
+    """Base of every margin. Subclasses define `target_cosine` and, if need be, `modulation`, `move`, `regularizer`.
 
-    Arguments to all methods: cosine [B] of each row to its own centre (float32, or float64), norm [B] of the embedding
-    before normalisation (same dtype; None unless the class sets `needs_norm`), hard_count [B] int64.
-
-    scale: factor s of every logit, above 0.
-    gradient: "exact" differentiates the margin; "straight_through" keeps the margin's value in the forward pass but
-        takes dT/dcos = 1 (and none to the norm), as InsightFace's ArcFace does by computing the margin without gradient
-        (`losses.py`, `torch.no_grad`).
-    interclass_filter: cosine above which a negative is taken for a mislabelled copy of the own class and its logit set
-        to 0 (InsightFace `interclass_filtering_threshold`); None: no filter. Only for margins that leave negatives
-        alone: a margin with its own `modulation` raises ValueError.
+    All methods take the same arguments: cosine [B], of each row to its own centre (float32, or float64); norm [B], of
+    the embeddings before normalisation (same dtype; None unless the class sets `needs_norm`); hard_count [B] int64.
 
     Running state lives in 0-dim float32 buffers, never in Python numbers, so that a step needs no host
-    synchronisation, compiles into one graph and resumes from a state_dict. Each process keeps its own.
-    Raises: ValueError naming the argument.
+    synchronisation, compiles into one graph and resumes from a state_dict. The buffers keep their dtype whatever the
+    module is cast to: in 16 bits a running mean that moves by 1 % a step stops halfway, since its steps round to
+    nothing. Each process keeps its own state.
+
+    Args:
+        scale: factor s of every logit, above 0.
+        gradient: "exact" differentiates the margin. "straight_through" keeps the margin's value in the forward pass but
+            takes dT/dcos = 1 (and 0 for the norm), as InsightFace's ArcFace does by computing the margin without
+            gradient (`losses.py`, `torch.no_grad`).
+        interclass_filter: cosine above which a negative is taken for a mislabelled copy of the own class, and its logit
+            set to 0 (InsightFace's `interclass_filtering_threshold`); None: no filter. Only for margins that leave
+            negatives alone.
+
+    Raises:
+        ValueError: naming the argument; for interclass_filter also where the margin has its own `modulation`.
     """
 
     needs_norm = False
@@ -70,6 +78,10 @@ class Margin(nn.Module):
         self.gradient = gradient
         self.interclass_filter = interclass_filter
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        renamed_method(cls, "bend", "target_cosine")
+
     def _own_modulation(self) -> bool:
         return type(self).modulation is not Margin.modulation
 
@@ -78,16 +90,22 @@ class Margin(nn.Module):
         """Whether `modulation` returns anything: known before a step, whatever the cosines."""
         return self.interclass_filter is not None or self._own_modulation()
 
-    def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
-        """The margin's formula: T [B]. hard_count None means "as if the row had no hard negative"."""
-        raise NotImplementedError(f"{type(self).__name__} must define bend(cosine, norm, hard_count)")
+    def target_cosine(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
+        """The margin's formula: T [B], the cosine that stands in for the target's.
+
+        Args:
+            cosine: [B], of each row to its own centre.
+            norm: [B], of the embeddings; None unless the class sets `needs_norm`.
+            hard_count: [B] int64, the number of each row's hard negatives; None means "as if the row had none".
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define target_cosine(cosine, norm, hard_count)")
 
     def target(self, cosine: Tensor, norm: Tensor | None = None, hard_count: Tensor | None = None) -> Tensor:
-        """T [B], the target's bent cosine: the value of `bend`, the gradient that `gradient` asks for."""
-        bent = self.bend(cosine, norm, hard_count)
+        """T [B]: the value of `target_cosine`, with the gradient that `gradient` asks for."""
+        value = self.target_cosine(cosine, norm, hard_count)
         if self.gradient == "straight_through":
-            return bent.detach() + (cosine - cosine.detach())
-        return bent
+            return value.detach() + (cosine - cosine.detach())
+        return value
 
     def modulation(self, cosine: Tensor, norm: Tensor | None = None) -> Modulation | None:
         """How hard negatives are re-weighted; None leaves all negatives alone."""
@@ -102,10 +120,15 @@ class Margin(nn.Module):
 
     @torch.no_grad()
     def update(self, cosine: Tensor, norm: Tensor | None, valid: Tensor) -> None:
-        """Move the running state by one training step; nothing in eval mode. Call it once, before the other methods.
+        """Move the running state by one training step; in eval mode, do nothing. Called once, before the other methods.
 
-        valid [B] bool: rows that count. Rows whose cosine or norm is not finite do not count either: one bad image must
-        not poison a running mean for good. With no row left nothing moves.
+        Rows whose cosine or norm is not finite do not count: one bad image must not spoil a running mean for good. When
+        no row is left, nothing moves.
+
+        Args:
+            cosine: [B].
+            norm: [B], or None.
+            valid: [B] bool, the rows that count.
         """
         if not self.training:
             return
@@ -120,26 +143,29 @@ class Margin(nn.Module):
     def extra_repr(self) -> str:
         return f"scale={self.scale}, gradient={self.gradient!r}, interclass_filter={self.interclass_filter}"
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Margin:
+        """nn.Module's (the way of every .to(), .half() and .to_empty()), but for the dtype of the running state."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            if old is not None and old.is_floating_point() and self._buffers[name].dtype != old.dtype:
+                self._buffers[name] = old.to(self._buffers[name].device)
+        return self
 
-def angle(cosine: Tensor) -> Tensor:
-    """theta = acos(cosine) with a derivative that stays finite at +-1.
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        # With assign=True a saved tensor replaces the buffer, dtype and all.
+        for name, own in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if own is not None and own.is_floating_point() and isinstance(saved, Tensor):
+                state_dict[prefix + name] = saved.to(own.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    Equals acos for |cosine| <= 1 - 2^-23 and at +-1. In the last float32 step before +-1, where acos' = -1 / sin theta
-    runs to infinity, the angle follows its chord (slope -4096): exact at both ends, monotone, off by less than
-    1.3e-4 rad between. Outside [-1, 1], where only rounding leads, it is clamped, with no gradient. NaN stays NaN.
-    Our choice: after the chain rule of the normalisation, which contributes sin theta, the gradient of the embedding
-    is unchanged but for the last 5e-4 rad, and a target at exactly +-1 gives numbers instead of NaN.
-    """
-    # `where` instead of clamp: what clamp's derivative is at exactly its bound differs between versions of PyTorch.
-    size = cosine.abs()
-    near_end = size > _EDGE
-    arc = torch.acos(torch.where(near_end, 0, cosine))
-    chord = torch.where(size <= 1, _CHORD_SLOPE * (1 - size), 0)
-    return torch.where(near_end, torch.where(cosine > 0, chord, math.pi - chord), arc)
+
+renamed_method(Margin, "bend", "target_cosine")
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` [B] where `mask`, 0-dim; 0 when nothing is. What is masked may be NaN."""
+    """Mean of `values` [B] where `mask`, 0-dim; 0 where there are none. What is masked may be NaN."""
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
 
 
@@ -149,6 +175,6 @@ def move_average(average: Tensor, value: Tensor, momentum: float, when: Tensor) 
 
 
 def require(name: str, argument: str, rule: str, got: object, holds: bool, remedy: str | None = None) -> None:
-    """Raise the house's ValueError for a constructor argument unless `holds`."""
+    """Raise the project's ValueError for a constructor argument unless `holds`."""
     if not holds:
         raise error(name, argument, rule, got, remedy)

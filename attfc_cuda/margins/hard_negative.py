@@ -15,8 +15,13 @@ from attfc_cuda.margins.base import Modulation, masked_mean, move_average, requi
 class MVSoftmax(ArcFace):
     """MV-Arc-Softmax (arXiv 1912.00833) with the "fixed" re-weighting h(t, theta) = exp(s (t - 1) (cos theta + 1)).
 
-    T = psi(theta + m); negatives with c > T become t c + t - 1. m: radians. t: at least 1; 1.12 in the authors' code.
-    The threshold follows psi past pi, as the target does, and has no gradient.
+    T = psi(theta + m); a negative cosine c > T becomes t c + t - 1. The threshold follows psi past pi, as the target
+    does, and has no gradient.
+
+    Args:
+        m: margin in radians, at least 0.
+        t: at least 1; 1.12 in the authors' code.
+        **base: the arguments of `Margin`.
     """
 
     def __init__(self, m: float = 0.5, t: float = 1.12, **base: Any) -> None:
@@ -26,7 +31,8 @@ class MVSoftmax(ArcFace):
 
     def modulation(self, cosine: Tensor, norm: Tensor | None = None) -> Modulation:
         zero = torch.zeros_like(cosine)
-        return Modulation(self.bend(cosine, norm, None).detach(), zero, zero + self.fixed_t, zero + (self.fixed_t - 1))
+        threshold = self.target_cosine(cosine, norm, None).detach()
+        return Modulation(threshold, zero, zero + self.fixed_t, zero + (self.fixed_t - 1))
 
     def extra_repr(self) -> str:
         return f"t={self.fixed_t}, {super().extra_repr()}"
@@ -35,9 +41,17 @@ class MVSoftmax(ArcFace):
 class CurricularFace(ArcFace):
     """CurricularFace (arXiv 2004.00288: its T, N(t, cos theta_j) and the running mean t).
 
-    T = psi(theta + m); negatives with c > T become c (t + c); t <- momentum t + (1 - momentum) mean(cos theta) before
-    each step, t0 = 0, never differentiated. m: radians. momentum: 0.99 as published. State: buffer `t`.
-    The threshold follows psi past pi, as the target does, and has no gradient.
+    T = psi(theta + m); a negative cosine c > T becomes c (t + c); t <- momentum t + (1 - momentum) mean(cos theta)
+    before each step, t0 = 0, never differentiated. The threshold follows psi past pi, as the target does, and has no
+    gradient.
+
+    Args:
+        m: margin in radians, at least 0.
+        momentum: of t, in [0, 1]; 0.99 as published.
+        **base: the arguments of `Margin`.
+
+    Attributes:
+        t: buffer, 0-dim float32: the running state.
     """
 
     t: Tensor
@@ -51,7 +65,7 @@ class CurricularFace(ArcFace):
     def modulation(self, cosine: Tensor, norm: Tensor | None = None) -> Modulation:
         zero = torch.zeros_like(cosine)
         # `zero + t` is a copy: a view of the buffer would be overwritten by the next step's update before backward.
-        return Modulation(self.bend(cosine, norm, None).detach(), zero + 1, zero + self.t, zero)
+        return Modulation(self.target_cosine(cosine, norm, None).detach(), zero + 1, zero + self.t, zero)
 
     def move(self, cosine: Tensor, norm: Tensor | None, valid: Tensor) -> None:
         move_average(self.t, masked_mean(cosine, valid), self.momentum, valid.any())

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attfc_cuda.margins.base import Margin, angle, masked_mean, move_average, psi, require
+from attfc_cuda.margins.angles import angle, psi
+from attfc_cuda.margins.base import Margin, masked_mean, move_average, require
 
 
 class AdaFace(Margin):
@@ -17,11 +18,20 @@ class AdaFace(Margin):
         z = clip(h (|x| - mean) / (std + 1e-3), -1, 1)    norm, clipped to [1e-3, 100], against its running statistics
         T = psi(max(theta - m z, 0)) - (m + m z)
 
-    m: margin, 0.4. h: concentration, 0.333. momentum: of the running mean and (unbiased) standard deviation of the
-    norms, 0.99; both move before each step. State: buffers `norm_mean` (from 20) and `norm_std` (from 100, both the
-    authors' start). A batch with one valid row moves the mean alone, our choice: it has no spread.
-    Gradient: none to the norm, as published. Where theta < m z the angle stays at 0 (published: clipped at 1e-3), so
-    T is flat there; past pi it follows psi, where the authors clip.
+    Args:
+        m: margin, at least 0; published 0.4.
+        h: concentration, at least 0; published 0.333.
+        momentum: of the running mean and (unbiased) standard deviation of the norms, in [0, 1]; both move before each
+            step. A batch with one valid row moves the mean alone, our choice: it has no spread.
+        **base: the arguments of `Margin`.
+
+    Attributes:
+        norm_mean: buffer, 0-dim float32, from 20 (the authors' start).
+        norm_std: buffer, 0-dim float32, from 100 (the authors' start).
+
+    Gradient:
+        None to the norm, as published. Where theta < m z the angle stays at 0 (published: clipped at 1e-3), so T is
+        flat there; past pi it follows psi, where the authors clip.
     """
 
     needs_norm = True
@@ -37,7 +47,7 @@ class AdaFace(Margin):
         self.register_buffer("norm_mean", torch.tensor(20.0, dtype=torch.float32))
         self.register_buffer("norm_std", torch.tensor(100.0, dtype=torch.float32))
 
-    def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
+    def target_cosine(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
         quality = (self._clipped(norm) - self.norm_mean) / (self.norm_std + 1e-3)
         quality = (self.h * quality).clamp(-1, 1)
         return psi((angle(cosine) - self.m * quality).clamp(min=0)) - (self.m + self.m * quality)
@@ -64,9 +74,16 @@ class MagFace(Margin):
         a = clip(|x|, l_a, u_a)      m(a) = l_m + (u_m - l_m) (a - l_a) / (u_a - l_a)
         T = psi(theta + m(a))        each row's loss gains lambda_g (1 / a + a / u_a^2)
 
-    l_a, u_a: norms between which the margin grows, 10 and 110. l_m, u_m: its ends in radians, 0.45 and 0.8.
-    lambda_g: weight of the regulariser, 35. The regulariser acts on every valid row, one without negatives included.
-    Gradient: to the norm through m(a) and the regulariser, 0 where the norm is clipped. Past pi: psi, our choice.
+    Args:
+        l_a: norm from which the margin grows, above 0.
+        u_a: norm up to which it grows, above l_a.
+        l_m: the margin at l_a, in radians, at least 0.
+        u_m: the margin at u_a, in radians, at least l_m.
+        lambda_g: weight of the regulariser, at least 0. It acts on every valid row, including one without negatives.
+        **base: the arguments of `Margin`.
+
+    Gradient:
+        To the norm through m(a) and the regulariser; 0 where the norm is clipped. Past pi: psi, our choice.
     """
 
     needs_norm = True
@@ -86,7 +103,7 @@ class MagFace(Margin):
         require("MagFace", "lambda_g", "be a finite number of at least 0", lambda_g, 0 <= lambda_g < math.inf)
         self.l_a, self.u_a, self.l_m, self.u_m, self.lambda_g = l_a, u_a, l_m, u_m, lambda_g
 
-    def bend(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
+    def target_cosine(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
         magnitude = norm.clamp(self.l_a, self.u_a)
         margin = self.l_m + (self.u_m - self.l_m) / (self.u_a - self.l_a) * (magnitude - self.l_a)
         return psi(angle(cosine) + margin)

@@ -21,18 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attfc_cuda._deprecated import renamed_attributes
 
-def psi(angle: Tensor) -> Tensor:
-    """Cosine up to pi, continued so that it goes on falling: the bend of every margin that is added to an angle.
-
-    psi(a) = cos a for a <= pi and -2 - cos a for pi < a <= 2 pi; beyond that the same fold repeats, so that for every
-    a >= 0: psi(a) = (-1)^k cos a - 2 k with k = floor(a / pi), the psi of SphereFace's A-Softmax (arXiv 1704.08063). It
-    is C1 and monotonically falling on a >= 0. Below 0 it is cos a.
-    Shape and dtype of the input are kept. Gradient: the derivative of the value, everywhere.
-    """
-    folds = torch.floor(angle.detach() / math.pi).clamp(min=0)
-    sign = 1 - 2 * torch.remainder(folds, 2)
-    return sign * torch.cos(angle) - 2 * folds
+__getattr__ = renamed_attributes(__name__, {"psi": "margins.angles.psi"})
 
 
 def modulated_cosine(cosine: Tensor, hard: Tensor, quad: Tensor, lin: Tensor, const: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Objective(nn.Module):
     gallery_size and negatives_per_batch: what `AttentionLoader` has to deliver for it.
     command: how a user starts a run with it, for the message after an interruption.
     Where a run has several processes, the constructor gets the head's `shards` as a keyword, and each process passes
-    its own part of the batch; the loss is that of the whole, and all trained parameters are stretches of split centres.
+    its own part of the batch; the loss is that of the whole, and all trained parameters are parts of split centres.
     """
 
     command = "attfc train"

@@ -4,7 +4,7 @@
 
 The batch of the config is that of all processes together, cut into equal parts in its order: the same images meet in a
 step whatever their number, and so does a run that goes on with fewer. Each process has the whole backbone
-(DistributedDataParallel) and its stretch of the head's class centres (`attfc_cuda.distributed.shards.Shards`).
+(DistributedDataParallel) and its part of the head's class centres (`attfc_cuda.distributed.shards.Shards`).
 """
 
 from __future__ import annotations

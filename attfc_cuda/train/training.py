@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch, FaceDataset, build_dataset
 from attfc_cuda.distributed import checkpoint as head_checkpoint
-from attfc_cuda.train import checkpoint, split_state
+from attfc_cuda.distributed import split_state
+from attfc_cuda.train import checkpoint
 from attfc_cuda.train.backbone import build_backbone
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.objective import DTYPES, Objective
@@ -96,7 +97,7 @@ class Training:
         self._guarded = [b for m in (self.backbone, self.objective) for b in _batch_norm_buffers(m)]
         self._guard = [b.clone() for b in self._guarded]
         if group is not None:
-            self._split = {id(stretch.tensor) for stretch in head_checkpoint.stretches(self.objective).values()}
+            self._split = {id(part.tensor) for part in split_state.parts_of(self.objective).values()}
             refuse_loose_parameters(self.objective, self._split)
             # Every process has begun alike; from here on each draws its own random numbers.
             seed_everything(config.run.seed + group.rank * 1_000_003)
@@ -159,9 +160,9 @@ class Training:
         objective, rng = self.objective.state_dict(), checkpoint.rng_state()
         optimizers = [None if optimizer is None else optimizer.state_dict() for optimizer in self._optimizers]
         if self.group is not None:
-            objective = split_state.without_stretches(objective, self.objective)
+            objective = split_state.without_parts(objective, self.objective)
             optimizers = [
-                s and split_state.optimizer_without_stretches(s, optimizer, self.objective)
+                s and split_state.optimizer_without_parts(s, optimizer, self.objective)
                 for s, optimizer in zip(optimizers, self._optimizers, strict=True)
             ]
         return {
@@ -190,7 +191,7 @@ class Training:
         if self.group is not None:
             # Before the file, whose being there says that all is.
             optimizer = split_state.holder(self._optimizers, self.objective)
-            head_checkpoint.save(self.objective, checkpoint.shards_of(path), optimizer, stretches_only=True)
+            head_checkpoint.save(self.objective, checkpoint.shards_of(path), optimizer, parts_only=True)
         if self.first:
             checkpoint.save(state, folder, self.step, self.config.run.keep)
         return path
@@ -207,7 +208,7 @@ class Training:
         if state.get("processes", 1) > 1:
             optimizer = split_state.holder(self._optimizers, self.objective)
             path = checkpoint.shards_of(checkpoint.path_of(folder, self.step))
-            head_checkpoint.load(self.objective, path, optimizer, stretches_only=True)
+            head_checkpoint.load(self.objective, path, optimizer, parts_only=True)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; what it has not, because it was split, keeps its value. Raises ValueError
@@ -219,10 +220,10 @@ class Training:
         self.step, self.seconds = state["step"], state["seconds"]
         self.backbone.load_state_dict(state["backbone"])
         objective = self.objective
-        objective.load_state_dict(split_state.with_stretches(state["objective"], objective))
+        objective.load_state_dict(split_state.with_parts(state["objective"], objective))
         for optimizer, name in zip(self._optimizers, ("optimizer", "fused_optimizer"), strict=True):
             if optimizer is not None:
-                loaded = split_state.optimizer_with_stretches(state[name], optimizer, objective)
+                loaded = split_state.optimizer_with_parts(state[name], optimizer, objective)
                 optimizer.load_state_dict(loaded)
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load_state_dict(state["loader"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from attfc_cuda import FullyConnected, PartialFC
 from attfc_cuda.distributed import checkpoint as head_checkpoint
 from attfc_cuda.distributed.shards import Shards
+from attfc_cuda.distributed.split_state import parts_of
 
 SAVED = {
     "fc, fused sgd": CASES["fc, fused sgd"],
@@ -95,7 +96,7 @@ def resized(folder: str, name: str, shards: Shards | None) -> dict[str, Any]:
     else:
         trainee.head.resize_classes(MAPPING)
     state = {key: value.clone() for key, value in trainee.head.state_dict().items()}
-    split = {key: stretch.tensor.detach().clone() for key, stretch in head_checkpoint.stretches(
+    split = {key: part.tensor.detach().clone() for key, part in parts_of(
         trainee.head, trainee.optimizer).items()}  # fmt: skip
     data = batch(trainee.case._replace(classes=len(MAPPING)), 7, torch.float64)
     return {"state": state, "split": split, "loss": trainee.step(2, data)}

@@ -18,6 +18,7 @@ from group import run
 from attfc_cuda import AdaSin, AttFC, FullyConnected, PartialFC
 from attfc_cuda.compat.insightface import PartialFC_V2
 from attfc_cuda.distributed import checkpoint as head_checkpoint
+from attfc_cuda.distributed.split_state import parts_of
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_resize_classes(name: str, by_two: tuple) -> None:
     after = resized(folder, name, None)
     kept = MAPPING >= 0
     if isinstance(before.head, FullyConnected):
-        old = head_checkpoint.stretches(before.head, before.optimizer)
+        old = parts_of(before.head, before.optimizer)
         assert old.keys() == after["split"].keys() and (len(old) > 1 or name == "partial fc")
         for key, value in after["split"].items():
             assert torch.equal(value[kept], old[key].tensor[MAPPING[kept]]), key
@@ -234,6 +235,44 @@ def test_a_fused_optimizer_is_saved_before_its_first_step(tmp_path: Path) -> Non
     assert torch.equal(first.centers, second.centers)
 
 
+# Written by version 0.1, whose functions and classes had other names.
+OLD = Path(__file__).parent / "written_by_0_1"
+
+
+def test_a_checkpoint_of_an_earlier_version_loads() -> None:
+    head = FullyConnected(4, 6)
+    optimizer = head.fuse_optimizer(0.1, kind="adamw")
+    head_checkpoint.load(head, OLD / "fc", optimizer)
+    expected, state = torch.arange(24.0).view(6, 4), optimizer.state[head.centers]
+    assert torch.equal(head.centers, expected) and head.margin.t == 0.25
+    assert torch.equal(state["exp_avg"], -expected) and torch.equal(state["exp_avg_sq"], expected + 1)
+    assert state["step"] == 7
+    head = AttFC(4, 8, num_classes=6, policy="refresh", class_code=1.0)
+    head_checkpoint.load(head, OLD / "attfc")
+    stored, held = head.container.lookup(torch.tensor([3, 1, 5, 0, 2]))
+    assert torch.equal(stored[:4], torch.eye(4)) and held.tolist() == [True] * 4 + [False] and head.margin.t == 0.5
+
+
+def test_old_names_of_functions_and_keywords(tmp_path: Path) -> None:
+    head = FullyConnected(4, 6)
+    with pytest.warns(DeprecationWarning, match="stretches is now attfc_cuda.distributed.split_state.parts_of"):
+        assert head_checkpoint.stretches is parts_of
+    with pytest.warns(DeprecationWarning, match=r"save\(stretches_only=...\) is now parts_only="):
+        head_checkpoint.save(head, tmp_path / "head", stretches_only=True)
+    saved = dcp.FileSystemReader(tmp_path / "head").read_metadata().state_dict_metadata
+    assert saved.keys() == {"centers"}
+    with pytest.raises(AttributeError, match="has no attribute 'strides'"):
+        getattr(head_checkpoint, "strides")  # noqa: B009
+
+
+def test_an_optimizer_says_itself_what_of_its_state_is_split() -> None:
+    """A head of one class: every state that has one number would pass for one with a row for each class."""
+    head = FullyConnected(1, 1)
+    optimizer = head.fuse_optimizer(0.1, kind="adamw")
+    optimizer.make_state()["step"] = torch.zeros(1, 1)
+    assert set(parts_of(head, optimizer)) == {"centers", "optimizer.centers.exp_avg", "optimizer.centers.exp_avg_sq"}
+
+
 class Malice:
     def __reduce__(self) -> tuple:
         return os.mkdir, (self.target,)
@@ -255,6 +294,6 @@ def test_a_stranger_s_checkpoint_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.metadata: .*BytesStorageMetadata has no place in it"):
         head_checkpoint.load(head, path)
     (path / ".metadata").write_bytes(pickle.dumps(dcp.metadata.Metadata({"centers": torch.Size()})))
-    with pytest.raises(ValueError, match=r"\.metadata: it holds other things than tensors"):
+    with pytest.raises(ValueError, match=r"\.metadata: it must hold tensors alone"):
         head_checkpoint.load(head, path)
     assert not target.exists()

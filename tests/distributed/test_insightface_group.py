@@ -13,7 +13,7 @@ from torch import Tensor
 from attfc_cuda import AdaSin
 from attfc_cuda.compat.insightface import PartialFC_V2
 from attfc_cuda.distributed import checkpoint as head_checkpoint
-from attfc_cuda.train import split_state
+from attfc_cuda.distributed import split_state
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "insightface_loop.py"
 CLASSES, DIM, ROWS = 13, 16, 8  # 13: the second process has one class less
@@ -65,7 +65,7 @@ def saved_and_loaded(folder: str) -> dict[str, Tensor]:
     torch.manual_seed(dist.get_rank())
     head = PartialFC_V2(AdaSin(), DIM, CLASSES)
     before = head.centers.detach().clone()
-    kept = split_state.without_stretches(head.state_dict(), head)
+    kept = split_state.without_parts(head.state_dict(), head)
     head_checkpoint.save(head, folder)
     torch.nn.init.zeros_(head.centers)
     head_checkpoint.load(head, folder)

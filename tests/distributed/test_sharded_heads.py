@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Of the largest number, if that is above 1. Three steps in float64 leave room for what they amplify.
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-13}
-# Split over the processes: their rows, or their stretch of the classes. All else is the same on every one.
+# Split over the processes: their rows, or their part of the classes. All else is the same on every one.
 SPLIT = ("gradient", "centers", "center_gradient", "optimizer.momentum_buffer", "optimizer.exp_avg",
          "optimizer.exp_avg_sq")  # fmt: skip
 

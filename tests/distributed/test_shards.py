@@ -71,7 +71,7 @@ def test_merged_statistics(facts: list[dict]) -> None:
 
 
 def test_a_process_outside_of_the_group_is_told(facts: list[dict]) -> None:
-    rule = "Shards: group must hold this process, got one without it"
+    rule = "Shards: group must contain this process, got one without it"
     assert [found["outsider"] for found in facts] == [rule, None]
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from attfc_cuda import FullyConnected
 from attfc_cuda.data import AttentionLoader, FaceDataset
-from attfc_cuda.train import TrainConfig, split_state
+from attfc_cuda.distributed import split_state
+from attfc_cuda.train import TrainConfig
 from attfc_cuda.train.log import NoLog
 from attfc_cuda.train.objective import OBJECTIVES
 from attfc_cuda.train.process_group import Group, LostProcess, join
@@ -108,8 +109,8 @@ class Half:
     rank, count, equal_batches, gradient_factor = 1, 2, True, 2.0
 
     def bounds(self, total: int, rank: int = 1) -> tuple[int, int]:
-        stretch = -(-total // 2)
-        return min(rank * stretch, total), min((rank + 1) * stretch, total)
+        size = -(-total // 2)
+        return min(rank * size, total), min((rank + 1) * size, total)
 
 
 @pytest.mark.parametrize("optimizer_of", [
@@ -127,8 +128,8 @@ def test_state_of_one_process_is_cut_and_state_of_many_left_out(optimizer_of: Ca
     optimizers[0].step()
     state, moved = one.state_dict(), optimizers[0].state_dict()
 
-    half.load_state_dict(split_state.with_stretches(state, half))
-    optimizers[1].load_state_dict(split_state.optimizer_with_stretches(moved, optimizers[1], half))
+    half.load_state_dict(split_state.with_parts(state, half))
+    optimizers[1].load_state_dict(split_state.optimizer_with_parts(moved, optimizers[1], half))
     assert torch.equal(half.head.centers, one.head.centers[3:])
     own, whole = (o.state[m.head.centers] for o, m in zip(optimizers[::-1], (half, one), strict=True))
     assert own.keys() == whole.keys() and len(own) >= 1
@@ -136,16 +137,16 @@ def test_state_of_one_process_is_cut_and_state_of_many_left_out(optimizer_of: Ca
         assert torch.equal(value, whole[name][3:] if whole[name].ndim else whole[name]), name
     assert torch.equal(half.net.weight, one.net.weight)
 
-    kept = split_state.without_stretches(half.state_dict(), half)
+    kept = split_state.without_parts(half.state_dict(), half)
     assert state.keys() - kept.keys() == {"head.centers"}
-    left = split_state.optimizer_without_stretches(optimizers[1].state_dict(), optimizers[1], half)
+    left = split_state.optimizer_without_parts(optimizers[1].state_dict(), optimizers[1], half)
     tensors = [v for s in left["state"].values() for v in s.values()]
     assert all(v.shape != (2, 4) for v in tensors)
     assert split_state.holder((None, optimizers[1]), half) is optimizers[1]
     assert split_state.holder((torch.optim.SGD(half.net.parameters(), lr=1), None), half) is None
     # What is left out keeps the module's own value.
     before = half.head.centers.clone()
-    half.load_state_dict(split_state.with_stretches(kept, half))
+    half.load_state_dict(split_state.with_parts(kept, half))
     assert torch.equal(half.head.centers, before)
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from attfc_cuda import testing
+from attfc_cuda.margins import psi
 from attfc_cuda.ops import eager
 
 SMALL = ["one", "narrow", "tail"]
@@ -54,7 +55,7 @@ def test_softplus_of_lse_is_the_explicit_cross_entropy(modulation, scale, target
         (17, 131, 64), torch.float64, kind="trained", modulation=modulation, scale=scale, target_cosine=target_cosine
     )
     embeddings = case.embeddings.requires_grad_()
-    target = eager.psi(case.target_cosine.acos() + 0.5).requires_grad_()
+    target = psi(case.target_cosine.acos() + 0.5).requires_grad_()
     modulation = {"threshold": case.threshold, "quad": case.quad, "lin": case.lin, "const": case.const}
     arguments = (embeddings, case.centers, case.labels, case.center_labels)
     explicit = eager.margin_softmax_cross_entropy(*arguments, target, **modulation, scale=scale)
@@ -210,27 +211,3 @@ def test_autocast_does_not_round_the_cosines():
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
     grads = [torch.autograd.grad(outputs[0], arguments[0], case.upstream) for outputs in (inside, outside)]
     assert torch.equal(grads[0][0], grads[1][0])
-
-
-def test_psi_continues_the_cosine():
-    angle = torch.linspace(-1.0, 4 * math.pi, 4001, dtype=torch.float64)
-    value = eager.psi(angle)
-    below, fold = angle <= math.pi, (angle > math.pi) & (angle <= 2 * math.pi)
-    assert torch.allclose(value[below], angle[below].cos(), atol=1e-15, rtol=0)
-    assert torch.allclose(value[fold], -2 - angle[fold].cos(), atol=1e-15, rtol=0)
-    k = torch.floor(angle / math.pi)
-    sphereface = torch.where(k.remainder(2) == 0, 1.0, -1.0) * angle.cos() - 2 * k
-    assert torch.allclose(value[angle >= 0], sphereface[angle >= 0], atol=1e-14, rtol=0)
-    falling = value[angle >= 0].diff()
-    assert (falling < 0).all()
-
-
-def test_psi_is_c1_where_it_folds():
-    for fold in (math.pi, 2 * math.pi, 3 * math.pi):
-        angle = torch.tensor([fold - 1e-6, fold, fold + 1e-6], dtype=torch.float64, requires_grad=True)
-        value = eager.psi(angle)
-        (slope,) = torch.autograd.grad(value.sum(), angle)
-        assert torch.allclose(value, value[1].expand(3), atol=1e-11)
-        assert slope.abs().max() < 2e-6
-    angle = torch.linspace(0.1, 6.0, 25, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(eager.psi, angle)

@@ -1,0 +1,49 @@
+"""What every head asks of its margin and of its inputs, and the errors that say so."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attfc_cuda._check import error, require_rows
+from attfc_cuda.margins import AdaSin, Margin
+
+
+def checked_margin(head: str, margin: Margin | None) -> Margin:
+    """The margin; AdaSin() for None. Raises TypeError for anything else."""
+    margin = AdaSin() if margin is None else margin
+    if not isinstance(margin, Margin):
+        remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'
+        raise error(head, "margin", "be a margins.Margin", repr(margin), remedy, kind=TypeError)
+    return margin
+
+
+def check_inputs(
+    head: str, floats: dict[str, Tensor], integers: dict[str, tuple[Tensor, int]], device: torch.device
+) -> None:
+    """Demand floating dtypes, int64 labels [count], and the head's device; shapes of `floats` are the caller's."""
+    for argument, value in floats.items():
+        if not value.is_floating_point():
+            raise error(head, argument, "have a floating dtype", value.dtype, kind=TypeError)
+    for argument, (value, count) in integers.items():
+        if value.shape != (count,):
+            raise error(head, argument, f"have shape [{count}]", list(value.shape))
+        if value.dtype != torch.int64:
+            raise error(head, argument, "have dtype torch.int64", value.dtype, f"{argument}.long()", TypeError)
+    for argument, value in {**floats, **{name: value for name, (value, _) in integers.items()}}.items():
+        if value.device != device:
+            raise error(head, argument, f"be on the head's device {device}", value.device, "head.to(device)")
+
+
+def require_finite(head: str, argument: str, value: Tensor, labels: Tensor) -> None:
+    """Demand finite rows, except where the label is negative. The host waits for it."""
+    finite = value.isfinite().flatten(1)
+    require_rows(
+        finite.all(dim=1) | (labels < 0),
+        head,
+        argument,
+        "be finite (check_finite is on)",
+        lambda row: f"{int((~finite[row]).sum())} values that are NaN or infinite in row {row}",
+        "look at that image, at the learning rate and at the loss scale",
+        wait=True,
+    )
