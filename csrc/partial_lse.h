@@ -53,7 +53,7 @@ ATTFC_HOST_DEVICE void move_reference(PartialLse<Real>& part, Real reference) {
   const Real factor = move_factor(part.reference, reference);
   part.reference = reference;
   part.sum *= factor;
-  part.moment_quad *= factor;
+  part.moment_quad *= factor;  // fault: moments_move
   part.moment_lin *= factor;
   part.moment_const *= factor;
   part.omitted *= factor;
@@ -81,7 +81,7 @@ ATTFC_HOST_DEVICE void merge(PartialLse<Real>& part, PartialLse<Real> other, Rea
 // where no target logit is known) included. `sum` already counts the tile.
 template <class Value>
 ATTFC_HOST_DEVICE auto may_omit(Value omitted, Value tile_mass, Value sum, Value target_mass, Value tolerance) {
-  return omitted + tile_mass <= tolerance * (target_mass + sum);
+  return omitted + tile_mass <= tolerance * (target_mass + sum);  // fault: omitted_so_far
 }
 
 }  // namespace attfc

@@ -37,7 +37,7 @@ struct BlockSums {
       gpu::store_shared(values + thread / gpu::kWarpSize, value);
       gpu::store_shared(counts + thread / gpu::kWarpSize, count);
     }
-    gpu::sync_block();
+    gpu::sync_block();  // fault: mean_barrier
     value = count = 0;
     for (int warp = 0; warp < kMeanWarps; ++warp) {
       value += gpu::load_shared(values + warp);
@@ -72,7 +72,7 @@ unit_rows_kernel(const UnitRowsArguments p) {
     square += value * value;
     dot += value * center[d];
   }
-  const float norm = sqrtf(warp_sum(square));
+  const float norm = sqrtf(warp_sum(square));             // fault: row_norm
   const float inverse = norm < kShortest ? 0 : 1 / norm;  // a NaN stays one
   Unit* unit = static_cast<Unit*>(p.units) + row * p.dim;
   for (int d = lane; d < p.dim; d += gpu::kWarpSize) store_as(unit + d, gpu::to_float(x[d]) * inverse);
@@ -86,12 +86,12 @@ unit_rows_kernel(const UnitRowsArguments p) {
 ATTFC_KERNEL(kMeanThreads, 1) adasin_modulation_kernel(const AdaSinModulationArguments p) {
   BlockSums sums{gpu::SharedArena{}};
   float t = *p.t;
-  if (p.move_t) {
+  if (p.move_t) {  // fault: moving_t
     float sum = 0, count = 0;
     for (int64_t row = gpu::thread_index(); row < p.rows; row += kMeanThreads) {
       const float cosine = p.cosine[row];
       // One bad image must not poison the running mean for good.
-      if (p.labels[row] < 0 || !(fabsf(cosine) < INFINITY)) continue;
+      if (p.labels[row] < 0 || !(fabsf(cosine) < INFINITY)) continue;  // fault: mean_rows
       sum += cosine;
       count += 1;
     }
@@ -158,6 +158,7 @@ row_gradients_kernel(const RowGradientArguments p) {
   }
   along = warp_sum(along);
   for (int d = lane; d < p.dim; d += gpu::kWarpSize) {
+    // fault: row_tangent
     const float tangent = by_lse * unit_grad[d] + by_cosine * center[d] - along * gpu::to_float(x[d]) * inverse;
     store_as(grad + d, live && inverse != 0 ? tangent * inverse : 0.0f);
   }

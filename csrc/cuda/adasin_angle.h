@@ -34,7 +34,7 @@ struct Psi {
 ATTFC_DEVICE Psi psi(float a) {
   const float folds = fmaxf(floorf(a / kPi), 0);
   const float sign = fmodf(folds, 2) == 0 ? 1.0f : -1.0f;
-  return {sign * cosf(a) - 2 * folds, -sign * sinf(a)};
+  return {sign * cosf(a) - 2 * folds, -sign * sinf(a)};  // fault: psi_beyond_pi
 }
 
 }  // namespace attfc::cuda

@@ -68,10 +68,10 @@ ATTFC_KERNEL(kRowThreads, 1) center_gradient_rows_kernel(const RowsParameters p)
   if (row >= p.padded_rows) return;
   // A row that does not count: its lse makes q zero whatever the logits are.
   RowNumbers out = {{-1, 0, 0}, {{INFINITY, 0, 0, 0}}, {INFINITY, INFINITY}};
-  if (row < p.rows && p.labels[row] >= 0) {
+  if (row < p.rows && p.labels[row] >= 0) {  // fault: counted_row
     const float by = number_or(p.weight_scale, 0, 1);
     const float lse = p.lse[row];
-    const bool has_negatives = lse != -INFINITY;
+    const bool has_negatives = lse != -INFINITY;  // fault: row_with_negatives
     out.weights.label = p.labels[row];
     out.weights.target_weight = number_or(p.target_grad, row, 0) * by;
     if (has_negatives) {
@@ -130,7 +130,7 @@ const char* launch_center_gradient(const CenterGradientPlan& plan, const CenterG
     rows.weight_scale = arguments.weight_scale;
     rows.scale = arguments.scale;
     // Of all blocks together not more than grad_tolerance is left out of a row.
-    rows.tolerance = arguments.grad_tolerance / static_cast<float>(plan.blocks);
+    rows.tolerance = arguments.grad_tolerance / static_cast<float>(plan.blocks);  // fault: tolerance_of_block
     rows.out = row_numbers;
     const gpu::Grid grid{static_cast<unsigned>(divide_up(rows.padded_rows, kRowThreads)), 1};
     const char* error = gpu::launch(center_gradient_rows_kernel, grid, kRowThreads, 0, stream, rows);

@@ -45,7 +45,7 @@ class CenterGradientBlock {
       if constexpr (Config::kStages == 4) load_next(now);
       if (now >= 1) add_rows(now - 1);
       if constexpr (Config::kStages == 3) {
-        gpu::sync_block();
+        gpu::sync_block();  // fault: center_gradient_barrier_of_three_stages
         load_next(now);
       }
       if (now + 1 < p.tiles) {
@@ -77,11 +77,12 @@ class CenterGradientBlock {
   float sum[kGroups][kColumnBlocks][4] = {};
 
   ATTFC_DEVICE int64_t center_label(int center) const {
+    // fault: center_gradient_center_label_end
     return first_center + center < p.centers ? p.center_labels[first_center + center] : -1;
   }
   // center_scale, or 1; 0 of an empty slot, whose own may be anything.
   ATTFC_DEVICE float center_factor(int center, int64_t label) const {
-    if (label < 0) return 0;
+    if (label < 0) return 0;  // fault: scale_of_empty_slot
     return p.center_scale != nullptr ? p.center_scale[first_center + center] : 1;
   }
 
@@ -97,8 +98,8 @@ class CenterGradientBlock {
 
   ATTFC_DEVICE void wait_for_copies() {
     gpu::cp_async_commit();
-    gpu::cp_async_wait<0>();
-    gpu::sync_block();
+    gpu::cp_async_wait<0>();  // fault: center_gradient_wait
+    gpu::sync_block();        // fault: center_gradient_barrier
   }
 
   ATTFC_DEVICE void load_next(int now) {
@@ -113,7 +114,7 @@ class CenterGradientBlock {
     static_assert(kCenters * Tile::kChunks % Config::kThreads == 0);
     for (int index = thread; index < kCenters * Tile::kChunks; index += Config::kThreads) {
       const int center = index / Tile::kChunks, chunk = index % Tile::kChunks;
-      const bool live = center_label(center) >= 0;
+      const bool live = center_label(center) >= 0;  // fault: center_gradient_live_slot
       gpu::cp_async_16(shared.centers + Tile::offset(center, chunk),
                        source + (live ? (first_center + center) * p.center_stride + chunk * 8 : 0), live);
     }
@@ -141,6 +142,7 @@ class CenterGradientBlock {
       const int row = index / Tile::kChunks, chunk = index % Tile::kChunks;
       const bool live = gpu::load_shared(&numbers[row].weights.label) >= 0;
       gpu::cp_async_16(target_tile + Tile::offset(row, chunk),
+                       // fault: center_gradient_offset
                        source + (live ? (first + row) * p.embedding_stride + chunk * 8 : 0), live);
     }
   }
@@ -164,20 +166,22 @@ class CenterGradientBlock {
       ATTFC_UNROLL
       for (int i = 0; i < 4; ++i) {
         const float cosine = dots[i] * own_factor[k + i];
+        // fault: filled_slot
         const bool same = own_label[k + i] == own.label, filled = own_label[k + i] >= 0 && own.label >= 0;
         float modulated, slope;
         modulate(modulation, cosine, modulated, slope);
         const float share = filled && !same ? gpu::exp2_approx((p.scale * modulated - softmax.lse) * kLog2E) : 0.0f;
         mass += share;
         own_class = own_class || (filled && same);
-        weight[i] = !filled ? 0.0f : same ? own.target_weight : share * slope * own.weight;
+        weight[i] = !filled ? 0.0f : same ? own.target_weight : share * slope * own.weight;  // fault: own_class
       }
       gpu::store_shared(reinterpret_cast<gpu::Word2*>(shared.weight_tile(tile) + WeightTile<kCenters>::offset(row, at)),
                         gpu::Word2{gpu::pack<Element>(weight[0], weight[1]), gpu::pack<Element>(weight[2], weight[3])});
     }
     ATTFC_UNROLL
+    // fault: row_mass
     for (int lanes = 1; lanes < Config::kRowLanes; lanes *= 2) mass += gpu::shuffle_xor(mass, lanes);
-    const bool needed = !(mass <= softmax.omissible) || (own_class && own.target_weight != 0);
+    const bool needed = !(mass <= softmax.omissible) || (own_class && own.target_weight != 0);  // fault: needed_block
     const bool any_needed = gpu::warp_any(needed);
     if (lane == 0) gpu::store_shared(shared.flag_tile(tile) + warp, any_needed ? 1u : 0u);
   }
@@ -191,12 +195,13 @@ class CenterGradientBlock {
       uint32_t needed = 0;
       ATTFC_UNROLL
       for (int other = 0; other < kStepWarps; ++other) {
-        needed |= gpu::load_shared(shared.flag_tile(tile) + step * kStepWarps + other);
+        needed |= gpu::load_shared(shared.flag_tile(tile) + step * kStepWarps + other);  // fault: flags_of_the_step
       }
       if (needed == 0) continue;
       const auto load_weights = [&](int m, uint32_t (&a)[4]) {
+        // fault: weight_matrices
         const int row = 16 * step + lane % 8 + lane / 16 * 8, center = 16 * m + lane / 8 % 2 * 8;
-        gpu::ldmatrix_x4_trans(weights + WeightTile<kCenters>::offset(row, center), a);
+        gpu::ldmatrix_x4_trans(weights + WeightTile<kCenters>::offset(row, center), a);  // fault: weights_transposed
       };
       add_weighted_rows<kDim>(sum, load_weights, shared.embedding_tile(tile), 16 * step,
                               warp * Config::kGradColumns / 8, lane);
@@ -233,7 +238,7 @@ class CenterGradientBlock {
         dot += gpu::shuffle_xor(dot, 2);
         if (lane % 4 == 0) gpu::store_shared(shared.cosines + warp * kCenters + center, dot);
       }
-      gpu::sync_block();
+      gpu::sync_block();  // fault: dots_barrier
     }
     ATTFC_UNROLL
     for (int line = 0; line < 2 * kGroups; ++line) {
@@ -241,26 +246,26 @@ class CenterGradientBlock {
       const float factor = gpu::load_shared(shared.factors + center);
       float along = 0;
       for (int other = 0; project && other < Config::kWarps; ++other) {
-        along += gpu::load_shared(shared.cosines + other * kCenters + center);
+        along += gpu::load_shared(shared.cosines + other * kCenters + center);  // fault: dots_of_all_warps
       }
       ATTFC_UNROLL
       for (int n = 0; n < kColumnBlocks; ++n) {
         float low = sum[line / 2][n][line % 2 * 2], high = sum[line / 2][n][line % 2 * 2 + 1];
         if (project) {
           const gpu::Float2 unit = scaled_center(center, n, factor);
-          low -= along * unit.x;
+          low -= along * unit.x;  // fault: projection
           high -= along * unit.y;
         }
         // An empty slot's sum is 0, or NaN where an embedding is infinite.
-        const float times = factor * unscale;
+        const float times = factor * unscale;  // fault: weight_unscale
         gpu::store_shared(fragment_place(center, n), factor == 0 ? 0u : gpu::pack<Element>(low * times, high * times));
       }
     }
-    gpu::sync_block();
+    gpu::sync_block();  // fault: output_barrier
     Element* out = static_cast<Element*>(p.center_grad) + first_center * kDim;
     for (int index = thread; index < kCenters * Tile::kChunks; index += Config::kThreads) {
       const int center = index / Tile::kChunks, chunk = index % Tile::kChunks;
-      if (first_center + center >= p.centers) break;
+      if (first_center + center >= p.centers) break;  // fault: center_gradient_output_end
       *reinterpret_cast<gpu::Long2*>(out + center * kDim + chunk * 8) =
           gpu::load_shared(reinterpret_cast<const gpu::Long2*>(shared.centers + Tile::offset(center, chunk)));
     }

@@ -71,10 +71,12 @@ struct CenterGradientShared {
 
   ATTFC_DEVICE Element* embedding_tile(int tile) const { return embeddings + tile % Config::kStages * kEmbeddings; }
   ATTFC_DEVICE float* cosine_tile(int tile) const { return cosines + (tile & 1) * kCosines; }
+  // fault: center_gradient_weight_buffers
   ATTFC_DEVICE Element* weight_tile(int tile) const { return weights + (tile & 1) * kWeights; }
   ATTFC_DEVICE RowNumbers* number_tile(int tile) const {
-    return row_numbers + (tile & (kNumberTiles - 1)) * Config::kRows;
+    return row_numbers + (tile & (kNumberTiles - 1)) * Config::kRows;  // fault: number_reuse
   }
+  // fault: center_gradient_flag_buffers
   ATTFC_DEVICE uint32_t* flag_tile(int tile) const { return warp_flags + (tile & 1) * Config::kWarps; }
 };
 

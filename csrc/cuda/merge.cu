@@ -18,12 +18,13 @@ ATTFC_KERNEL(128, 1) merge_kernel(const MergeParameters p) {
   const int column = static_cast<int>(gpu::thread_index()) * 4;
   PartialLse<float> total = empty_partial(-INFINITY);
   gpu::Float4 gradient = {0, 0, 0, 0};
-  for (int split = 0; split < p.splits; ++split) {
+  for (int split = 0; split < p.splits; ++split) {  // fault: merged_splits
     const int64_t at = split * p.rows + row;
     float keep, add;
     merge(total, read_partial(p.partial, at), keep, add);
     if (p.unit_grad != nullptr) {
       const gpu::Float4 more = *reinterpret_cast<const gpu::Float4*>(p.partial.gradient + at * p.dim + column);
+      // fault: merged_scale
       gradient = {gradient.x * keep + more.x * add, gradient.y * keep + more.y * add, gradient.z * keep + more.z * add,
                   gradient.w * keep + more.w * add};
     }

@@ -32,7 +32,7 @@ class SweepBlock {
         thread(static_cast<int>(gpu::thread_index())),
         warp(thread / gpu::kWarpSize),
         lane(thread % gpu::kWarpSize),
-        first_row(static_cast<int64_t>(gpu::block_index_x()) * kRows) {
+        first_row(static_cast<int64_t>(gpu::block_index_x()) * kRows) {  // fault: block_rows
     const int64_t first_tile = gpu::block_index_y() * p.tiles_per_split;
     const int64_t left = (p.centers + kTile - 1) / kTile - first_tile;
     tiles = static_cast<int>(left < 0 ? 0 : left < p.tiles_per_split ? left : p.tiles_per_split);
@@ -52,11 +52,11 @@ class SweepBlock {
       uint32_t flags = 0;
       if constexpr (grad) {
         if (now >= 1) add_gradient(now - 1, flags = read_flags(now - 1));
-        if constexpr (Config::kStages == 3) gpu::sync_block();
+        if constexpr (Config::kStages == 3) gpu::sync_block();  // fault: sweep_barrier_of_three_stages
       }
       if constexpr (Config::kStages == 3) load_next(now);
       if (now + 1 < tiles) logits(now + 1);
-      if (now >= 1 && (flags & kNeeded) == 0) part.omitted += pending_mass;
+      if (now >= 1 && (flags & kNeeded) == 0) part.omitted += pending_mass;  // fault: omitted_mass
       if (now >= 0 && now < tiles) weigh(now);
       wait_for_copies();
     }
@@ -88,8 +88,8 @@ class SweepBlock {
 
   ATTFC_DEVICE void load_row() {
     const int64_t row = first_row + thread / 4;
-    row_label = row < p.rows ? p.labels[row] : -1;
-    const bool live = row_label >= 0;  // an ignored row's numbers may be anything
+    row_label = row < p.rows ? p.labels[row] : -1;  // fault: sweep_label_end
+    const bool live = row_label >= 0;               // an ignored row's numbers may be anything
     const bool modulated = live && p.threshold != nullptr;
     modulation.threshold = modulated ? p.threshold[row] : INFINITY;
     modulation.quad = modulated && p.quad != nullptr ? p.quad[row] : 0;
@@ -102,19 +102,21 @@ class SweepBlock {
 
   // The row's target logit, or -inf. Read again when the reference moves: a register for it would spill.
   ATTFC_DEVICE float target() const {
+    // fault: ignored_row
     return row_label >= 0 && p.reference != nullptr ? p.reference[first_row + thread / 4] : -INFINITY;
   }
 
   // This split's share of exp(target - R): what all splits omit stays under the tolerance.
   ATTFC_DEVICE void update_target_mass() {
     const float logit = target();
+    // fault: target_mass_of_split
     target_mass = logit == -INFINITY ? 0 : expf(logit - part.reference) / static_cast<float>(p.splits);
   }
 
   ATTFC_DEVICE void wait_for_copies() {
-    gpu::cp_async_commit();
-    gpu::cp_async_wait<0>();
-    gpu::sync_block();
+    gpu::cp_async_commit();   // fault: sweep_commit
+    gpu::cp_async_wait<0>();  // fault: sweep_wait
+    gpu::sync_block();        // fault: sweep_barrier
   }
 
   ATTFC_DEVICE void load_next(int now) {
@@ -126,7 +128,7 @@ class SweepBlock {
   ATTFC_DEVICE void load_embeddings() {
     using Tile = OperandTile<kDim>;
     const Element* source = static_cast<const Element*>(p.embeddings);
-    for (int index = thread; index < kRows * Tile::kChunks; index += Config::kThreads) {
+    for (int index = thread; index < kRows * Tile::kChunks; index += Config::kThreads) {  // fault: embedding_copy
       const int row = index / Tile::kChunks, chunk = index % Tile::kChunks;
       const bool live = first_row + row < p.rows;
       gpu::cp_async_16(shared.embeddings + Tile::offset(row, chunk),
@@ -139,7 +141,7 @@ class SweepBlock {
     if (thread >= kTile) return;
     const int64_t center = first_center + static_cast<int64_t>(tile) * kTile + thread;
     int64_t* slot = shared.label_tile(tile) + thread;
-    if (tile < tiles && center < p.centers) {
+    if (tile < tiles && center < p.centers) {  // fault: sweep_center_label_end
       gpu::cp_async_8(slot, p.center_labels + center, true);
       if (p.center_scale != nullptr) gpu::cp_async_4(shared.scale_tile(tile) + thread, p.center_scale + center, true);
     } else {
@@ -152,16 +154,16 @@ class SweepBlock {
     if (tile >= tiles) return;
     const Element* source = static_cast<const Element*>(p.center_data);
     const int64_t first = first_center + static_cast<int64_t>(tile) * kTile;
-    Element* target_tile = shared.center_tile(tile % Config::kStages);
+    Element* target_tile = shared.center_tile(tile % Config::kStages);  // fault: stage_reuse
     const int64_t* center_label = shared.label_tile(tile);
     static_assert(kTile * Tile::kChunks % Config::kThreads == 0);
     ATTFC_UNROLL
     for (int step = 0; step < kTile * Tile::kChunks / Config::kThreads; ++step) {
       const int index = thread + step * Config::kThreads;
       const int row = index / Tile::kChunks, chunk = index % Tile::kChunks;
-      const bool live = gpu::load_shared(center_label + row) >= 0;
+      const bool live = gpu::load_shared(center_label + row) >= 0;  // fault: sweep_live_slot
       gpu::cp_async_16(target_tile + Tile::offset(row, chunk),
-                       source + (live ? (first + row) * p.center_stride + chunk * 8 : 0), live);
+                       source + (live ? (first + row) * p.center_stride + chunk * 8 : 0), live);  // fault: sweep_offset
     }
   }
 
@@ -178,7 +180,7 @@ class SweepBlock {
   }
   ATTFC_DEVICE static float row_max(float value) {
     value = fmaxf(value, gpu::shuffle_xor(value, 1));
-    return fmaxf(value, gpu::shuffle_xor(value, 2));
+    return fmaxf(value, gpu::shuffle_xor(value, 2));  // fault: row_lanes_agree
   }
 
   ATTFC_DEVICE static float component(const gpu::Float4& four, int i) {
@@ -214,7 +216,7 @@ class SweepBlock {
       const gpu::Long2* labels = reinterpret_cast<const gpu::Long2*>(shared.label_tile(tile) + column + k / 4 * 16);
       const gpu::Long2 two = gpu::load_shared(labels + k % 4 / 2);
       const int64_t label = k % 2 == 0 ? two.x : two.y;
-      const bool is_valid = label >= 0 && label != row_label && row_label >= 0;
+      const bool is_valid = label >= 0 && label != row_label && row_label >= 0;  // fault: valid_negative
       const bool is_hard = is_valid && cosine[k] > modulation.threshold;
       float modulated;
       modulate(modulation, cosine[k], modulated, slope[k]);
@@ -238,13 +240,13 @@ class SweepBlock {
         ATTFC_UNROLL
         for (int i = 0; i < 4; ++i) widest = (valid >> (k + i) & 1) != 0 ? fmaxf(widest, component(by, i)) : widest;
       }
-      largest += logf(widest);
+      largest += logf(widest);  // fault: scale_of_reference
     }
-    largest = row_max(largest);
+    largest = row_max(largest);  // fault: row_shuffle
     // must_move() at the distance of this format.
     if (must_move(largest + (kSafeDistance - WeightRange<Element>::kDistance), part.reference)) {
       factor = move_factor(part.reference, largest);
-      move_reference(part, largest);
+      move_reference(part, largest);  // fault: reference_moves
       update_target_mass();
     }
 
@@ -270,6 +272,7 @@ class SweepBlock {
         if (scaled) {
           const gpu::Float4 by = own_scales(tile, k);
           ATTFC_UNROLL
+          // fault: scaled_weight
           for (int i = k; i < k + 4; ++i) slope[i] = (valid >> i & 1) != 0 ? slope[i] * component(by, i - k) : 0.0f;
         }
         const gpu::Word2 four = {gpu::pack<Element>(slope[k], slope[k + 1]),
@@ -282,6 +285,7 @@ class SweepBlock {
       const bool any_needed = gpu::warp_any(needed), any_moved = gpu::warp_any(factor != 1);
       if (thread % 4 == 0) gpu::store_shared(shared.factor_tile(tile) + row, factor);
       if (lane == 0)
+        // fault: needed_tile
         gpu::store_shared(shared.flag_tile(tile) + warp, (any_needed ? kNeeded : 0u) | (any_moved ? kMoved : 0u));
     }
   }
@@ -289,13 +293,14 @@ class SweepBlock {
   ATTFC_DEVICE uint32_t read_flags(int tile) const {
     uint32_t flags = 0;
     ATTFC_UNROLL
+    // fault: flags_of_all_warps
     for (int other = 0; other < Config::kWarps; ++other) flags |= gpu::load_shared(shared.flag_tile(tile) + other);
     return flags;
   }
 
   // Second product: O = O * factor + weights * centres, in this warp's columns of D.
   ATTFC_DEVICE void add_gradient(int tile, uint32_t flags) {
-    if ((flags & kMoved) != 0) scale_gradient(shared.factor_tile(tile));
+    if ((flags & kMoved) != 0) scale_gradient(shared.factor_tile(tile));  // fault: gradient_moves
     if ((flags & kNeeded) == 0) return;
     const Element* weights = shared.weight_tile(tile);
     const Element* centers = shared.center_tile(tile % Config::kStages);
@@ -314,7 +319,7 @@ class SweepBlock {
       const float upper = gpu::load_shared(factors + 16 * m + lane / 4);
       const float lower = gpu::load_shared(factors + 16 * m + 8 + lane / 4);
       ATTFC_UNROLL
-      for (int n = 0; n < 2 * kGradPairs; ++n) {
+      for (int n = 0; n < 2 * kGradPairs; ++n) {  // fault: gradient_registers
         gradient[m][n][0] *= upper;
         gradient[m][n][1] *= upper;
         gradient[m][n][2] *= lower;
@@ -346,15 +351,15 @@ class SweepBlock {
     if constexpr (grad) {
       if constexpr (!WeightRange<Element>::kStartsAtTarget) {
         if (thread % 4 == 0) gpu::store_shared(shared.factor_tile(0) + thread / 4, 1 / row_scale);
-        gpu::sync_block();
-        scale_gradient(shared.factor_tile(0));
+        gpu::sync_block();                      // fault: row_scale_barrier
+        scale_gradient(shared.factor_tile(0));  // fault: row_scale_undone
       }
       ATTFC_UNROLL
       for (int m = 0; m < kGradRowGroups; ++m) {
         ATTFC_UNROLL
         for (int half = 0; half < 2; ++half) {
           const int64_t out_row = first_row + 16 * m + 8 * half + lane / 4;
-          if (out_row >= p.rows) continue;
+          if (out_row >= p.rows) continue;  // fault: sweep_output_end
           float* out = p.partial.gradient + (split_start + out_row) * kDim + warp * Config::kGradColumns + lane % 4 * 2;
           ATTFC_UNROLL
           for (int n = 0; n < 2 * kGradPairs; ++n) {

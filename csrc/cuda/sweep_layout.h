@@ -44,7 +44,7 @@ struct SweepShared {
   static constexpr int kLabelTiles = 4;
   static constexpr size_t kBytes =
       2 * (kEmbeddings + size_t{Config::kStages} * kCenters) + 4 * size_t{2} * Config::kParts * kLogits +
-      (8 + 4) * size_t{kLabelTiles} * Config::kTile +
+      (8 + 4) * size_t{kLabelTiles} * Config::kTile +  // fault: shared_memory_of_labels
       (grad ? 2 * size_t{2} * kLogits + 4 * size_t{2} * Config::kRows + 4 * size_t{2} * Config::kWarps : 0);
 
   Element* embeddings;
@@ -71,20 +71,21 @@ struct SweepShared {
 
   ATTFC_DEVICE Element* center_tile(int stage) const { return centers + stage * kCenters; }
   ATTFC_DEVICE float* logit_tile(int64_t tile) const {
-    return logits + (static_cast<int>(tile) & 1) * Config::kParts * kLogits;
+    return logits + (static_cast<int>(tile) & 1) * Config::kParts * kLogits;  // fault: logit_buffers
   }
   ATTFC_DEVICE int64_t* label_tile(int64_t tile) const {
-    return center_labels + (static_cast<int>(tile) & (kLabelTiles - 1)) * Config::kTile;
+    return center_labels + (static_cast<int>(tile) & (kLabelTiles - 1)) * Config::kTile;  // fault: label_reuse
   }
   ATTFC_DEVICE float* scale_tile(int64_t tile) const {
     return center_scales + (static_cast<int>(tile) & (kLabelTiles - 1)) * Config::kTile;
   }
+  // fault: sweep_weight_buffers
   ATTFC_DEVICE Element* weight_tile(int64_t tile) const { return weights + (static_cast<int>(tile) & 1) * kLogits; }
   ATTFC_DEVICE float* factor_tile(int64_t tile) const {
     return row_factors + (static_cast<int>(tile) & 1) * Config::kRows;
   }
   ATTFC_DEVICE uint32_t* flag_tile(int64_t tile) const {
-    return warp_flags + (static_cast<int>(tile) & 1) * Config::kWarps;
+    return warp_flags + (static_cast<int>(tile) & 1) * Config::kWarps;  // fault: sweep_flag_buffers
   }
 };
 

@@ -11,6 +11,7 @@ namespace attfc::cuda {
 template <int dim>
 struct OperandTile {
   static constexpr int kChunks = dim / 8;
+  // fault: operand_swizzle
   ATTFC_DEVICE static int offset(int row, int chunk) { return row * dim + ((chunk ^ (row & 7)) << 3); }
 };
 
@@ -21,7 +22,7 @@ struct LogitTile {
   static_assert(columns == 16 || columns == 32 || columns == 64);
   ATTFC_DEVICE static int offset(int row, int column) {
     const int chunk = column >> 2;
-    const int swizzle = columns >= 32 ? ((row & 1) << 2 | (row & 2)) : (row & 2);
+    const int swizzle = columns >= 32 ? ((row & 1) << 2 | (row & 2)) : (row & 2);  // fault: logit_swizzle
     return row * columns + ((chunk ^ swizzle) << 2) + (column & 3);
   }
 };
@@ -33,7 +34,7 @@ struct WeightTile {
   static_assert(columns == 16 || columns == 32 || columns == 64);
   ATTFC_DEVICE static int offset(int row, int column) {
     const int chunk = column >> 3;
-    const int swizzle = columns == 64   ? ((row & 1) << 2 | (row & 2) | (row >> 2 & 1))
+    const int swizzle = columns == 64   ? ((row & 1) << 2 | (row & 2) | (row >> 2 & 1))  // fault: weight_swizzle
                         : columns == 32 ? ((row >> 1 & 1) << 1 | (row >> 2 & 1))
                                         : (row >> 2 & 1);
     return row * columns + ((chunk ^ swizzle) << 3) + (column & 7);

@@ -29,8 +29,8 @@ struct CosineProduct {
     float sum[kRowBlocks][2 * kColumnPairs][4] = {};
     // a: rows lane % 16, low or high 8 of k by lane / 16. b: columns lane % 8 and, from lane 16, + 8; k half by lane /
     // 8 % 2.
-    const int a_row = row + lane % 16, a_half = lane / 16;
-    const int b_row = column + lane % 8 + lane / 16 * 8, b_half = lane / 8 % 2;
+    const int a_row = row + lane % 16, a_half = lane / 16;                       // fault: fragment_row
+    const int b_row = column + lane % 8 + lane / 16 * 8, b_half = lane / 8 % 2;  // fault: fragment_k_half
     ATTFC_UNROLL_BY_4
     for (int step = 0; step < kSteps; ++step) {
       const int chunk = 2 * (part * kSteps + step);
@@ -57,6 +57,7 @@ struct CosineProduct {
       for (int n = 0; n < 2 * kColumnPairs; ++n) {
         ATTFC_UNROLL
         for (int half = 0; half < 2; ++half) {
+          // fault: accumulator_row
           const int at = LogitTile<columns>::offset(row + 16 * m + 8 * half + lane / 4, column + 8 * n + lane % 4 * 2);
           gpu::store_shared(reinterpret_cast<gpu::Float2*>(out + at),
                             gpu::Float2{sum[m][n][2 * half], sum[m][n][2 * half + 1]});
@@ -89,6 +90,7 @@ ATTFC_DEVICE void add_weighted_rows(float (&sum)[kGroups][kColumnBlocks][4], Loa
   ATTFC_UNROLL
   for (int n = 0; n < kColumnBlocks / 2; ++n) {
     uint32_t b[4];
+    // fault: fragment_transposed
     gpu::ldmatrix_x4_trans(operand + OperandTile<dim>::offset(first + lane % 16, chunk + 2 * n + lane / 16), b);
     ATTFC_UNROLL
     for (int m = 0; m < kGroups; ++m) {

@@ -21,8 +21,8 @@ void* current_stream();
 std::optional<cuda::Dtype> kernel_dtype(at::ScalarType dtype);
 
 // A tensor whose rows are contiguous and start at multiples of 16 bytes, copied only where they do not. The automatic
-// choice gives such operands to another backend (attfc_cuda/ops/backend.py), except in compiled code, where addresses are
-// not known: there the copy keeps the call right.
+// choice gives such operands to another backend (attfc_cuda/ops/backend.py), except in compiled code, where addresses
+// are not known: there the copy keeps the call right.
 at::Tensor with_aligned_rows(const at::Tensor& matrix);
 
 // Pointer to float32 numbers, one for each row or slot; null for a tensor that was not given.

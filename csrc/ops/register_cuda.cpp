@@ -1,6 +1,6 @@
 // Registers the hand-written CUDA kernels beside the operators of register.cpp, under their own names: which backend a
-// call uses is chosen before the operator is called (attfc_cuda/ops/backend.py), where a named backend can be refused and
-// where the choice becomes a constant of a compiled graph. attfc::negative_logsumexp itself runs on a CUDA device
+// call uses is chosen before the operator is called (attfc_cuda/ops/backend.py), where a named backend can be refused
+// and where the choice becomes a constant of a compiled graph. attfc::negative_logsumexp itself runs on a CUDA device
 // through the Triton kernels.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

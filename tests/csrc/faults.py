@@ -1,8 +1,8 @@
 """Plants faults in the CUDA sources, one at a time, and demands that the host run finds each.
 
-Each fault is one textual change to one file. The changed tree is compiled in the build named beside the fault (plain,
-asan or tsan), linked with the sound objects of the rest, and the cases named beside it must fail there. A fault whose
-text no longer stands exactly once in its file is an error: the list moves with the code.
+Each fault changes a line that the source marks (`// fault: NAME`, see fault.py). The changed tree is compiled in the
+build named beside the fault (plain, asan or tsan), linked with the sound objects of the rest, and the cases named
+beside it must fail there. A marker that is gone, or a marked line without the text to change, is an error.
 
     faults.py BUILD_DIR SOURCE_DIR CXX [TEST.NAME ..]
 BUILD_DIR holds <build>/<unit>.o of the sound sources, as CMakeLists.txt leaves them.
@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fault import Fault
+from fault import Fault, plant
 from planted_center_gradient import CENTER_GRADIENT_FAULTS
 from planted_sweep import SWEEP_FAULTS
 
@@ -36,11 +36,10 @@ def run(fault: Fault, build_dir: Path, source: Path, cxx: str) -> str | None:
     with tempfile.TemporaryDirectory() as name:
         tree = Path(name)
         shutil.copytree(source / "csrc", tree / "csrc", ignore=shutil.ignore_patterns("cpu", "ops"))
-        target = tree / "csrc" / "cuda" / fault.file
-        text = target.read_text()
-        if text.count(fault.old) != 1:
-            return f"its text stands {text.count(fault.old)} times in {fault.file}, not once"
-        target.write_text(text.replace(fault.old, fault.new))
+        try:
+            plant(fault, tree / "csrc")
+        except ValueError as cause:
+            return str(cause)
         left_out = [each for each in TESTS if each != fault.test] + [fault.unit]
         objects = [each for each in sorted((build_dir / fault.build).glob("*.o")) if each.stem not in left_out]
         compile_unit = [

@@ -1,7 +1,7 @@
 // What a kernel may use of a GPU. Kernels under csrc/cuda include this header and contain no PTX, no CUDA keyword and
 // no #ifdef, so that nvcc and g++ compile the same source: for a GPU (device.h: thin PTX wrappers) and for a test run
-// on the host (tests/csrc/host_gpu: every CUDA thread is a fiber). The #ifdef below is the only one; every name in namespace
-// attfc::gpu has both forms, and tests/csrc/wrappers_test.cpp holds the host's to tables from the PTX ISA.
+// on the host (tests/csrc/host_gpu: every CUDA thread is a fiber). The #ifdef below is the only one; every name in
+// namespace attfc::gpu has both forms, and tests/csrc/wrappers_test.cpp holds the host's to tables from the PTX ISA.
 //
 //   thread_index() block_index_x() block_index_y()                 where am I
 //   SharedArena{}.take<T>(n)                                       the block's dynamic shared memory, piece by piece
