@@ -204,11 +204,20 @@ def _best_for(capability: tuple[int, int], known: set[tuple[int, int]]) -> str |
 
 
 def runs_on(architectures: Iterable[str], capability: tuple[int, int]) -> bool:
-    """Whether code for one of `architectures` runs on a device: same generation and not newer, or PTX not newer."""
-    return any(
-        _number(name) <= capability and (name.endswith("+PTX") or _number(name)[0] == capability[0])
-        for name in architectures
-    )
+    """Whether code for one of `architectures` runs on a device: same generation and not newer, or PTX not newer.
+
+    Code for 10.0a, PTX or not, runs on 10.0 alone; for 10.0f on its generation (CUDA C++ Programming Guide, "Feature
+    set compiler targets").
+    """
+    return any(_runs_on(name, capability) for name in architectures)
+
+
+def _runs_on(name: str, capability: tuple[int, int]) -> bool:
+    number, plain = _number(name), name.removesuffix("+PTX")
+    if plain.endswith("a"):
+        return number == capability
+    any_generation = name.endswith("+PTX") and not plain.endswith("f")
+    return number <= capability and (any_generation or number[0] == capability[0])
 
 
 @contextlib.contextmanager

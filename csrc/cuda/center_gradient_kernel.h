@@ -42,23 +42,28 @@ class CenterGradientBlock {
     load_embeddings(0);
     wait_for_copies();
     for (int now = -1; now <= p.tiles; ++now) {
-      if constexpr (Config::kStages == 4) load_next(now);
+      if constexpr (!kLoadsMidway) load_next(now);
       if (now >= 1) add_rows(now - 1);
-      if constexpr (Config::kStages == 3) {
-        gpu::sync_block();  // fault: center_gradient_barrier_of_three_stages
+      if constexpr (kLoadsMidway) {
+        wait_for_copies();  // fault: center_gradient_midway_wait
         load_next(now);
       }
       if (now + 1 < p.tiles) {
         Config::Product::run(shared.embedding_tile(now + 1), shared.centers, shared.cosine_tile(now + 1), warp, lane);
       }
       if (now >= 0 && now < p.tiles) weigh(now);
-      wait_for_copies();
+      if constexpr (kLoadsMidway) {
+        gpu::sync_block();
+      } else {
+        wait_for_copies();
+      }
     }
     write();
   }
 
  private:
   static constexpr int kRows = Config::kRows, kCenters = Config::kCenters, kDim = Config::kDim;
+  static constexpr bool kLoadsMidway = Config::kStages == 3;  // as in sweep_kernel.h
   static constexpr int kGroups = kCenters / 16, kColumnBlocks = Config::kGradColumns / 8;
   static constexpr int kOwn = kCenters / Config::kRowLanes;  // centres of a row that a thread weighs
   static constexpr float kLog2E = 1.4426950408889634f;

@@ -1,6 +1,8 @@
-// The merge kernel: the splits of a sweep become one result per row, always in the order of the splits.
+// The merge kernel: the splits of a sweep become one result per row, in an order that depends on their number alone.
 //
-// Grid: one block per row. Threads: dim / 4, each four columns of the gradient. No shared memory; float32. Bound by
+// Grid: one block per row. Threads: dim / 4, each four columns of the gradient; one warp without it. The first warp
+// reads the splits' numbers, a lane every 32nd split, and adds them up by halves; then every thread adds its columns,
+// with no load waiting for another. Shared memory: a factor for each split, and the row's sum. float32. Bound by
 // reading the partial gradients: 4 splits rows dim bytes, once.
 #include "merge.h"
 
@@ -13,34 +15,39 @@ ATTFC_DEVICE PartialLse<float> read_partial(const PartialSums& partial, int64_t 
           partial.moment_const[at], partial.omitted[at], partial.max_cosine[at],  partial.hard_count[at]};
 }
 
-ATTFC_KERNEL(128, 1) merge_kernel(const MergeParameters p) {
-  const int64_t row = gpu::block_index_x();
-  const int column = static_cast<int>(gpu::thread_index()) * 4;
-  PartialLse<float> total = empty_partial(-INFINITY);
-  gpu::Float4 gradient = {0, 0, 0, 0};
-  for (int split = 0; split < p.splits; ++split) {  // fault: merged_splits
-    const int64_t at = split * p.rows + row;
-    float keep, add;
-    merge(total, read_partial(p.partial, at), keep, add);
-    if (p.unit_grad != nullptr) {
-      const gpu::Float4 more = *reinterpret_cast<const gpu::Float4*>(p.partial.gradient + at * p.dim + column);
-      // fault: merged_scale
-      gradient = {gradient.x * keep + more.x * add, gradient.y * keep + more.y * add, gradient.z * keep + more.z * add,
-                  gradient.w * keep + more.w * add};
-    }
-  }
+ATTFC_DEVICE PartialLse<float> of_other_lane(const PartialLse<float>& own, int lanes) {
+  return {gpu::shuffle_xor(own.reference, lanes),    gpu::shuffle_xor(own.sum, lanes),
+          gpu::shuffle_xor(own.moment_quad, lanes),  gpu::shuffle_xor(own.moment_lin, lanes),
+          gpu::shuffle_xor(own.moment_const, lanes), gpu::shuffle_xor(own.omitted, lanes),
+          gpu::shuffle_xor(own.max_cosine, lanes),   gpu::shuffle_xor(own.hard_count, lanes)};
+}
 
-  // Nothing valid, or so far below the target that exp() is 0: lse -inf, gradient 0. Divided first: scale / sum
-  // overflows.
-  const bool empty = total.sum == 0;
-  const float sum = empty ? 1.0f : total.sum;
-  if (p.unit_grad != nullptr) {
-    *reinterpret_cast<gpu::Float4*>(p.unit_grad + row * p.dim + column) = {
-        gradient.x / sum * p.scale, gradient.y / sum * p.scale, gradient.z / sum * p.scale, gradient.w / sum * p.scale};
+// All splits of a row, in lane 0 of a warp; `factors` [splits]: by what to scale each split's gradient.
+ATTFC_DEVICE PartialLse<float> merge_splits(const MergeParameters& p, int64_t row, int lane, float* factors) {
+  PartialLse<float> total = empty_partial(-INFINITY);
+  float keep, add;
+  for (int split = lane; split < p.splits; split += gpu::kWarpSize) {
+    merge(total, read_partial(p.partial, split * p.rows + row), keep, add);
   }
-  if (gpu::thread_index() != 0) return;
+  ATTFC_UNROLL
+  // fault: merged_lanes
+  for (int lanes = gpu::kWarpSize / 2; lanes > 0; lanes /= 2) merge(total, of_other_lane(total, lanes), keep, add);
+  for (int split = lane; split < p.splits; split += gpu::kWarpSize) {
+    // fault: merged_factor
+    const float factor = move_factor(p.partial.reference[split * p.rows + row], total.reference);
+    gpu::store_shared(factors + split, factor);
+  }
+  return total;
+}
+
+// Nothing valid, or so far below the target that exp() is 0: lse -inf, gradient 0. Gradients are divided by the sum
+// before they are scaled: scale / sum overflows.
+ATTFC_DEVICE float divisor(float sum) { return sum == 0 ? 1.0f : sum; }
+
+ATTFC_DEVICE void write_numbers(const MergeParameters& p, int64_t row, const PartialLse<float>& total) {
   const float target_mass = p.reference != nullptr ? expf(p.reference[row] - total.reference) : 0;
-  p.lse[row] = empty ? -INFINITY : total.reference + logf(total.sum);
+  const float sum = divisor(total.sum);
+  p.lse[row] = total.sum == 0 ? -INFINITY : total.reference + logf(total.sum);
   p.hard_count[row] = total.hard_count;
   p.max_cosine[row] = total.max_cosine;
   p.omitted_mass[row] = total.omitted > 0 ? total.omitted / (target_mass + total.sum) : 0;
@@ -49,11 +56,39 @@ ATTFC_KERNEL(128, 1) merge_kernel(const MergeParameters p) {
   p.moments[row * 3 + 2] = total.moment_const / sum * p.scale;
 }
 
+ATTFC_KERNEL(128, 1) merge_kernel(const MergeParameters p) {
+  const int64_t row = gpu::block_index_x();
+  const int thread = static_cast<int>(gpu::thread_index());
+  float* factors = gpu::SharedArena{}.take<float>(p.splits + 1);  // the last: the row's sum
+  if (thread < gpu::kWarpSize) {
+    const PartialLse<float> total = merge_splits(p, row, thread, factors);
+    if (thread == 0) {
+      gpu::store_shared(factors + p.splits, total.sum);
+      write_numbers(p, row, total);
+    }
+  }
+  if (p.unit_grad == nullptr) return;
+  gpu::sync_block();  // fault: merge_barrier
+  gpu::Float4 gradient = {0, 0, 0, 0};
+  const float* partial = p.partial.gradient + row * p.dim + thread * 4;
+  ATTFC_UNROLL_BY_4
+  for (int split = 0; split < p.splits; ++split) {  // fault: merged_splits
+    const gpu::Float4 more = *reinterpret_cast<const gpu::Float4*>(partial + split * p.rows * p.dim);
+    const float factor = gpu::load_shared(factors + split);
+    gradient = {gradient.x + more.x * factor, gradient.y + more.y * factor, gradient.z + more.z * factor,
+                gradient.w + more.w * factor};
+  }
+  const float sum = divisor(gpu::load_shared(factors + p.splits));
+  *reinterpret_cast<gpu::Float4*>(p.unit_grad + row * p.dim + thread * 4) = {
+      gradient.x / sum * p.scale, gradient.y / sum * p.scale, gradient.z / sum * p.scale, gradient.w / sum * p.scale};
+}
+
 }  // namespace
 
 const char* launch_merge(const MergeParameters& parameters, void* stream) {
   const unsigned threads = parameters.unit_grad != nullptr ? static_cast<unsigned>(parameters.dim) / 4 : gpu::kWarpSize;
-  return gpu::launch(merge_kernel, gpu::Grid{static_cast<unsigned>(parameters.rows), 1}, threads, 0, stream,
+  const size_t shared_bytes = sizeof(float) * static_cast<size_t>(parameters.splits + 1);
+  return gpu::launch(merge_kernel, gpu::Grid{static_cast<unsigned>(parameters.rows), 1}, threads, shared_bytes, stream,
                      parameters);
 }
 

@@ -53,16 +53,19 @@ int resident_blocks(const DeviceLimits& device, const Shape& shape) {
 }
 
 // The time of a sweep is (rounds of resident blocks) x (tiles of a split, and about kOverhead tiles' time for filling
-// the pipeline, writing and merging O).
+// the pipeline, writing and merging O). Each split costs a workspace of rows x D floats, so of those within 3 % of the
+// least time the fewest splits are taken. The same rule as attfc_cuda/ops/triton/launch.py's.
 int choose_splits(int64_t row_blocks, int64_t tiles, int slots) {
   constexpr int64_t kOverhead = 6;
-  int best = 1;
-  int64_t best_time = -1;
-  for (int splits = 1; splits <= kMaxSplits && splits <= (tiles > 1 ? tiles : 1); ++splits) {
-    const int64_t time = divide_up(row_blocks * splits, slots) * (divide_up(tiles, splits) + kOverhead);
-    if (best_time < 0 || time < best_time) best = splits, best_time = time;
-  }
-  return best;
+  const int most = static_cast<int>(tiles < 1 ? 1 : tiles < kMaxSplits ? tiles : kMaxSplits);
+  const auto time = [&](int splits) {
+    return divide_up(row_blocks * splits, slots) * (divide_up(tiles, splits) + kOverhead);
+  };
+  int64_t least = time(1);
+  for (int splits = 2; splits <= most; ++splits) least = time(splits) < least ? time(splits) : least;
+  int splits = 1;
+  while (100 * time(splits) > 103 * least) ++splits;
+  return splits;
 }
 
 // Where the partial sums lie in the workspace, in float32 from its start; each array starts at a multiple of 16 bytes.

@@ -13,7 +13,8 @@
 // Schedule. Tiles of kTile centres flow through three steps, one interval each, one barrier between intervals:
 //     interval i:   logits of tile i + 1  |  weights of tile i  |  gradient of tile i - 1  |  loading tile i + 2
 // Steps of one interval do not depend on each other, so tensor cores, exponentials and copies overlap as warps drift.
-// The fourth stage of centres is what the loading needs; with three, a second barrier follows the gradient step. Four
+// The fourth stage of centres is what the loading needs; with three, a second barrier follows the gradient step, and
+// copies are issued and waited for there. Either way a copy has all three steps of an interval to land in. Four
 // neighbouring lanes own a row in the weights step: its reference moves, and it agrees to leave a tile out of the
 // gradient, without talking to another warp. Both reach the gradient step an interval later, as flags.
 #pragma once
@@ -48,17 +49,23 @@ class SweepBlock {
     load_centers(0);
     wait_for_copies();
     for (int now = -1; now <= tiles; ++now) {
-      if constexpr (Config::kStages == 4) load_next(now);
+      if constexpr (!kLoadsMidway) load_next(now);
       uint32_t flags = 0;
       if constexpr (grad) {
         if (now >= 1) add_gradient(now - 1, flags = read_flags(now - 1));
-        if constexpr (Config::kStages == 3) gpu::sync_block();  // fault: sweep_barrier_of_three_stages
       }
-      if constexpr (Config::kStages == 3) load_next(now);
+      if constexpr (kLoadsMidway) {
+        wait_for_copies();  // fault: sweep_midway_wait
+        load_next(now);
+      }
       if (now + 1 < tiles) logits(now + 1);
       if (now >= 1 && (flags & kNeeded) == 0) part.omitted += pending_mass;  // fault: omitted_mass
       if (now >= 0 && now < tiles) weigh(now);
-      wait_for_copies();
+      if constexpr (kLoadsMidway) {
+        gpu::sync_block();  // fault: sweep_midway_end
+      } else {
+        wait_for_copies();
+      }
     }
     write();
   }
@@ -66,6 +73,7 @@ class SweepBlock {
  private:
   static constexpr int kRows = Config::kRows, kTile = Config::kTile, kDim = Config::kDim;
   static constexpr int kGradRowGroups = kRows / 16, kGradPairs = Config::kGradColumns / 16;
+  static constexpr bool kLoadsMidway = grad && Config::kStages == 3;
   static constexpr uint32_t kNeeded = 1, kMoved = 2;  // flags of a warp's rows for a tile
   static constexpr float kLog2E = 1.4426950408889634f;
 

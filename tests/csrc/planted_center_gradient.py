@@ -38,9 +38,9 @@ CENTER_GRADIENT_FAULTS = (
     _fault(
         "no_barrier_of_three_stages",
         "tsan",
-        "center_gradient_barrier_of_three_stages",
+        "center_gradient_midway_wait",
         LINE,
-        "",
+        "gpu::cp_async_commit(), gpu::cp_async_wait<0>();",
         ("d512compact.bf16",),
         "center_gradient_d512",
     ),

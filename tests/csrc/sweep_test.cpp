@@ -2,6 +2,7 @@
 // whose results must be the same bits. ATTFC_SEEDS (environment) says how many schedules, ATTFC_SMALL leaves the larger
 // shapes out (for the sanitizers, which are slow).
 #include <cstring>
+#include <tuple>
 
 #include "schedules.h"
 #include "sweep_oracle.h"
@@ -55,6 +56,13 @@ void add_shapes() {
     }
   }
   add("splits.uneven", with([](SweepCase& c) { c.rows = 5, c.centers = 32 * 40 - 5, c.multiprocessors = 3; }));
+  // Each split finds a reference of its own.
+  add("splits.moved", with([](SweepCase& c) {
+        c.rows = 5, c.centers = 32 * 40 - 5, c.multiprocessors = 3, c.scale = 100;
+        c.dtype = cuda::Dtype::kFloat16, c.reference = SweepCase::kNoReference;
+      }));
+  // More splits than the merge's warp has lanes.
+  add("splits.many", with([](SweepCase& c) { c.rows = 3, c.centers = 32 * 70, c.multiprocessors = 35; }));
   add("splits.rows", with([](SweepCase& c) { c.rows = 70, c.centers = 500, c.multiprocessors = 8; }));
   add("packed_rows", with([](SweepCase& c) { c.rows = 65, c.pad = 0; }));
 }
@@ -113,6 +121,44 @@ void add_values() {
   add_dtypes("one_negative", with([](SweepCase& c) { c.centers = 1, c.empty_share = 0, c.num_classes = 1000; }));
   add_dtypes("splits_without_negatives",
              with([](SweepCase& c) { c.empty_share = 0.99, c.centers = 600, c.multiprocessors = 4; }));
+}
+
+// Each copy of a tile has a whole interval to land in, whatever the number of stages: the mma of both products.
+void add_copies() {
+  for (const auto& [name, capability, shared_kib] :
+       {std::tuple{"4_stages", 80, 163}, std::tuple{"3_stages", 90, 227}, std::tuple{"3_stages_compact", 86, 99}}) {
+    testing::add_case(std::string("copies_land_over_an_interval.") + name, [capability, shared_kib] {
+      SweepCase c;
+      c.dim = 512;
+      c.compute_capability = capability;
+      c.shared_bytes = shared_kib << 10;
+      c.rows = 32;
+      c.empty_share = 0;
+      c.scale = 1;  // no tile is without mass
+      const auto count = [&](int64_t tiles) {
+        c.centers = 32 * tiles;
+        gpu::host::options.seed = 0;
+        gpu::host::options.shared_limit = static_cast<size_t>(c.shared_bytes);
+        gpu::host::counters = {};
+        testing::run_sweep(c, testing::make_data(c));
+        return gpu::host::counters;
+      };
+      const gpu::host::Counters less = count(4), more = count(7);
+      const cuda::SweepArguments arguments = [&] {
+        cuda::SweepArguments a{};
+        a.dtype = c.dtype, a.dim = c.dim, a.rows = c.rows, a.centers = c.centers;
+        return a;
+      }();
+      const cuda::SweepPlan plan = cuda::plan_sweep({capability, c.shared_bytes, 1}, arguments);
+      const long long tiles = 3 * 32 / plan.centers_per_tile, warps = plan.rows_per_block / 8;
+      const long long interval = (more.mma - less.mma) / tiles / warps;  // mma of a warp
+      const long long copies = more.late_copies - less.late_copies;
+      CHECK(copies > 0 && interval == 2ll * plan.rows_per_block * plan.centers_per_tile * 512 / 2048 / warps,
+            "%lld copies, %lld mma an interval", copies, interval);
+      CHECK(more.mma_behind_copies - less.mma_behind_copies == copies * interval, "%lld mma behind %lld copies",
+            more.mma_behind_copies - less.mma_behind_copies, copies);
+    });
+  }
 }
 
 void add_omission() {
@@ -269,6 +315,23 @@ void add_refusals() {
     CHECK(plan.tiles_per_split * plan.splits >= 1000000 / 32, "tiles are missing");
     CHECK(plan.workspace_bytes == size_t{384} * 22 * (512 + 9) * 4, "%zu bytes", plan.workspace_bytes);
   });
+  testing::add_case("plan_takes_the_fewest_splits_near_the_best", [] {
+    const auto splits = [](int64_t rows, int64_t centers, int capability, int shared_kib, int multiprocessors) {
+      cuda::SweepArguments arguments{};
+      arguments.dtype = cuda::Dtype::kBFloat16;
+      arguments.dim = 512;
+      arguments.rows = rows;
+      arguments.centers = centers;
+      return cuda::plan_sweep({capability, shared_kib << 10, multiprocessors}, arguments).splits;
+    };
+    // 128 blocks of rows on 132 multiprocessors: one split takes 31256 tiles' time, the best (33 splits) 30496.
+    CHECK(splits(8192, 1000000, 90, 227, 132) == 1, "%d", splits(8192, 1000000, 90, 227, 132));
+    // 256 on 108: three rounds with one split, 12 of a fifth each with five.
+    CHECK(splits(16384, 1000000, 80, 163, 108) == 5, "%d", splits(16384, 1000000, 80, 163, 108));
+    // 68 on 132: one split would leave half of the device idle.
+    CHECK(splits(4352, 1000000, 90, 227, 132) == 17, "%d", splits(4352, 1000000, 90, 227, 132));
+    CHECK(splits(64, 32, 90, 227, 132) == 1 && splits(64, 0, 90, 227, 132) == 1, "one tile, or none");
+  });
 }
 
 }  // namespace
@@ -277,6 +340,7 @@ int main(int argc, char** argv) {
   add_shapes();
   add_dims();
   add_values();
+  add_copies();
   add_omission();
   add_offsets();
   add_refusals();

@@ -144,6 +144,23 @@ def test_code_runs_on_its_own_generation_and_ptx_on_later_ones():
     assert not _build.runs_on(["8.0"], (9, 0)) and _build.runs_on(["8.0+PTX"], (9, 0))
 
 
+@pytest.mark.parametrize(
+    ("name", "runs", "does_not"),
+    [
+        ("9.0a", [(9, 0)], [(8, 9), (10, 0)]),
+        ("9.0a+PTX", [(9, 0)], [(10, 0), (12, 0)]),
+        ("10.0", [(10, 0), (10, 3)], [(12, 0)]),
+        ("10.0a", [(10, 0)], [(10, 3)]),
+        ("12.0a+PTX", [(12, 0)], [(12, 1), (13, 0)]),
+        ("10.0f", [(10, 0), (10, 3)], [(9, 0), (12, 0)]),
+        ("10.3f+PTX", [(10, 3)], [(10, 0), (12, 0)]),
+    ],
+)
+def test_code_with_a_suffix_runs_on_its_own_device_or_family_only(name, runs, does_not):
+    assert [_build.runs_on([name], each) for each in runs] == [True] * len(runs)
+    assert [_build.runs_on([name], each) for each in does_not] == [False] * len(does_not)
+
+
 def test_the_two_extensions_share_no_source():
     csrc = ROOT / "csrc"
     cpu, cuda = set(_build.cpu_sources(csrc)), set(_build.cuda_sources(csrc))

@@ -65,6 +65,25 @@ def ceil_div(count: int, size: int) -> int:
     return -(-count // size)
 
 
+# Of choose_splits(): a split's fixed cost in tiles' time, and the most splits.
+_SPLIT_OVERHEAD = 6
+_MAX_SPLITS = 1024
+
+
+def choose_splits(row_blocks: int, tiles: int, slots: int) -> int:
+    """Parts of the class axis for `row_blocks` blocks of rows, `tiles` tiles of centres and `slots` programs at once.
+
+    The rule of csrc/cuda/sweep.cu: a sweep takes (rounds of programs) x (tiles of a split + _SPLIT_OVERHEAD); of the
+    splits within 3 % of the least time the fewest, for each has a workspace of its own.
+    """
+    times = [
+        ceil_div(row_blocks * splits, slots) * (ceil_div(tiles, splits) + _SPLIT_OVERHEAD)
+        for splits in range(1, max(1, min(tiles, _MAX_SPLITS)) + 1)
+    ]
+    limit = 103 * min(times)
+    return next(index for index, time in enumerate(times, 1) if 100 * time <= limit)
+
+
 def contiguous(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.contiguous()
 

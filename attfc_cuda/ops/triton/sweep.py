@@ -80,7 +80,7 @@ def negative_logsumexp_forward(
         config = choose(capability, embeddings.dtype, dim, need_moments=need_moments, precision=precision)
     row_blocks, tiles = launch.ceil_div(rows, config.block_b), launch.ceil_div(slots, config.block_s)
     if splits is None:
-        splits = max(1, launch.multiprocessors_of(embeddings.device) // row_blocks)
+        splits = launch.choose_splits(row_blocks, tiles, launch.multiprocessors_of(embeddings.device))
     tiles_per_split = launch.ceil_div(tiles, min(splits, tiles))
     splits = launch.ceil_div(tiles, tiles_per_split)
 

@@ -145,10 +145,14 @@ const char* launch(void (*kernel)(Parameters), Grid grid, unsigned threads, size
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(shared_bytes));
   if (status == cudaSuccess) {
-    kernel<<<dim3(grid.x, grid.y), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(parameters);
-    status = cudaGetLastError();
+    // Not <<<>>> and cudaGetLastError(), which would blame this launch for an earlier call's error.
+    void* arguments[] = {const_cast<Parameters*>(&parameters)};
+    status = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y), dim3(threads), arguments,
+                              shared_bytes, static_cast<cudaStream_t>(stream));
   }
-  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+  if (status == cudaSuccess) return nullptr;
+  cudaGetLastError();  // told here, so not left for the next to ask
+  return cudaGetErrorString(status);
 }
 
 }  // namespace attfc::gpu

@@ -24,6 +24,8 @@ inline Options options;
 struct Counters {
   long long mma = 0, ldmatrix = 0, block_barriers = 0, shared_accesses = 0, bank_conflicts = 0, launches = 0,
             blocks = 0;
+  // cp.async that landed late, and the mma of their own warps between issue and landing: what a copy was hidden behind.
+  long long late_copies = 0, mma_behind_copies = 0;
 };
 inline Counters counters;
 
@@ -39,6 +41,7 @@ struct PendingCopy {
   char* shared;
   const char* global;  // null: zeros
   int bytes, group;
+  long long warp_mma;  // of its warp when it was issued
 };
 
 // A lane at a warp operation: what it came for, and where its arguments are.
@@ -61,6 +64,7 @@ struct Thread {
 
 struct Warp {
   uint32_t runnable = 0, arrived = 0, done = 0;
+  long long mma = 0;
   BankLog bank_log;
 };
 

@@ -199,6 +199,7 @@ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1
   } mine{{d[0], d[1], d[2], d[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
   host::meet("mma_16x8x16", line, mine, [](Arguments** all) {
     ++host::counters.mma;
+    ++host::own_warp().mma;
     float left[16][16], right[16][8];
     for (int lane = 0; lane < kWarpSize; ++lane) {
       const int group = lane / 4, pair = 2 * (lane % 4);
@@ -244,6 +245,8 @@ inline bool next_landing(int pending, PendingCopy& copy) {
   if (me.copies.empty() || me.copies.front().group >= me.open_group - pending) return false;
   copy = me.copies.front();
   me.copies.pop_front();
+  ++counters.late_copies;
+  counters.mma_behind_copies += own_warp().mma - copy.warp_mma;
   return true;
 }
 
@@ -253,7 +256,8 @@ inline void cp_async(const char* operation, void* shared, const void* global, in
   bool at_once;
   {
     const Quiet quiet;
-    copy = {static_cast<char*>(shared), real ? static_cast<const char*>(global) : nullptr, bytes, me.open_group};
+    copy = {static_cast<char*>(shared), real ? static_cast<const char*>(global) : nullptr, bytes, me.open_group,
+            own_warp().mma};
     if (real && reinterpret_cast<uintptr_t>(global) % static_cast<unsigned>(bytes) != 0) {
       fail("%s, line %u: global address not aligned to %d bytes", operation, line, bytes);
     }
