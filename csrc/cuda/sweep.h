@@ -8,7 +8,8 @@
 // s = center_scale: 1 for unit centres, 1 / |w_j| for raw ones.
 //
 // Use: why_not() -> plan_sweep() -> allocate plan.workspace_bytes -> launch_sweep(). Two launches on the stream, no
-// synchronisation, no allocation: capturable in a CUDA graph. Two runs give the same bits.
+// synchronisation, no allocation: capturable in a CUDA graph. Two runs on one device at one number of rows give the same
+// bits (the number of splits depends on both).
 #pragma once
 
 #include <cstddef>

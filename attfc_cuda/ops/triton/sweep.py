@@ -50,7 +50,8 @@ def negative_logsumexp_forward(
     sizes and parts of the class axis; None: those of the device.
     Returns: lse [B] float32, hard_count [B] int64, max_cosine [B] float32, omitted_mass [B] float32,
     unit_grad [B, D] float32 = d lse / d embeddings, moments [B, 3] float32 = d lse / d (quad, lin, const); the last two
-    have no rows unless asked for. Sums are float32. Two runs on one device are bitwise equal.
+    have no rows unless asked for. Sums are float32. Two runs on one device at one B
+    are bitwise equal; the number of multiprocessors and B decide the order of the sums.
     Raises: TypeError for another dtype, ValueError for D or a shape that does not fit.
     """
     precision = precision or launch.float32_precision()
