@@ -19,6 +19,7 @@ from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.margins.base import Margin
 from attfc_cuda.ops import autograd, eager, trained_centers
 from attfc_cuda.ops import backend as backends
+from attfc_cuda.ops.row_values import RowValues
 from attfc_cuda.ops.trained_centers import GradientSink
 
 __all__ = [
@@ -36,7 +37,7 @@ _TOLERANCE_16_BIT = 2.0**-12
 # Above this, softplus(x) is x to the last bit of float64 (e^-40 < 2^-53 * 40). PyTorch's default of 20 is not.
 _SOFTPLUS_LINEAR = 40.0
 _SMALLEST_NORM = 1e-12
-_NORM_STRETCH_NUMBERS = 1 << 18
+_NORM_BLOCK_NUMBERS = 1 << 18
 
 
 class NegativeLogSumExp(NamedTuple):
@@ -109,50 +110,24 @@ def negative_logsumexp(
 
     Under autocast embeddings and centers are cast to its dtype, as for a matrix product; cosines, logits and sums are
     float32 (float64 for float64) all the same.
-    Gradient: of lse to embeddings, centers, quad, lin and const. None to threshold and target_logit. That to
-        centers, where they require one, is a second sweep in the backward pass, [S, D] written once. A second
-        derivative only with backend="eager".
+    Gradient: of lse to embeddings, centers, quad, lin and const. None to threshold and target_logit. That to centers,
+        where they require one, is made in the backward pass, [S, D] written once. A second derivative only with
+        backend="eager".
     Raises: ValueError for shapes, devices, values; TypeError for dtypes.
     """
     name = "negative_logsumexp"
     _check_sweep(name, embeddings, centers, labels, center_labels, center_scale)
-    if embeddings.dtype != torch.float64:
-        dtype = _autocast_dtype(embeddings.device.type)
-        embeddings, centers = (x if dtype is None else x.to(dtype) for x in (embeddings, centers))
+    embeddings, centers = _as_autocast_asks(embeddings, centers)
     if embeddings.dtype != centers.dtype:
         got = f"{centers.dtype} beside {embeddings.dtype}"
         raise error(name, "centers", "have the dtype of embeddings", got, "cast one of them", kind=TypeError)
-    modulation = {"threshold": threshold, "quad": quad, "lin": lin, "const": const}
-    for argument, value in {"target_logit": target_logit, **modulation}.items():
-        if value is not None:
-            _check_row_values(name, argument, value, embeddings)
-            if argument != "target_logit" and threshold is None:
-                raise error(name, argument, "be None without a threshold", "a tensor", "pass threshold as well")
     if not 0 < scale < math.inf:
         raise error(name, "scale", "be a finite number above 0", scale)
     grad_tolerance = _tolerance(name, grad_tolerance, embeddings.dtype)
-    center_scale = None if center_scale is None else center_scale.detach()
-    target_logit = None if target_logit is None else target_logit.detach()
-    modulation["threshold"] = None if threshold is None else threshold.detach()
-
-    backend = backends.choose(backend, embeddings, centers, embeddings.dtype)
-    if backend == "eager":
-        swept = eager.negative_logsumexp(
-            embeddings,
-            centers,
-            labels,
-            center_labels,
-            center_scale=center_scale,
-            target_logit=target_logit,
-            scale=float(scale),
-            **modulation,
-        )
-    else:
-        rows = (center_scale, target_logit, *modulation.values())
-        swept = autograd.negative_logsumexp(
-            embeddings, centers, labels, center_labels, *rows, float(scale), float(grad_tolerance), backend
-        )
-    return NegativeLogSumExp(*swept)
+    row_values = _row_values(name, embeddings, RowValues(target_logit, threshold, quad, lin, const))
+    return _sweep(
+        embeddings, centers, labels, center_labels, center_scale, row_values, float(scale), grad_tolerance, backend
+    )
 
 
 def margin_softmax_loss(
@@ -172,7 +147,7 @@ def margin_softmax_loss(
     grad_tolerance: float | None = None,
     backend: str = "auto",
 ) -> MarginSoftmaxOutput:
-    """Cross entropy of each row's target against its negatives in `centers`, both bent by `margin`.
+    """Cross entropy of each row's target against its negatives in `centers`, both as `margin` says.
 
     Equals (`eager.margin_softmax_cross_entropy`):
         target_cosine = (embeddings * (center_scale[:, None] * centers)[target_slot]).sum(1)    # with target_slot
@@ -188,7 +163,7 @@ def margin_softmax_loss(
         has none here, its cosine is 0. For centers that learn: their gradient, as positives and as negatives, is one
         [S, D] buffer, written once.
     center_scale: [S] as in `negative_logsumexp`, for centers that are not normalised.
-    gradient_sink: with target_slot, a function of (first slot, gradient of a stretch of slots [n, D]) that takes the
+    gradient_sink: with target_slot, a function of (first slot, gradient of a block of slots [n, D]) that takes the
         gradient of centers in the backward pass in place of autograd: an optimizer, so that no buffer for all of it is
         needed.
     norm: [B] norms of the embeddings before normalisation; for margins that need them (AdaFace, MagFace).
@@ -234,8 +209,9 @@ def margin_softmax_loss(
             target_cosine = eager.own_cosine(embeddings, centers, target_slot, labels, center_scale)
         else:
             scale = None if center_scale is None else center_scale.detach()
+            row_value_count = len(RowValues._fields) if margin.modulates else 1
             sweep = trained_centers.Sweep(
-                labels, center_labels, scale, product_dtype, margin.scale, grad_tolerance, margin.modulates, backend
+                labels, center_labels, scale, product_dtype, margin.scale, grad_tolerance, row_value_count, backend
             )
             target_cosine, link = trained_centers.own_cosine(embeddings, centers, target_slot, sweep, gradient_sink)
             swept_centers = centers.detach()
@@ -249,28 +225,27 @@ def margin_softmax_loss(
         norm = torch.where(valid, norm.to(dtype), 1)
 
     margin.update(cosine.detach(), None if norm is None else norm.detach(), valid)
-    modulation = margin.modulation(cosine, norm)
-    rows_of_sweep = {
-        "target_logit": margin.scale * margin.target(cosine, norm).detach(),
-        **({} if modulation is None else modulation._asdict()),
-    }
+    sweep_embeddings, swept_centers = _as_autocast_asks(embeddings.to(centers.dtype), swept_centers)
+    sweep_target_logit = margin.scale * margin.target(cosine, norm).detach()
+    rows = RowValues(sweep_target_logit, *(margin.modulation(cosine, norm) or ()))
+    row_values = _row_values(name, sweep_embeddings, rows)
     if shards is not None:
-        rows_of_sweep = {key: shards.to_shards(value) for key, value in rows_of_sweep.items()}
-    negatives = negative_logsumexp(
-        embeddings.to(centers.dtype),
+        row_values = shards.to_shards(row_values)
+    negatives = _sweep(
+        sweep_embeddings,
         swept_centers,
         labels,
         center_labels,
-        center_scale=center_scale,
-        **rows_of_sweep,
-        scale=margin.scale,
-        grad_tolerance=grad_tolerance,
-        backend=backend,
+        center_scale,
+        row_values,
+        margin.scale,
+        grad_tolerance,
+        backend,
     )
     if link is not None:
-        negatives = negatives._replace(lse=trained_centers.after_sweep(negatives.lse, link, **rows_of_sweep))
+        negatives = negatives._replace(lse=trained_centers.after_sweep(negatives.lse, link, row_values))
     if shards is not None:
-        negatives = NegativeLogSumExp(*shards.merge(*negatives, rows_of_sweep["target_logit"]))
+        negatives = NegativeLogSumExp(*shards.merge(*negatives, sweep_target_logit))
     target_logit = margin.scale * margin.target(cosine, norm, negatives.hard_count)
     # softplus(-inf) is 0 with derivative 0, so rows without negatives need no care here.
     rows = F.softplus(negatives.lse - target_logit, threshold=_SOFTPLUS_LINEAR)
@@ -330,11 +305,53 @@ def inverse_norms(centers: Tensor) -> Tensor:
     if centers.dim() != 2:
         raise error("inverse_norms", "centers", "be [S, D]", list(centers.shape))
     dtype = torch.float64 if centers.dtype == torch.float64 else torch.float32
-    # On a CPU the norm of 16-bit numbers makes a float32 copy of them first: a stretch at a time it stays in the cache.
+    # On a CPU the norm of 16-bit numbers makes a float32 copy of them first: a block at a time it stays in the cache.
     copies = centers.device.type == "cpu" and centers.dtype != dtype and not torch.compiler.is_compiling()
-    stretches = centers.split(max(1, _NORM_STRETCH_NUMBERS // max(1, centers.shape[1]))) if copies else (centers,)
-    norms = [torch.linalg.vector_norm(stretch, dim=1, dtype=dtype) for stretch in stretches]
+    blocks = centers.split(max(1, _NORM_BLOCK_NUMBERS // max(1, centers.shape[1]))) if copies else (centers,)
+    norms = [torch.linalg.vector_norm(block, dim=1, dtype=dtype) for block in blocks]
     return torch.cat(norms).clamp_(min=_SMALLEST_NORM).reciprocal_()
+
+
+def _sweep(
+    embeddings: Tensor,
+    centers: Tensor,
+    labels: Tensor,
+    center_labels: Tensor,
+    center_scale: Tensor | None,
+    row_values: Tensor,
+    scale: float,
+    grad_tolerance: float,
+    backend: str,
+) -> NegativeLogSumExp:
+    """`negative_logsumexp` of checked operands, row_values stacked (`RowValues.stack`)."""
+    center_scale = None if center_scale is None else center_scale.detach()
+    backend = backends.choose(backend, embeddings, centers, embeddings.dtype)
+    if backend == "eager":
+        rows = RowValues.unstack(row_values)._asdict()
+        swept = eager.negative_logsumexp(
+            embeddings, centers, labels, center_labels, center_scale=center_scale, **rows, scale=scale
+        )
+    else:
+        swept = autograd.negative_logsumexp(
+            embeddings, centers, labels, center_labels, center_scale, row_values, scale, grad_tolerance, backend
+        )
+    return NegativeLogSumExp(*swept)
+
+
+def _row_values(name: str, embeddings: Tensor, rows: RowValues) -> Tensor:
+    """The operand that the rows' numbers make, once they are what they must be."""
+    for argument, value in rows._asdict().items():
+        if value is not None:
+            _check_row_values(name, argument, value, embeddings)
+            if argument != "target_logit" and rows.threshold is None:
+                raise error(name, argument, "be None without a threshold", "a tensor", "pass threshold as well")
+    return rows.stack(embeddings)
+
+
+def _as_autocast_asks(embeddings: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Both operands of the products, cast where autocast is on; float64 embeddings leave both alone."""
+    dtype = None if embeddings.dtype == torch.float64 else _autocast_dtype(embeddings.device.type)
+    return (embeddings, centers) if dtype is None else (embeddings.to(dtype), centers.to(dtype))
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:

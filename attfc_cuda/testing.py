@@ -26,6 +26,7 @@ from torch import Tensor
 from attfc_cuda._check import error
 from attfc_cuda.margins.angles import psi
 from attfc_cuda.ops import eager as oracle
+from attfc_cuda.ops.row_values import RowValues
 
 # (B, S, D). One negative; less than any vector width, in every axis; tails of 2 and more behind every power-of-two
 # tile; a second block of rows; several tiles of classes at the usual D. Left out for time: the real size, REAL_SHAPE.
@@ -68,6 +69,10 @@ class Case:
 
     def to(self, device: torch.device | str) -> Case:
         return self._map(lambda tensor: tensor.to(device))
+
+    def row_values(self) -> Tensor:
+        """The operand of torch.ops.attfc.* that its numbers make."""
+        return RowValues(self.target_logit, self.threshold, self.quad, self.lin, self.const).stack(self.embeddings)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Case:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -7,6 +7,8 @@
 // `Value` is float or double, or a compiler's SIMD vector of them.
 #pragma once
 
+#include <math.h>
+
 #ifdef __CUDACC__
 #define ATTFC_HOST_DEVICE __host__ __device__ __forceinline__
 #else
@@ -19,6 +21,12 @@ template <class Value>
 struct RowModulation {
   Value threshold, quad, lin, constant;
 };
+
+// Of a row that leaves its negatives alone.
+template <class Value>
+ATTFC_HOST_DEVICE RowModulation<Value> no_modulation() {
+  return {static_cast<Value>(INFINITY), 0, 0, 0};
+}
 
 // N(c) and N'(c) of a negative. The comparison stands inside each selection because compilers turn that form, not a
 // stored vector mask, into one masked instruction.

@@ -102,11 +102,15 @@ def test_named_backend_gets_every_argument_in_order(monkeypatch):
             backend="auto",
         )
     assert seen[0][:4] == ("auto", torch.device("cpu"), torch.bfloat16, 7)
-    tensors = (case.embeddings, case.centers, case.labels, case.center_labels, center_scale, *options.values())
-    assert all(torch.equal(given, sent) for given, sent in zip(tensors, seen[1][:10], strict=True))
-    assert [value.requires_grad for value in seen[1][4:10]] == [False, False, False, True, True, True]
-    assert seen[1][10:] == (32.0, 2.0**-12, "cpu") and isinstance(seen[1][10], float)
-    assert seen[3][11] == 0.0
+    row_values = torch.stack(list(options.values()))
+    tensors = (case.embeddings, case.centers, case.labels, case.center_labels, center_scale, row_values)
+    assert all(torch.equal(given, sent) for given, sent in zip(tensors, seen[1][:6], strict=True))
+    assert not seen[1][4].requires_grad
+    seen[1][5].sum().backward()
+    wanted = {"target_logit": False, "threshold": False, "quad": True, "lin": True, "const": True}
+    assert {name: value.grad is not None for name, value in options.items()} == wanted
+    assert seen[1][6:] == (32.0, 2.0**-12, "cpu") and isinstance(seen[1][6], float)
+    assert seen[3][7] == 0.0
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), list(zip(DTYPES, [0.0, 2.0**-12, 2.0**-12, 0.0], strict=True)))
@@ -116,7 +120,7 @@ def test_default_tolerance_follows_the_dtype(monkeypatch, dtype, tolerance):
     monkeypatch.setattr(_backend, "resolve", lambda *_: "cpu")
     monkeypatch.setattr(_ops, "negative_logsumexp", lambda *arguments: sent.append(arguments) or (None,) * 4)
     negative_logsumexp(case.embeddings, case.centers, case.labels, case.center_labels)
-    assert sent[0][11] == tolerance
+    assert sent[0][7] == tolerance
 
 
 def test_autocast_sweeps_in_its_dtype():

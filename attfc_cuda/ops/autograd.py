@@ -13,6 +13,8 @@
 sum_b grad_lse_b lse_b + target_grad_b c_b, c_b the cosine of row b to each slot of its own class, to the centres. With
 center_scale (the inverse norms of raw centres) it is projected through the normalisation.
 
+Both take what each row brings along as one table, `row_values` (row_values.py).
+
 ``attfc::<name>_cuda`` are the same operators by the hand-written CUDA kernels. They have names of their own because the
 choice among a device's backends is made before the call (`_backend.resolve`): a named backend can then be refused, and
 in a compiled graph the choice is the name of the operator.
@@ -58,11 +60,7 @@ def _fake(
     labels: Tensor,
     center_labels: Tensor,
     center_scale: Tensor | None,
-    reference: Tensor | None,
-    threshold: Tensor | None,
-    quad: Tensor | None,
-    lin: Tensor | None,
-    const_: Tensor | None,
+    row_values: Tensor,
     scale: float,
     grad_tolerance: float,
     need_grad: bool,
@@ -84,16 +82,16 @@ def _fake(
 def _setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
     lse, hard_count, max_cosine, omitted_mass, unit_grad, moments = output
     # Centres that learn need the sweep's inputs again; others are not kept alive.
-    again = (lse, *inputs[1:10]) if ctx.needs_input_grad[1] else ()
+    again = (lse, *inputs[1:6]) if ctx.needs_input_grad[1] else ()
     ctx.save_for_backward(inputs[0], unit_grad, moments, *again)
-    ctx.scale, ctx.grad_tolerance = inputs[10:12]
+    ctx.scale, ctx.grad_tolerance = inputs[6:8]
     ctx.mark_non_differentiable(hard_count, max_cosine, omitted_mass, unit_grad, moments)
 
 
 def _backward(backend: str, ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
     embeddings, unit_grad, moments, *again = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    grads: list[Tensor | None] = [None] * 14
+    grads: list[Tensor | None] = [None] * 10
     if needs[0]:
         grads[0] = first_order_only((grad_lse[:, None] * unit_grad).to(embeddings.dtype), embeddings)
     if needs[1]:
@@ -101,9 +99,10 @@ def _backward(backend: str, ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
         grads[1] = center_gradient_operator(backend)(
             grad_lse.contiguous(), lse, None, embeddings, *rest, ctx.scale, ctx.grad_tolerance
         )
-    for i in range(3):
-        if needs[7 + i]:
-            grads[7 + i] = first_order_only(grad_lse * moments[:, i], embeddings)
+    if needs[5]:
+        # The moments are the gradients of the last rows of the table; the target logit and the threshold have none.
+        of_coefficients = (grad_lse[:, None] * moments).T
+        grads[5] = first_order_only(torch.nn.functional.pad(of_coefficients, (0, 0, 2, 0)), embeddings)
     return tuple(grads)
 
 
@@ -163,11 +162,7 @@ def negative_logsumexp(
     labels: Tensor,
     center_labels: Tensor,
     center_scale: Tensor | None,
-    reference: Tensor | None,
-    threshold: Tensor | None,
-    quad: Tensor | None,
-    lin: Tensor | None,
-    const: Tensor | None,
+    row_values: Tensor,
     scale: float,
     grad_tolerance: float,
     backend: str,
@@ -175,12 +170,11 @@ def negative_logsumexp(
     """Runs the operator of ``backend``, which :func:`attfc_cuda.ops.backend.resolve` has loaded. The gradient is
     made in the forward sweep, so the operator must know which one is wanted."""
     need_grad = torch.is_grad_enabled() and embeddings.requires_grad
-    modulation = (quad, lin, const)
-    need_moments = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in modulation)
+    need_moments = torch.is_grad_enabled() and row_values.requires_grad
     transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
     operator = _transformable(backend) if transformed else negative_logsumexp_operator(backend)
     lse, hard_count, max_cosine, omitted_mass, _, _ = operator(
-        embeddings, centers, labels, center_labels, center_scale, reference, threshold, quad, lin, const, scale,
-        grad_tolerance, need_grad, need_moments,
+        embeddings, centers, labels, center_labels, center_scale, row_values, scale, grad_tolerance, need_grad,
+        need_moments,
     )  # fmt: skip
     return lse, hard_count, max_cosine, omitted_mass

@@ -1,40 +1,38 @@
-"""Autograd of class centres that are trained: their gradient in one sweep, positives and negatives together.
+"""Autograd of class centres that are trained: one gradient for their part as positives and as negatives.
 
 A row's own centre enters the loss through its cosine, the other centres through the sweep's lse. Two separate nodes
 would each make an N x D gradient and autograd would add them. Here one node, `own_cosine`, makes the whole gradient:
 
-    own_cosine  --cosine-->  margin  --reference, threshold, quad, ...-->  sweep  --lse-->  after_sweep  -->  loss
-        \\___________________________________link_________________________________________/
+    own_cosine  --cosine-->  margin  --row_values-->  sweep  --lse-->  after_sweep  -->  loss
+        \\______________________________link__________________________________/
 
-Autograd runs a node when every gradient that flows into it is there. `link` [B, 7] makes own_cosine the last: it
-carries nothing forward, and its "gradient" is what the second sweep needs to know of each row (`LINK`).
+Autograd runs a node when every gradient that flows into it is there. `link` makes own_cosine the last: it carries
+nothing forward, and its "gradient" is what the centre gradient needs to know of each row: the upstream gradient of lse,
+lse, and row_values.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from attfc_cuda.ops import autograd as _ops
+from attfc_cuda.ops import autograd
 
-LINK = ("grad_lse", "lse", "reference", "threshold", "quad", "lin", "const")
-
-# Takes (first row, gradient of a stretch of rows) in place of autograd: see heads/fused_optimizer.py.
+# Takes (first slot, gradient of a block of slots) in place of autograd: see heads/fused_optimizer.py.
 GradientSink = Callable[[int, Tensor], None]
 
-# Numbers of a stretch of the gradient: in the last-level cache of a processor, enough blocks for a GPU.
-STRETCH_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 24}
+# Numbers of a block of the gradient: in the last-level cache of a processor, enough work for a GPU.
+BLOCK_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 24}
 
 
 class Sweep(NamedTuple):
-    """What own_cosine must know of the sweep to make the centres' gradient: see `_ops.negative_logsumexp`.
+    """What own_cosine must know of the sweep to make the centres' gradient: see `autograd.negative_logsumexp`.
 
     dtype: of the products' operands; centres of another dtype (float32 masters under autocast) are cast.
-    modulated: whether the sweep has a threshold.
+    row_value_count: rows of the sweep's row_values.
     backend: that of the sweep, resolved.
     """
 
@@ -44,7 +42,7 @@ class Sweep(NamedTuple):
     dtype: torch.dtype
     scale: float
     grad_tolerance: float
-    modulated: bool
+    row_value_count: int
     backend: str
 
 
@@ -72,7 +70,7 @@ class _OwnCosine(torch.autograd.Function):
             sink,
             embeddings.dtype,
         )
-        return cosine, cosine.new_zeros((len(slot), len(LINK)))
+        return cosine, cosine.new_zeros((2 + sweep.row_value_count, len(slot)))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -87,16 +85,13 @@ class _OwnCosine(torch.autograd.Function):
 
 
 def _center_gradient(ctx: Any, grad_cosine: Tensor, grad_link: Tensor) -> Tensor | None:
-    """The centres' gradient in one piece; in stretches where each must be cast or goes to the sink."""
+    """The centres' gradient in one piece; a block of slots at a time where each must be cast or goes to the sink."""
     embeddings, _, centers, labels, center_labels, center_scale = ctx.saved_tensors
     sweep = ctx.sweep
-    grad_lse, lse, *rows = (column.contiguous() for column in grad_link.unbind(dim=1))
-    reference, *modulation = rows
-    if not sweep.modulated:
-        modulation = [None] * 4
+    grad_lse, lse, row_values = grad_link[0], grad_link[1], grad_link[2:]
 
     def gradient(first: int, last: int) -> Tensor:
-        return _ops.center_gradient_operator(sweep.backend)(
+        return autograd.center_gradient_operator(sweep.backend)(
             grad_lse,
             lse,
             grad_cosine.contiguous(),
@@ -105,8 +100,7 @@ def _center_gradient(ctx: Any, grad_cosine: Tensor, grad_link: Tensor) -> Tensor
             labels,
             center_labels[first:last],
             None if center_scale is None else center_scale[first:last],
-            reference,
-            *modulation,
+            row_values,
             sweep.scale,
             # The operator shares the tolerance out over the centres that it sees.
             sweep.grad_tolerance * (last - first) / max(len(centers), 1),
@@ -115,10 +109,10 @@ def _center_gradient(ctx: Any, grad_cosine: Tensor, grad_link: Tensor) -> Tensor
     if ctx.sink is None and centers.dtype == sweep.dtype:
         return gradient(0, len(centers))
     whole = centers.new_empty(centers.shape) if ctx.sink is None else None
-    stretch = max(1, STRETCH_NUMBERS[centers.device.type] // centers.shape[1])
+    block = max(1, BLOCK_NUMBERS[centers.device.type] // centers.shape[1])
     # Without any centre the sink is called too: an optimizer counts its steps the same on every process.
-    for first in range(0, max(len(centers), 1), stretch):
-        last = min(first + stretch, len(centers))
+    for first in range(0, max(len(centers), 1), block):
+        last = min(first + block, len(centers))
         if whole is None:
             ctx.sink(first, gradient(first, last))
         else:
@@ -128,20 +122,15 @@ def _center_gradient(ctx: Any, grad_cosine: Tensor, grad_link: Tensor) -> Tensor
 
 class _AfterSweep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, lse: Tensor, link: Tensor, *rows: Tensor | None) -> Tensor:
-        missing = {"reference": -math.inf, "threshold": math.inf}
-        columns = [
-            torch.full_like(lse, missing.get(name, 0.0)) if value is None else value
-            for name, value in zip(LINK[2:], rows, strict=True)
-        ]
-        ctx.save_for_backward(torch.stack([lse, *columns], dim=1))
+    def forward(ctx: Any, lse: Tensor, link: Tensor, row_values: Tensor) -> Tensor:
+        ctx.save_for_backward(lse, row_values)
         return lse.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_lse: Tensor) -> tuple:
-        (rows,) = ctx.saved_tensors
-        return grad_lse, torch.cat([grad_lse[:, None], rows], dim=1), None, None, None, None, None
+        lse, row_values = ctx.saved_tensors
+        return grad_lse, torch.cat([torch.stack([grad_lse, lse]), row_values]), None
 
 
 def own_cosine(
@@ -151,23 +140,14 @@ def own_cosine(
 
     embeddings [B, D] unit rows; centers [N, D]; target_slot [B] int64, negative where the row has no centre here
     (cosine 0). The gradient to `centers` covers the sweep only if its lse went through :func:`after_sweep` with the
-    link. With a sink the gradient goes there, a stretch of rows at a time, and autograd gets none.
+    link. With a sink the gradient goes there, a block of slots at a time, and autograd gets none.
     """
     return _OwnCosine.apply(embeddings, centers, target_slot, sweep, sink)
 
 
-def after_sweep(
-    lse: Tensor,
-    link: Tensor,
-    target_logit: Tensor | None = None,
-    threshold: Tensor | None = None,
-    quad: Tensor | None = None,
-    lin: Tensor | None = None,
-    const: Tensor | None = None,
-) -> Tensor:
-    """lse, unchanged; in the backward pass what the second sweep needs goes along the link."""
-    rows = (None if value is None else value.detach() for value in (target_logit, threshold, quad, lin, const))
-    return _AfterSweep.apply(lse, link, *rows)
+def after_sweep(lse: Tensor, link: Tensor, row_values: Tensor) -> Tensor:
+    """lse, unchanged; in the backward pass what the centre gradient needs goes along the link."""
+    return _AfterSweep.apply(lse, link, row_values.detach())
 
 
 def leaf_into(sink: GradientSink, centers: Tensor) -> Tensor:

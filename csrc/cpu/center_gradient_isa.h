@@ -3,8 +3,8 @@
 //
 // A task walks its share of the tiles (kTile centres), and for each tile the batch in blocks of kBlock rows:
 //     1. cosines:   C[kTile][kPanel]  = tile . panel, for each panel of the block
-//     2. weights:   G[kTile][kBlock]  = d / d cosine, and which stretches of kStretch rows matter to the tile
-//     3. gradient:  A[kTile][dim]    += G . block, over the rows of those stretches alone
+//     2. weights:   G[kTile][kBlock]  = d / d cosine, and which groups of kGroup rows matter to the tile
+//     3. gradient:  A[kTile][dim]    += G . block, over the rows of those groups alone
 // then projects A and writes it, once. Every tile is its own sum in a fixed order: tasks and threads change nothing.
 
 template <class Input>
@@ -26,9 +26,9 @@ class CenterGradient {
   // Long enough sums, while G stays in the first-level cache (of the matrix unit: in the second).
   static constexpr int kBlock = Operand::kInMatrixUnit ? 128 : kPanel < 64 ? 64 : kPanel;
   static constexpr int kBlockSteps = kBlock / Operand::kNumbersPerStep;
-  static constexpr int kStretch = std::max(kLanes, Operand::kWholeNumbers);  // rows that are left out together
-  static constexpr int kStretches = kBlock / kStretch;
-  static constexpr int kNarrowStrip = kStretch / kLanes;  // vectors
+  static constexpr int kGroup = std::max(kLanes, Operand::kWholeNumbers);  // rows that are left out together
+  static constexpr int kGroups = kBlock / kGroup;
+  static constexpr int kNarrowStrip = kGroup / kLanes;  // vectors
   static constexpr int kTargetTasks = 64;
   static_assert(kBlock % kPanel == 0 && kLanes % Operand::kNumbersPerStep == 0);
 
@@ -38,7 +38,7 @@ class CenterGradient {
  public:
   explicit CenterGradient(const CenterGradientArguments& arguments) : arg_(arguments), panels_(arguments, workspace_) {
     blocks_ = (panels_.padded_rows + kBlock - 1) / kBlock;
-    tiles_ = (arg_.centers + kTile - 1) / kTile;
+    tiles_ = (arg_.num_centers + kTile - 1) / kTile;
     vectors_at_ = workspace_.reserve(sizeof(Scalar) * blocks_ * kBlockSteps * panels_.padded_dim);
     rows_at_ = workspace_.reserve(sizeof(Real) * 3 * panels_.padded_rows);
     scratch_bytes_ = Workspace::aligned(
@@ -58,7 +58,7 @@ class CenterGradient {
     panels_.number_classes();
     parallel_for(blocks_, [this](int64_t block) { pack(block); });
     parallel_for(tasks_, [this](int64_t task) {
-      if (arg_.threshold)
+      if (arg_.is_modulated())
         run_task<true>(task);
       else
         run_task<false>(task);
@@ -89,7 +89,8 @@ class CenterGradient {
 
   void pack(int64_t block) const {
     const int64_t first = block * kBlock, last = std::min(panels_.padded_rows, first + kBlock);
-    for (int64_t panel = first / kPanel; panel < last / kPanel; ++panel) panels_.pack(panel, arg_.lse);
+    for (int64_t panel = first / kPanel; panel < last / kPanel; ++panel)
+      panels_.pack(panel, [this](int64_t row) { return panels_.value(arg_.lse, row, 0); });
     for (int64_t row = first; row < last; ++row) {
       Real& reference = panels_.inputs.reference[row];
       const bool has_negatives = panels_.is_used(row) && reference != -std::numeric_limits<Real>::infinity();
@@ -99,12 +100,12 @@ class CenterGradient {
       double allowed = 0;
       if (has_negatives && arg_.grad_tolerance > 0) {
         const double lse = panels_.value(arg_.lse, row, 0);
-        const double softmax = 1 + (arg_.reference ? std::exp(panels_.value(arg_.reference, row, 0) - lse) : 0.0);
-        allowed = arg_.grad_tolerance / static_cast<double>(arg_.centers) * softmax;
+        const double softmax = 1 + std::exp(arg_.target_logit<Real>(row) - lse);
+        allowed = arg_.grad_tolerance / static_cast<double>(arg_.num_centers) * softmax;
       }
       allowance()[row] = static_cast<Real>(allowed);
     }
-    // Rows past the last panel are in no stretch that matters: their memory stays as it is.
+    // Rows past the last panel are in no group that matters: their memory stays as it is.
     for_each_strip([&](auto width, int64_t d) {
       constexpr int kColumns = decltype(width)::value * kLanes;
       Scalar* to = block_vectors(block) + d * kBlockSteps;
@@ -163,10 +164,10 @@ class CenterGradient {
     return any(~may_omit) || (arg_.target_grad && any(own));
   }
 
-  // Adds the rows of stretches first ... last - 1 of the block to the tile's sums, or begins them.
+  // Adds the rows of groups first ... last - 1 of the block to the tile's sums, or begins them.
   void accumulate(int64_t block, int first, int last, const Weight* weight, Real* sums, bool begin) const {
-    const int64_t step = first * kStretch / Operand::kNumbersPerStep;
-    const int64_t steps = (last - first) * kStretch / Operand::kNumbersPerStep;
+    const int64_t step = first * kGroup / Operand::kNumbersPerStep;
+    const int64_t steps = (last - first) * kGroup / Operand::kNumbersPerStep;
     const Scalar* weights = reinterpret_cast<const Scalar*>(weight) + step;
     for_each_strip([&](auto width, int64_t d) {
       constexpr int kWidth = decltype(width)::value;
@@ -205,13 +206,13 @@ class CenterGradient {
 
     const int64_t last_tile = std::min(tiles_, (task + 1) * tiles_per_task_);
     for (int64_t t = task * tiles_per_task_; t < last_tile; ++t) {
-      const int slots = static_cast<int>(std::min<int64_t>(kTile, arg_.centers - t * kTile));
+      const int slots = static_cast<int>(std::min<int64_t>(kTile, arg_.num_centers - t * kTile));
       bool begun = false;
       if (tile.open(arg_, ids, t * kTile)) {
         for (int64_t block = 0; block < blocks_; ++block) {
           const uint64_t matters = weigh_block<kModulated>(tile, slots, block, cosine, weight);
-          for (int first = 0, last; first < kStretches; first = last + 1) {
-            for (last = first; last < kStretches && (matters >> last & 1); ++last) {
+          for (int first = 0, last; first < kGroups; first = last + 1) {
+            for (last = first; last < kGroups && (matters >> last & 1); ++last) {
             }
             if (last == first) continue;
             accumulate(block, first, last, weight, sums, !begun);
@@ -224,10 +225,10 @@ class CenterGradient {
     }
   }
 
-  // Fills `weight` for the block; bit i: the rows of stretch i matter to the tile.
+  // Fills `weight` for the block; bit i: the rows of group i matter to the tile.
   template <bool kModulated>
   uint64_t weigh_block(const Tile<Input, kTile>& tile, int slots, int64_t block, Real* cosine, Weight* weight) const {
-    static_assert(kStretches <= 64);
+    static_assert(kGroups <= 64);
     uint64_t matters = 0;
     for (int p = 0; p < kBlock / kPanel; ++p) {
       const int64_t panel = block * (kBlock / kPanel) + p;
@@ -237,7 +238,7 @@ class CenterGradient {
         const int row = p * kPanel + v * kLanes;  // in the block
         const bool is_needed =
             weigh<kModulated>(tile, slots, panel * kPanel + v * kLanes, cosine + v * kLanes, weight + row);
-        matters |= uint64_t{is_needed} << row / kStretch;
+        matters |= uint64_t{is_needed} << row / kGroup;
       }
     }
     return matters;
@@ -254,7 +255,7 @@ class CenterGradient {
       for (int64_t d = 0; d < arg_.dim; ++d) to[d] = from_real<Input>(sums[d]);
       return;
     }
-    const Input* from = static_cast<const Input*>(arg_.center_data) + slot * arg_.center_stride;
+    const Input* from = static_cast<const Input*>(arg_.centers) + slot * arg_.center_stride;
     for (int64_t d = 0; d < arg_.dim; ++d) center[d] = to_real(from[d]);
     for (int64_t d = arg_.dim; d < panels_.padded_dim; ++d) center[d] = 0;
     Vector along{};

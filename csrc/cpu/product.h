@@ -5,7 +5,7 @@
 //
 // kOut x kVectors sums stay in registers; a step loads kVectors vectors and broadcasts kOut scalars. The first product
 // of a sweep (cosines) has 16..64 embeddings in the vector and a few centres as scalars, the second (gradient) has a
-// stretch of the embedding dimension in the vector and a few rows' or centres' weights as scalars. So neither needs the
+// part of the embedding dimension in the vector and a few rows' or centres' weights as scalars. So neither needs the
 // centres transposed: float32 centres are read where they lie.
 
 template <class Operand, int kOut, int kVectors>
@@ -39,7 +39,7 @@ inline void multiply_accumulate(const typename Operand::Scalar* vectors, int64_t
   for (int a = 0; a < kOut; ++a)
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      // Added at the end, not carried along: each stretch of steps is summed by itself, which rounds less.
+      // Added at the end, not carried along: each block of steps is summed by itself, which rounds less.
       if (add) sum[a][v] += load<Vector>(out[a] + v * kLanes);
       store(out[a] + v * kLanes, sum[a][v]);
     }

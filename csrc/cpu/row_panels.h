@@ -1,4 +1,4 @@
-// The batch as both sweeps want it: rows in SIMD lanes, kPanel to a panel, and the cosines of a tile with a panel.
+// The batch as both kernels want it: rows in SIMD lanes, kPanel to a panel, and the cosines of a tile with a panel.
 // Included inside a kernels_<isa>.cpp, after tile.h.
 //
 // Logits are kept in base 2 here (z log2(e)), which saves the exponential two operations: p = 2^(scale2 N(c) - R2).
@@ -11,6 +11,9 @@ struct RowInputs {
   Real *threshold, *quad, *lin, *constant, *reference;
   typename Simd<Real>::Int* id;
 
+  void set_modulation(int64_t row, const RowModulation<Real>& given) const {
+    threshold[row] = given.threshold, quad[row] = given.quad, lin[row] = given.lin, constant[row] = given.constant;
+  }
   template <class Vector>
   RowModulation<Vector> modulation(int64_t row) const {
     return {load<Vector>(threshold + row), load<Vector>(quad + row), load<Vector>(lin + row),
@@ -37,15 +40,15 @@ class RowPanels {
 
   RowPanels(const SweepInputs& arguments, Workspace& workspace) : arg_(arguments), workspace_(workspace) {
     constexpr int64_t kDimUnit = std::max(kLanes, Operand::kWholeNumbers);
-    panels = (arg_.rows + kPanel - 1) / kPanel;
+    panels = (arg_.num_rows + kPanel - 1) / kPanel;
     padded_rows = panels * kPanel;
     padded_dim = (arg_.dim + kDimUnit - 1) / kDimUnit * kDimUnit;
     steps = padded_dim / Operand::kNumbersPerStep;
     packed_at_ = workspace.reserve(sizeof(Scalar) * padded_rows * steps);
     rows_at_ = workspace.reserve(sizeof(Real) * padded_rows * 5);
     ids_at_ = workspace.reserve(sizeof(Int) * padded_rows);
-    keys_at_ = workspace.reserve(sizeof(int64_t) * ClassIds<Int>::table_size(arg_.rows));
-    values_at_ = workspace.reserve(sizeof(Int) * ClassIds<Int>::table_size(arg_.rows));
+    keys_at_ = workspace.reserve(sizeof(int64_t) * ClassIds<Int>::table_size(arg_.num_rows));
+    values_at_ = workspace.reserve(sizeof(Int) * ClassIds<Int>::table_size(arg_.num_rows));
   }
 
   // Numbers the batch's classes; call once, when the workspace is placed and before anything else.
@@ -57,11 +60,11 @@ class RowPanels {
               values + 3 * padded_rows,
               values + 4 * padded_rows,
               workspace_.at<Int>(ids_at_)};
-    class_ids().number(arg_.labels, arg_.rows, padded_rows, inputs.id);
+    class_ids().number(arg_.labels, arg_.num_rows, padded_rows, inputs.id);
   }
 
   ClassIds<Int> class_ids() const {
-    return {workspace_.at<int64_t>(keys_at_), workspace_.at<Int>(values_at_), ClassIds<Int>::table_size(arg_.rows)};
+    return {workspace_.at<int64_t>(keys_at_), workspace_.at<Int>(values_at_), ClassIds<Int>::table_size(arg_.num_rows)};
   }
 
   bool is_used(int64_t row) const { return inputs.id[row] != kIgnoredRow; }
@@ -73,9 +76,10 @@ class RowPanels {
     return given && is_used(row) ? static_cast<const Real*>(given)[row] : otherwise;
   }
 
-  // Fills the panel's embeddings and row parameters. `reference` [rows]: what logits are measured against, in base e;
-  // null: -inf.
-  void pack(int64_t panel, const void* reference) const {
+  // Fills the panel's embeddings and row parameters. reference_of(row): what the logits of a row that is not ignored
+  // are measured against, in base e.
+  template <class ReferenceOf>
+  void pack(int64_t panel, const ReferenceOf& reference_of) const {
     Scalar* packed = packed_panel(panel);
     for (int64_t lane = 0; lane < kPanel; ++lane) {
       const int64_t row = panel * kPanel + lane;
@@ -83,11 +87,8 @@ class RowPanels {
       // An ignored row becomes zeros that measure against +inf: no probability, nothing to move, every tile omitted.
       pack_vector(embedding(used ? row : 0), used ? arg_.dim : 0, packed + lane, steps, kPanel);
       constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
-      inputs.threshold[row] = value(arg_.threshold, row, kInfinity);
-      inputs.quad[row] = value(arg_.quad, row, 0);
-      inputs.lin[row] = value(arg_.lin, row, 0);
-      inputs.constant[row] = value(arg_.constant, row, 0);
-      inputs.reference[row] = used ? static_cast<Real>(value(reference, row, -kInfinity) * kLog2e) : kInfinity;
+      inputs.set_modulation(row, used ? arg_.modulation<Real>(row) : no_modulation<Real>());
+      inputs.reference[row] = used ? static_cast<Real>(reference_of(row) * kLog2e) : kInfinity;
     }
   }
 

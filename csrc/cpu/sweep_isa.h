@@ -35,7 +35,7 @@ class Sweep {
   explicit Sweep(const SweepArguments& arguments) : arg_(arguments), panels_(arguments, workspace_) {
     const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
     row_blocks_ = divide_up(panels_.panels, kPanelsPerBlock);
-    tiles_ = divide_up(arg_.centers, kTile);
+    tiles_ = divide_up(arg_.num_centers, kTile);
     const int64_t bytes_per_split = std::max<int64_t>(panels_.padded_rows * accumulator_dim() * sizeof(Real), 1);
     const int64_t wanted = divide_up(kTargetTasks, std::max<int64_t>(row_blocks_, 1));
     const int64_t affordable = static_cast<int64_t>(kMaxWorkspaceBytes) / bytes_per_split;
@@ -47,12 +47,14 @@ class Sweep {
   size_t workspace_bytes() const { return workspace_.bytes(); }
 
   void run(const ParallelFor& parallel_for, void* workspace) {
-    if (arg_.rows == 0) return;
+    if (arg_.num_rows == 0) return;
     workspace_.place(workspace);
     panels_.number_classes();
-    parallel_for(panels_.panels, [this](int64_t panel) { panels_.pack(panel, arg_.reference); });
+    parallel_for(panels_.panels, [this](int64_t panel) {
+      panels_.pack(panel, [this](int64_t row) { return arg_.target_logit<Real>(row); });
+    });
     parallel_for(row_blocks_ * splits_, [this](int64_t task) {
-      if (!arg_.threshold)
+      if (!arg_.is_modulated())
         run_task<false, false>(task);
       else if (!arg_.need_moments)
         run_task<true, false>(task);
@@ -113,7 +115,7 @@ class Sweep {
     return live_count;
   }
 
-  Real target_share() const { return arg_.reference ? Real(1) / static_cast<Real>(splits_) : Real(0); }
+  Real target_share() const { return arg_.has_target_logit() ? Real(1) / static_cast<Real>(splits_) : Real(0); }
 
   void move_row(Rows& rows, int index, int64_t split, int64_t row, Real to) const {
     const Real factor = rows.move(index, to, panels_.inputs.reference[row], target_share());
@@ -127,7 +129,7 @@ class Sweep {
     const Scalar* weights = reinterpret_cast<const Scalar*>(weight);
     const Scalar* vectors = tile.vectors();
     int64_t d = 0;
-    const auto stretches_of = [&](auto width) {
+    const auto columns_by = [&](auto width) {
       constexpr int kWidth = decltype(width)::value;
       for (; d + kWidth * kLanes <= panels_.padded_dim; d += kWidth * kLanes)
         for (int first = 0; first < live_count; first += kOut) {
@@ -142,8 +144,8 @@ class Sweep {
                                                           out, kTile / Operand::kNumbersPerStep, true);
         }
     };
-    stretches_of(std::integral_constant<int, kVectors>{});
-    stretches_of(std::integral_constant<int, 1>{});
+    columns_by(std::integral_constant<int, kVectors>{});
+    columns_by(std::integral_constant<int, 1>{});
   }
 
   // The same in the matrix unit, whose left side is the weights of 16 rows: the live ones are brought together.
@@ -226,7 +228,7 @@ class Sweep {
   }
 
   void merge_rows(int64_t panel) const {
-    const int64_t last = std::min(arg_.rows, (panel + 1) * kPanel);
+    const int64_t last = std::min(arg_.num_rows, (panel + 1) * kPanel);
     for (int64_t row = panel * kPanel; row < last; ++row) {
       Partial part = partials(0)[row];
       Real* sums = accumulator(0, row);
@@ -246,7 +248,7 @@ class Sweep {
     const double lowest = -std::numeric_limits<double>::infinity();
     const bool ignored = !panels_.is_used(row), none = ignored || part.sum == 0;
     const double target_mass =
-        arg_.reference ? move_factor<double>(panels_.inputs.reference[row] * kLn2, part.reference) : 0;
+        arg_.has_target_logit() ? move_factor<double>(panels_.inputs.reference[row] * kLn2, part.reference) : 0;
     const auto write = [row](void* to, double value) { static_cast<Real*>(to)[row] = static_cast<Real>(value); };
     write(arg_.lse, none ? lowest : part.reference + std::log(part.sum));
     write(arg_.max_cosine, ignored ? lowest : part.max_cosine);

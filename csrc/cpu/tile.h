@@ -90,7 +90,7 @@ class Tile {
 
   // Makes centres first ... first + kCenters - 1 the tile; false when all their slots are empty or past the end.
   bool open(const SweepInputs& arguments, const ClassIds<Int>& ids, int64_t first) {
-    const int64_t count = std::min<int64_t>(kCenters, arguments.centers - first);
+    const int64_t count = std::min<int64_t>(kCenters, arguments.num_centers - first);
     int64_t filled = 0;
     for (int64_t j = 0; j < kCenters; ++j) {
       id[j] = j < count ? ids.center_id(arguments.center_labels[first + j]) : Int{kEmptySlot};
@@ -101,7 +101,7 @@ class Tile {
     constexpr bool kSameForm = sizeof(Input) * Operand::kNumbersPerStep == sizeof(Scalar);
     const bool in_place = kSameForm && filled == kCenters && padded_dim_ == arguments.dim;
     for (int64_t j = 0; j < kCenters; ++j) {
-      const Input* from = static_cast<const Input*>(arguments.center_data) + (first + j) * arguments.center_stride;
+      const Input* from = static_cast<const Input*>(arguments.centers) + (first + j) * arguments.center_stride;
       if (in_place) {
         center[j] = reinterpret_cast<const Scalar*>(from);
         continue;

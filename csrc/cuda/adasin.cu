@@ -102,9 +102,11 @@ ATTFC_KERNEL(kMeanThreads, 1) adasin_modulation_kernel(const AdaSinModulationArg
   for (int64_t row = gpu::thread_index(); row < p.rows; row += kMeanThreads) {
     const float theta = angle(p.labels[row] >= 0 ? p.cosine[row] : 0.0f).value;
     const float target = psi(theta + p.settings.margin_rad).value;
-    p.threshold[row] = target;
-    p.reference[row] = p.settings.scale * target;
-    p.lin[row] = t + p.settings.difficulty_weight * sinf(p.settings.half_angle ? theta / 2 : theta);
+    const auto value = [&](RowValue which) -> float& { return p.row_values[which * p.rows + row]; };
+    value(kTargetLogit) = p.settings.scale * target;
+    value(kThreshold) = target;
+    value(kQuad) = value(kConstant) = 0;
+    value(kLin) = t + p.settings.difficulty_weight * sinf(p.settings.half_angle ? theta / 2 : theta);
   }
 }
 
@@ -175,6 +177,7 @@ const char* launch_unit_rows_from(const UnitRowsArguments& p, void* stream) {
     case Dtype::kFloat32: return launch(unit_rows_kernel<Input, float>);
     case Dtype::kBFloat16: return launch(unit_rows_kernel<Input, gpu::BFloat16>);
     case Dtype::kFloat16: return launch(unit_rows_kernel<Input, gpu::Float16>);
+    case Dtype::kFloat64: break;
   }
   return "unknown dtype of units";
 }
@@ -187,6 +190,7 @@ const char* launch_unit_rows(const UnitRowsArguments& p, void* stream) {
     case Dtype::kFloat32: return launch_unit_rows_from<float>(p, stream);
     case Dtype::kBFloat16: return launch_unit_rows_from<gpu::BFloat16>(p, stream);
     case Dtype::kFloat16: return launch_unit_rows_from<gpu::Float16>(p, stream);
+    case Dtype::kFloat64: break;
   }
   return "unknown dtype of embeddings";
 }
@@ -209,6 +213,7 @@ const char* launch_row_gradients(const RowGradientArguments& p, void* stream) {
     case Dtype::kFloat32: return launch(row_gradients_kernel<float>);
     case Dtype::kBFloat16: return launch(row_gradients_kernel<gpu::BFloat16>);
     case Dtype::kFloat16: return launch(row_gradients_kernel<gpu::Float16>);
+    case Dtype::kFloat64: break;
   }
   return "unknown dtype of embeddings";
 }

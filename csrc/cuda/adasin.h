@@ -3,8 +3,8 @@
 //
 //     launch_unit_rows         u = x / |x| in the sweep's format, cos theta = u . g
 //     launch_adasin_modulation t <- t + (1 - momentum) (mean cos theta - t);  Phi = t + h D(theta);
-//                              threshold = psi(theta + m), reference = scale psi(theta + m), lin = Phi
-//     (launch_sweep, quad and constant null)
+//                              threshold = psi(theta + m), target logit = scale psi(theta + m), lin = Phi
+//     (launch_sweep)
 //     launch_adasin_loss       T = psi(theta + Phi m) with a hard negative, else psi(theta + m);
 //                              loss = mean softplus(lse - scale T), and its derivatives by lse and cos theta
 //     launch_row_gradients     d loss / d x, through the normalisation
@@ -45,8 +45,8 @@ struct AdaSinModulationArguments {
   int64_t rows;
   const int64_t* labels;
   const float* cosine;
-  float* t;                            // one number, read and written
-  float *threshold, *lin, *reference;  // [rows]
+  float* t;           // one number, read and written
+  float* row_values;  // [kNumRowValues, rows], the sweep's
 };
 const char* launch_adasin_modulation(const AdaSinModulationArguments& arguments, void* stream);
 
@@ -54,7 +54,7 @@ struct AdaSinLossArguments {
   AdaSinSettings settings;
   int64_t rows;
   const int64_t* labels;
-  const float *cosine, *lin, *lse;
+  const float *cosine, *lin, *lse;  // lin: Phi, a row of row_values
   const int64_t* hard_count;
   float* loss;           // one number: the mean over rows that are not ignored, 0 without any
   float* row_loss;       // [rows]

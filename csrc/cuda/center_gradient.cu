@@ -50,10 +50,9 @@ constexpr Shape kShapes[] = {
     shape<CenterGradientD512Compact>(CenterGradientKernel::kD512Compact),
 };
 
-struct RowsParameters {
-  int64_t rows, padded_rows;
-  const int64_t* labels;
-  const float *grad_lse, *lse, *target_grad, *reference, *threshold, *quad, *lin, *constant, *weight_scale;
+struct RowsParameters : SweepInputs {
+  int64_t padded_rows;
+  const float *grad_lse, *lse, *target_grad, *weight_scale;
   float scale;
   float tolerance;  // of one block of centres
   RowNumbers* out;  // [padded_rows]
@@ -67,8 +66,8 @@ ATTFC_KERNEL(kRowThreads, 1) center_gradient_rows_kernel(const RowsParameters p)
   const int64_t row = static_cast<int64_t>(gpu::block_index_x()) * kRowThreads + gpu::thread_index();
   if (row >= p.padded_rows) return;
   // A row that does not count: its lse makes q zero whatever the logits are.
-  RowNumbers out = {{-1, 0, 0}, {{INFINITY, 0, 0, 0}}, {INFINITY, INFINITY}};
-  if (row < p.rows && p.labels[row] >= 0) {  // fault: counted_row
+  RowNumbers out = {{-1, 0, 0}, {no_modulation<float>()}, {INFINITY, INFINITY}};
+  if (row < p.num_rows && p.labels[row] >= 0) {  // fault: counted_row
     const float by = number_or(p.weight_scale, 0, 1);
     const float lse = p.lse[row];
     const bool has_negatives = lse != -INFINITY;  // fault: row_with_negatives
@@ -76,11 +75,8 @@ ATTFC_KERNEL(kRowThreads, 1) center_gradient_rows_kernel(const RowsParameters p)
     out.weights.target_weight = number_or(p.target_grad, row, 0) * by;
     if (has_negatives) {
       out.weights.weight = p.grad_lse[row] * p.scale * by;
-      if (p.threshold != nullptr) {
-        out.bend.modulation = {p.threshold[row], number_or(p.quad, row, 0), number_or(p.lin, row, 0),
-                               number_or(p.constant, row, 0)};
-      }
-      const float target_mass = p.reference != nullptr ? expf(p.reference[row] - lse) : 0.0f;
+      out.bend.modulation = p.modulation<float>(row);
+      const float target_mass = expf(p.target_logit<float>(row) - lse);
       out.softmax.lse = lse;
       if (out.weights.weight != 0) out.softmax.omissible = p.tolerance > 0 ? p.tolerance * (1 + target_mass) : 0.0f;
     }
@@ -94,7 +90,7 @@ const char* why_not(const DeviceLimits& device, const CenterGradientArguments& a
   const char* reason = why_not_operands(kShapes, device, arguments);
   if (reason != nullptr) return reason;
   if (!aligned(arguments.center_grad, 16)) return "center_grad must be aligned to 16 bytes";
-  if (arguments.centers > kMaxGridX * 32) return "it takes fewer than 2^36 centers";
+  if (arguments.num_centers > kMaxGridX * 32) return "it takes fewer than 2^36 centers";
   return nullptr;
 }
 
@@ -104,29 +100,23 @@ CenterGradientPlan plan_center_gradient(const DeviceLimits& device, const Center
   plan.kernel = shape.kernel;
   plan.centers_per_block = shape.centers;
   plan.rows_per_tile = shape.rows;
-  plan.blocks = divide_up(arguments.centers, shape.centers);
-  plan.tiles = static_cast<int>(divide_up(arguments.rows, shape.rows));
+  plan.blocks = divide_up(arguments.num_centers, shape.centers);
+  plan.tiles = static_cast<int>(divide_up(arguments.num_rows, shape.rows));
   plan.workspace_bytes = sizeof(RowNumbers) * static_cast<size_t>(plan.tiles) * static_cast<size_t>(shape.rows);
   return plan;
 }
 
 const char* launch_center_gradient(const CenterGradientPlan& plan, const CenterGradientArguments& arguments,
                                    void* workspace, void* stream) {
-  if (arguments.centers == 0) return nullptr;
+  if (arguments.num_centers == 0) return nullptr;
   RowNumbers* row_numbers = static_cast<RowNumbers*>(workspace);
   if (plan.tiles > 0) {
     RowsParameters rows;
-    rows.rows = arguments.rows;
+    static_cast<SweepInputs&>(rows) = arguments;
     rows.padded_rows = static_cast<int64_t>(plan.tiles) * plan.rows_per_tile;
-    rows.labels = arguments.labels;
     rows.grad_lse = arguments.grad_lse;
     rows.lse = arguments.lse;
     rows.target_grad = arguments.target_grad;
-    rows.reference = arguments.reference;
-    rows.threshold = arguments.threshold;
-    rows.quad = arguments.quad;
-    rows.lin = arguments.lin;
-    rows.constant = arguments.constant;
     rows.weight_scale = arguments.weight_scale;
     rows.scale = arguments.scale;
     // Of all blocks together not more than grad_tolerance is left out of a row.
@@ -138,13 +128,13 @@ const char* launch_center_gradient(const CenterGradientPlan& plan, const CenterG
   }
 
   CenterGradientParameters parameters;
-  parameters.centers = arguments.centers;
+  parameters.num_centers = arguments.num_centers;
   parameters.embeddings = arguments.embeddings;
   parameters.embedding_stride = arguments.embedding_stride;
-  parameters.center_data = arguments.center_data;
+  parameters.centers = arguments.centers;
   parameters.center_stride = arguments.center_stride;
   parameters.center_labels = arguments.center_labels;
-  parameters.center_scale = arguments.center_scale;
+  parameters.center_scale = static_cast<const float*>(arguments.center_scale);
   parameters.row_numbers = row_numbers;
   parameters.tiles = plan.tiles;
   parameters.scale = arguments.scale;

@@ -1,5 +1,5 @@
-// The second CUDA sweep: the gradient of the class centres, from recomputed logits. Interface. Knows no torch; csrc/ops
-// calls it. With the sweep's c_bj, N and N' (sweep.h) and lse known:
+// The gradient of the class centres on CUDA, from recomputed logits. Interface. Knows no torch; csrc/ops
+// calls it. With the sweep's c_bj, N and N' (sweep.h) and its lse known:
 //
 //     q_bj  = exp(scale N(c_bj) - lse_b)            valid negatives: l_j >= 0, y_b >= 0, l_j != y_b, lse_b > -inf
 //     G_bj  = grad_lse_b scale q_bj N'(c_bj)        valid negatives
@@ -20,35 +20,22 @@
 
 namespace attfc::cuda {
 
-// Pointers are device pointers, read only except center_grad. Strides are in elements; a row is contiguous. Numbers per
-// row are float32 and dense. Nullable pointers say so. rows and centers may be 0 (then their pointers may be null).
-struct CenterGradientArguments {
-  Dtype dtype;  // of embeddings, center_data and center_grad: bfloat16 or float16
-  int64_t rows, centers;
-  int dim;                   // 128, 256 or 512
-  const float* grad_lse;     // [rows], upstream gradient of lse
-  const float* lse;          // [rows], of the first sweep (its own bits are not needed); -inf: the row has no negatives
-  const float* target_grad;  // [rows], d objective / d c_bj of each slot of the row's own class; null: 0
-  const void* embeddings;    // [rows, dim], aligned to 16 bytes; an ignored row's content is never read
-  int64_t embedding_stride;  // a multiple of 8
-  const void* center_data;   // [centers, dim], aligned to 16 bytes; an empty slot's content is never read
-  int64_t center_stride;     // a multiple of 8
-  const int64_t* labels;     // [rows]; below 0: the row is ignored, whatever its numbers are
-  const int64_t* center_labels;  // [centers]; below 0: an empty slot, center_grad 0
-  const float* center_scale;     // [centers], or null: 1 and no projection; an empty slot's is never used
-  const float* reference;        // [rows], the target logit, or null: a row's softmax has no target; only for skipping
-  const float* threshold;        // [rows], or null: no modulation, and the next three are not read
-  const float* quad;             // [rows], or null: 0
-  const float* lin;              // [rows], or null: 0
-  const float* constant;         // [rows], or null: 0
+// Pointers are device pointers, read only except center_grad; numbers ("real" in SweepInputs) are float. dim is 128,
+// 256 or 512; rows of embeddings, centers and center_grad are aligned to 16 bytes. No content of ignored rows and empty
+// slots is read. Counts may be 0 (then their pointers may be null). The target logit counts only for what is left out.
+struct CenterGradientArguments : SweepInputs {
   float scale;
   float grad_tolerance;  // at most this share of each row's softmax is left out; 0: only what is exactly 0
+
+  const float* grad_lse;     // [num_rows], upstream gradient of lse
+  const float* lse;          // [num_rows], of the sweep (its own bits are not needed); -inf: the row has no negatives
+  const float* target_grad;  // [num_rows], d objective / d c_bj of each slot of the row's own class; null: 0
   // One number, or null: 1. G is multiplied by it before it is rounded to dtype, and the sums are divided by it.
   // float16 needs it (a power of two that brings the largest |G| near 2^10, say); bfloat16 does not. Positive, and its
   // reciprocal finite too. It is read on the device, so nothing waits for it.
   const float* weight_scale;
 
-  void* center_grad;  // [centers, dim] of dtype, dense, aligned to 16 bytes
+  void* center_grad;  // [num_centers, dim] of dtype, dense, aligned to 16 bytes
 };
 
 // Which kernel runs it; as for the sweep, another family is one more value here.
@@ -70,7 +57,7 @@ struct CenterGradientPlan {
 };
 
 // nullptr, or why this gradient cannot run here; the words complete "backend cuda cannot run: ...". The pointers
-// checked are embeddings, center_data and center_grad (alignment).
+// checked are embeddings, centers and center_grad (alignment).
 const char* why_not(const DeviceLimits& device, const CenterGradientArguments& arguments);
 
 CenterGradientPlan plan_center_gradient(const DeviceLimits& device, const CenterGradientArguments& arguments);

@@ -83,7 +83,7 @@ class CenterGradientBlock {
 
   ATTFC_DEVICE int64_t center_label(int center) const {
     // fault: center_gradient_center_label_end
-    return first_center + center < p.centers ? p.center_labels[first_center + center] : -1;
+    return first_center + center < p.num_centers ? p.center_labels[first_center + center] : -1;
   }
   // center_scale, or 1; 0 of an empty slot, whose own may be anything.
   ATTFC_DEVICE float center_factor(int center, int64_t label) const {
@@ -115,7 +115,7 @@ class CenterGradientBlock {
 
   // Empty slots become zeros.
   ATTFC_DEVICE void load_centers() {
-    const Element* source = static_cast<const Element*>(p.center_data);
+    const Element* source = static_cast<const Element*>(p.centers);
     static_assert(kCenters * Tile::kChunks % Config::kThreads == 0);
     for (int index = thread; index < kCenters * Tile::kChunks; index += Config::kThreads) {
       const int center = index / Tile::kChunks, chunk = index % Tile::kChunks;
@@ -270,7 +270,7 @@ class CenterGradientBlock {
     Element* out = static_cast<Element*>(p.center_grad) + first_center * kDim;
     for (int index = thread; index < kCenters * Tile::kChunks; index += Config::kThreads) {
       const int center = index / Tile::kChunks, chunk = index % Tile::kChunks;
-      if (first_center + center >= p.centers) break;  // fault: center_gradient_output_end
+      if (first_center + center >= p.num_centers) break;  // fault: center_gradient_output_end
       *reinterpret_cast<gpu::Long2*>(out + center * kDim + chunk * 8) =
           gpu::load_shared(reinterpret_cast<const gpu::Long2*>(shared.centers + Tile::offset(center, chunk)));
     }

@@ -27,10 +27,10 @@ constexpr int kRowNumberChunks = sizeof(RowNumbers) / 16;
 static_assert(sizeof(RowNumbers) == 48);
 
 struct CenterGradientParameters {
-  int64_t centers;
+  int64_t num_centers;
   const void* embeddings;
   int64_t embedding_stride;
-  const void* center_data;
+  const void* centers;
   int64_t center_stride;
   const int64_t* center_labels;
   const float* center_scale;

@@ -27,14 +27,14 @@ ATTFC_DEVICE PartialLse<float> merge_splits(const MergeParameters& p, int64_t ro
   PartialLse<float> total = empty_partial(-INFINITY);
   float keep, add;
   for (int split = lane; split < p.splits; split += gpu::kWarpSize) {
-    merge(total, read_partial(p.partial, split * p.rows + row), keep, add);
+    merge(total, read_partial(p.partial, split * p.num_rows + row), keep, add);
   }
   ATTFC_UNROLL
   // fault: merged_lanes
   for (int lanes = gpu::kWarpSize / 2; lanes > 0; lanes /= 2) merge(total, of_other_lane(total, lanes), keep, add);
   for (int split = lane; split < p.splits; split += gpu::kWarpSize) {
     // fault: merged_factor
-    const float factor = move_factor(p.partial.reference[split * p.rows + row], total.reference);
+    const float factor = move_factor(p.partial.reference[split * p.num_rows + row], total.reference);
     gpu::store_shared(factors + split, factor);
   }
   return total;
@@ -45,7 +45,7 @@ ATTFC_DEVICE PartialLse<float> merge_splits(const MergeParameters& p, int64_t ro
 ATTFC_DEVICE float divisor(float sum) { return sum == 0 ? 1.0f : sum; }
 
 ATTFC_DEVICE void write_numbers(const MergeParameters& p, int64_t row, const PartialLse<float>& total) {
-  const float target_mass = p.reference != nullptr ? expf(p.reference[row] - total.reference) : 0;
+  const float target_mass = p.target_logit != nullptr ? expf(p.target_logit[row] - total.reference) : 0;
   const float sum = divisor(total.sum);
   p.lse[row] = total.sum == 0 ? -INFINITY : total.reference + logf(total.sum);
   p.hard_count[row] = total.hard_count;
@@ -73,7 +73,7 @@ ATTFC_KERNEL(128, 1) merge_kernel(const MergeParameters p) {
   const float* partial = p.partial.gradient + row * p.dim + thread * 4;
   ATTFC_UNROLL_BY_4
   for (int split = 0; split < p.splits; ++split) {  // fault: merged_splits
-    const gpu::Float4 more = *reinterpret_cast<const gpu::Float4*>(partial + split * p.rows * p.dim);
+    const gpu::Float4 more = *reinterpret_cast<const gpu::Float4*>(partial + split * p.num_rows * p.dim);
     const float factor = gpu::load_shared(factors + split);
     gradient = {gradient.x + more.x * factor, gradient.y + more.y * factor, gradient.z + more.z * factor,
                 gradient.w + more.w * factor};
@@ -88,8 +88,8 @@ ATTFC_KERNEL(128, 1) merge_kernel(const MergeParameters p) {
 const char* launch_merge(const MergeParameters& parameters, void* stream) {
   const unsigned threads = parameters.unit_grad != nullptr ? static_cast<unsigned>(parameters.dim) / 4 : gpu::kWarpSize;
   const size_t shared_bytes = sizeof(float) * static_cast<size_t>(parameters.splits + 1);
-  return gpu::launch(merge_kernel, gpu::Grid{static_cast<unsigned>(parameters.rows), 1}, threads, shared_bytes, stream,
-                     parameters);
+  return gpu::launch(merge_kernel, gpu::Grid{static_cast<unsigned>(parameters.num_rows), 1}, threads, shared_bytes,
+                     stream, parameters);
 }
 
 }  // namespace attfc::cuda

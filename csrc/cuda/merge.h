@@ -8,9 +8,9 @@ namespace attfc::cuda {
 // Outputs as in SweepArguments; unit_grad null: no gradient.
 struct MergeParameters {
   PartialSums partial;
-  int64_t rows;
+  int64_t num_rows;
   int dim, splits;
-  const float* reference;
+  const float* target_logit;  // [num_rows], or null
   float scale;
   float* lse;
   int64_t* hard_count;

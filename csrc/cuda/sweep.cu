@@ -73,7 +73,7 @@ struct Workspace {
   size_t count, column, gradient, total;
 
   Workspace(const SweepPlan& plan, const SweepArguments& arguments) {
-    count = static_cast<size_t>(plan.splits) * static_cast<size_t>(arguments.rows);
+    count = static_cast<size_t>(plan.splits) * static_cast<size_t>(arguments.num_rows);
     column = (count + 3) / 4 * 4;
     gradient = arguments.need_grad ? count * static_cast<size_t>(arguments.dim) : 0;
     total = gradient + 9 * column;  // hard_count takes two columns
@@ -108,8 +108,8 @@ SweepPlan plan_sweep(const DeviceLimits& device, const SweepArguments& arguments
   plan.kernel = shape.kernel;
   plan.rows_per_block = shape.rows;
   plan.centers_per_tile = shape.tile;
-  plan.row_blocks = divide_up(arguments.rows, shape.rows);
-  const int64_t tiles = divide_up(arguments.centers, shape.tile);
+  plan.row_blocks = divide_up(arguments.num_rows, shape.rows);
+  const int64_t tiles = divide_up(arguments.num_centers, shape.tile);
   plan.splits = choose_splits(plan.row_blocks, tiles, device.multiprocessors * resident_blocks(device, shape));
   plan.tiles_per_split = divide_up(tiles, plan.splits);
   plan.workspace_bytes = Workspace(plan, arguments).total * sizeof(float);
@@ -117,22 +117,9 @@ SweepPlan plan_sweep(const DeviceLimits& device, const SweepArguments& arguments
 }
 
 const char* launch_sweep(const SweepPlan& plan, const SweepArguments& arguments, void* workspace, void* stream) {
-  if (arguments.rows == 0) return nullptr;
+  if (arguments.num_rows == 0) return nullptr;
   SweepParameters sweep;
-  sweep.rows = arguments.rows;
-  sweep.centers = arguments.centers;
-  sweep.embeddings = arguments.embeddings;
-  sweep.embedding_stride = arguments.embedding_stride;
-  sweep.center_data = arguments.center_data;
-  sweep.center_stride = arguments.center_stride;
-  sweep.labels = arguments.labels;
-  sweep.center_labels = arguments.center_labels;
-  sweep.center_scale = arguments.center_scale;
-  sweep.reference = arguments.reference;
-  sweep.threshold = arguments.threshold;
-  sweep.quad = arguments.quad;
-  sweep.lin = arguments.lin;
-  sweep.constant = arguments.constant;
+  static_cast<SweepInputs&>(sweep) = arguments;
   sweep.scale = arguments.scale;
   sweep.grad_tolerance = arguments.grad_tolerance;
   sweep.splits = plan.splits;
@@ -155,10 +142,10 @@ const char* launch_sweep(const SweepPlan& plan, const SweepArguments& arguments,
 
   MergeParameters merge;
   merge.partial = sweep.partial;
-  merge.rows = arguments.rows;
-  merge.dim = arguments.dim;
+  merge.num_rows = arguments.num_rows;
+  merge.dim = static_cast<int>(arguments.dim);
   merge.splits = plan.splits;
-  merge.reference = arguments.reference;
+  merge.target_logit = arguments.has_target_logit() ? static_cast<const float*>(arguments.row_values) : nullptr;
   merge.scale = arguments.scale;
   merge.lse = arguments.lse;
   merge.hard_count = arguments.hard_count;

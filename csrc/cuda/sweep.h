@@ -8,16 +8,16 @@
 // s = center_scale: 1 for unit centres, 1 / |w_j| for raw ones.
 //
 // Use: why_not() -> plan_sweep() -> allocate plan.workspace_bytes -> launch_sweep(). Two launches on the stream, no
-// synchronisation, no allocation: capturable in a CUDA graph. Two runs on one device at one number of rows give the same
-// bits (the number of splits depends on both).
+// synchronisation, no allocation: capturable in a CUDA graph. Two runs on one device at one number of rows give the
+// same bits (the number of splits depends on both).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-namespace attfc::cuda {
+#include "../sweep_inputs.h"
 
-enum class Dtype { kFloat32, kBFloat16, kFloat16 };
+namespace attfc::cuda {
 
 // Of the device that the stream belongs to.
 struct DeviceLimits {
@@ -26,33 +26,17 @@ struct DeviceLimits {
   int multiprocessors;
 };
 
-// Pointers are device pointers. Strides are in elements; a row is contiguous. Nullable pointers say so.
-struct SweepArguments {
-  Dtype dtype;
-  int64_t rows, centers;
-  int dim;
-  const void* embeddings;  // [rows, dim]
-  int64_t embedding_stride;
-  const void* center_data;  // [centers, dim]; the content of an empty slot is never read
-  int64_t center_stride;
-  const int64_t* labels;         // [rows]; below 0: the row is ignored (lse -inf, gradient 0)
-  const int64_t* center_labels;  // [centers]; below 0: an empty slot
-  const float* center_scale;     // [centers], or null: 1; not negative; an empty slot's is never used
-  const float* reference;        // [rows], the target logit, or null
-  const float* threshold;        // [rows], or null: no modulation, and the next three are not read
-  const float* quad;             // [rows], or null: 0
-  const float* lin;              // [rows], or null: 0
-  const float* constant;         // [rows], or null: 0
-  float scale;
-  float grad_tolerance;
+// Pointers are device pointers, numbers ("real" in SweepInputs) float.
+struct SweepArguments : SweepInputs {
+  float scale, grad_tolerance;
   bool need_grad;  // false: unit_grad is not written
 
-  float* lse;           // [rows]
-  int64_t* hard_count;  // [rows]
-  float* max_cosine;    // [rows], over valid negatives; -inf where there is none
-  float* omitted_mass;  // [rows], share of the softmax (target included) left out of unit_grad
-  float* unit_grad;     // [rows, dim]
-  float* moments;       // [rows, 3]
+  float* lse;           // [num_rows]
+  int64_t* hard_count;  // [num_rows]
+  float* max_cosine;    // [num_rows], over valid negatives; -inf where there is none
+  float* omitted_mass;  // [num_rows], share of the softmax (target included) left out of unit_grad
+  float* unit_grad;     // [num_rows, dim]
+  float* moments;       // [num_rows, 3]
 };
 
 // Which kernel runs a sweep. Another family (wgmma and TMA on sm_90) is one more value here, one more case in

@@ -35,7 +35,7 @@ class SweepBlock {
         lane(thread % gpu::kWarpSize),
         first_row(static_cast<int64_t>(gpu::block_index_x()) * kRows) {  // fault: block_rows
     const int64_t first_tile = gpu::block_index_y() * p.tiles_per_split;
-    const int64_t left = (p.centers + kTile - 1) / kTile - first_tile;
+    const int64_t left = (p.num_centers + kTile - 1) / kTile - first_tile;
     tiles = static_cast<int>(left < 0 ? 0 : left < p.tiles_per_split ? left : p.tiles_per_split);
     first_center = first_tile * kTile;
   }
@@ -96,13 +96,9 @@ class SweepBlock {
 
   ATTFC_DEVICE void load_row() {
     const int64_t row = first_row + thread / 4;
-    row_label = row < p.rows ? p.labels[row] : -1;  // fault: sweep_label_end
-    const bool live = row_label >= 0;               // an ignored row's numbers may be anything
-    const bool modulated = live && p.threshold != nullptr;
-    modulation.threshold = modulated ? p.threshold[row] : INFINITY;
-    modulation.quad = modulated && p.quad != nullptr ? p.quad[row] : 0;
-    modulation.lin = modulated && p.lin != nullptr ? p.lin[row] : 0;
-    modulation.constant = modulated && p.constant != nullptr ? p.constant[row] : 0;
+    row_label = row < p.num_rows ? p.labels[row] : -1;  // fault: sweep_label_end
+    const bool live = row_label >= 0;                   // an ignored row's numbers may be anything
+    modulation = live ? p.modulation<float>(row) : no_modulation<float>();
     part = empty_partial(WeightRange<Element>::kStartsAtTarget ? target() : -INFINITY);
     row_scale = WeightRange<Element>::row_scale(modulation.quad, modulation.lin);
     update_target_mass();
@@ -111,7 +107,7 @@ class SweepBlock {
   // The row's target logit, or -inf. Read again when the reference moves: a register for it would spill.
   ATTFC_DEVICE float target() const {
     // fault: ignored_row
-    return row_label >= 0 && p.reference != nullptr ? p.reference[first_row + thread / 4] : -INFINITY;
+    return row_label >= 0 ? p.target_logit<float>(first_row + thread / 4) : -INFINITY;
   }
 
   // This split's share of exp(target - R): what all splits omit stays under the tolerance.
@@ -138,7 +134,7 @@ class SweepBlock {
     const Element* source = static_cast<const Element*>(p.embeddings);
     for (int index = thread; index < kRows * Tile::kChunks; index += Config::kThreads) {  // fault: embedding_copy
       const int row = index / Tile::kChunks, chunk = index % Tile::kChunks;
-      const bool live = first_row + row < p.rows;
+      const bool live = first_row + row < p.num_rows;
       gpu::cp_async_16(shared.embeddings + Tile::offset(row, chunk),
                        source + (live ? (first_row + row) * p.embedding_stride + chunk * 8 : 0), live);
     }
@@ -149,9 +145,10 @@ class SweepBlock {
     if (thread >= kTile) return;
     const int64_t center = first_center + static_cast<int64_t>(tile) * kTile + thread;
     int64_t* slot = shared.label_tile(tile) + thread;
-    if (tile < tiles && center < p.centers) {  // fault: sweep_center_label_end
+    if (tile < tiles && center < p.num_centers) {  // fault: sweep_center_label_end
       gpu::cp_async_8(slot, p.center_labels + center, true);
-      if (p.center_scale != nullptr) gpu::cp_async_4(shared.scale_tile(tile) + thread, p.center_scale + center, true);
+      if (p.center_scale != nullptr)
+        gpu::cp_async_4(shared.scale_tile(tile) + thread, static_cast<const float*>(p.center_scale) + center, true);
     } else {
       gpu::store_shared(slot, int64_t{-1});
     }
@@ -160,7 +157,7 @@ class SweepBlock {
   ATTFC_DEVICE void load_centers(int tile) {
     using Tile = OperandTile<kDim>;
     if (tile >= tiles) return;
-    const Element* source = static_cast<const Element*>(p.center_data);
+    const Element* source = static_cast<const Element*>(p.centers);
     const int64_t first = first_center + static_cast<int64_t>(tile) * kTile;
     Element* target_tile = shared.center_tile(tile % Config::kStages);  // fault: stage_reuse
     const int64_t* center_label = shared.label_tile(tile);
@@ -337,7 +334,7 @@ class SweepBlock {
   }
 
   ATTFC_DEVICE void write() {
-    const int64_t split_start = static_cast<int64_t>(gpu::block_index_y()) * p.rows;
+    const int64_t split_start = static_cast<int64_t>(gpu::block_index_y()) * p.num_rows;
     const int64_t row = first_row + thread / 4;
     const float max_cosine = row_max(part.max_cosine);
     const float moment_quad = row_sum(part.moment_quad), moment_lin = row_sum(part.moment_lin);
@@ -345,7 +342,7 @@ class SweepBlock {
     long long row_hard_count = hard_count;
     row_hard_count += gpu::shuffle_xor(row_hard_count, 1);
     row_hard_count += gpu::shuffle_xor(row_hard_count, 2);
-    if (thread % 4 == 0 && row < p.rows) {
+    if (thread % 4 == 0 && row < p.num_rows) {
       const int64_t at = split_start + row;
       p.partial.reference[at] = part.reference;
       p.partial.sum[at] = part.sum;
@@ -367,7 +364,7 @@ class SweepBlock {
         ATTFC_UNROLL
         for (int half = 0; half < 2; ++half) {
           const int64_t out_row = first_row + 16 * m + 8 * half + lane / 4;
-          if (out_row >= p.rows) continue;  // fault: sweep_output_end
+          if (out_row >= p.num_rows) continue;  // fault: sweep_output_end
           float* out = p.partial.gradient + (split_start + out_row) * kDim + warp * Config::kGradColumns + lane % 4 * 2;
           ATTFC_UNROLL
           for (int n = 0; n < 2 * kGradPairs; ++n) {

@@ -2,25 +2,19 @@
 #pragma once
 
 #include "../partial_lse.h"
+#include "../sweep_inputs.h"
 #include "gpu/gpu.h"
 
 namespace attfc::cuda {
 
-// One number per (split, row), at [split * rows + row]; gradient [split * rows + row][dim].
+// One number per (split, row), at [split * num_rows + row]; gradient [split * num_rows + row][dim].
 struct PartialSums {
   float *reference, *sum, *moment_quad, *moment_lin, *moment_const, *omitted, *max_cosine;
   int64_t* hard_count;
   float* gradient;
 };
 
-struct SweepParameters {
-  int64_t rows, centers;
-  const void* embeddings;
-  int64_t embedding_stride;
-  const void* center_data;
-  int64_t center_stride;
-  const int64_t *labels, *center_labels;
-  const float *center_scale, *reference, *threshold, *quad, *lin, *constant;
+struct SweepParameters : SweepInputs {
   float scale, grad_tolerance;
   int splits;
   int64_t tiles_per_split;

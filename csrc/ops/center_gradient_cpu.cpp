@@ -6,7 +6,8 @@
 #endif
 
 #include "../cpu/center_gradient.h"
-#include "cpu_inputs.h"
+#include "operands.h"
+#include "parallel_for.h"
 #include "schemas.h"
 
 namespace attfc {
@@ -29,20 +30,19 @@ void ask_for_huge_pages([[maybe_unused]] const at::Tensor& tensor) {
 at::Tensor center_gradient_cpu(const at::Tensor& grad_lse, const at::Tensor& lse,
                                const std::optional<at::Tensor>& target_grad, const at::Tensor& embeddings,
                                const at::Tensor& centers, const at::Tensor& labels, const at::Tensor& center_labels,
-                               const std::optional<at::Tensor>& center_scale,
-                               const std::optional<at::Tensor>& reference, const std::optional<at::Tensor>& threshold,
-                               const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,
-                               const std::optional<at::Tensor>& constant, double scale, double grad_tolerance) {
-  CpuInputs checked("center_gradient", embeddings, centers, labels, center_labels, center_scale, reference, threshold,
-                    quad, lin, constant, scale, grad_tolerance);
-  const int64_t rows = checked.inputs.rows;
+                               const std::optional<at::Tensor>& center_scale, const at::Tensor& row_values,
+                               double scale, double grad_tolerance) {
+  Operands operands("center_gradient", embeddings, centers, labels, center_labels, center_scale, row_values);
+  const int64_t rows = operands.inputs.num_rows;
   at::Tensor gradient = at::empty(centers.sizes(), centers.options().memory_format(at::MemoryFormat::Contiguous));
   ask_for_huge_pages(gradient);
   const cpu::CenterGradientArguments arguments{
-      checked.inputs,
-      checked.values("grad_lse", grad_lse, rows),
-      checked.values("lse", lse, rows),
-      checked.values("target_grad", target_grad, rows),
+      operands.inputs,
+      scale,
+      grad_tolerance,
+      operands.values("grad_lse", grad_lse, rows),
+      operands.values("lse", lse, rows),
+      operands.values("target_grad", target_grad, rows),
       gradient.data_ptr(),
   };
   const at::Tensor workspace = at::empty({static_cast<int64_t>(cpu::center_gradient_workspace_bytes(arguments))},

@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "../cuda/center_gradient.h"
-#include "checks.h"
 #include "cuda_device.h"
 #include "cuda_ops.h"
 
@@ -18,19 +17,17 @@ constexpr const char* kOp = "center_gradient";
 // The power of two that brings the largest |G| to 2^9 .. 2^10, far from both ends of float16; 1 where nothing is known
 // of it. One number on the device, from a few operators on B numbers: nothing waits for it.
 //     |G| <= scale |grad_lse| max(1, 2 |quad| + |lin|)   or   |target_grad|,   since q <= 1 and |c| <= 1
-at::Tensor weight_scale_of(const at::Tensor& grad_lse, const at::Tensor& lse, const at::Tensor& target_grad,
-                           const SweepOperands& operands, double scale) {
+at::Tensor weight_scale_of(const at::Tensor& grad_lse, const at::Tensor& lse,
+                           const std::optional<at::Tensor>& target_grad, const at::Tensor& labels,
+                           const at::Tensor& row_values, double scale) {
   at::Tensor bound = at::abs(grad_lse) * scale;
-  if (operands.threshold.defined()) {
-    at::Tensor slope = at::empty_like(bound).zero_();
-    if (operands.quad.defined()) slope = slope + 2 * at::abs(operands.quad);
-    if (operands.lin.defined()) slope = slope + at::abs(operands.lin);
-    bound = bound * at::clamp(slope, 1);
+  if (row_values.size(0) == kNumRowValues) {
+    bound = bound * at::clamp(2 * at::abs(row_values.select(0, kQuad)) + at::abs(row_values.select(0, kLin)), 1);
   }
   // What does not count may hold anything.
   bound = at::where(lse > -std::numeric_limits<double>::infinity(), bound, 0);
-  if (target_grad.defined()) bound = at::maximum(bound, at::abs(target_grad));
-  const at::Tensor largest = at::amax(at::where(operands.labels >= 0, bound, 0));
+  if (target_grad) bound = at::maximum(bound, at::abs(*target_grad));
+  const at::Tensor largest = at::amax(at::where(labels >= 0, bound, 0));
   const at::Tensor exponent = at::clamp(std::get<1>(at::frexp(largest)), -100, 100).to(at::kFloat);
   return at::where(at::isfinite(largest).logical_and(largest > 0), at::exp2(10 - exponent), 1);
 }
@@ -40,32 +37,23 @@ at::Tensor weight_scale_of(const at::Tensor& grad_lse, const at::Tensor& lse, co
 at::Tensor center_gradient_cuda(const at::Tensor& grad_lse, const at::Tensor& lse,
                                 const std::optional<at::Tensor>& target_grad, const at::Tensor& embeddings,
                                 const at::Tensor& centers, const at::Tensor& labels, const at::Tensor& center_labels,
-                                const std::optional<at::Tensor>& center_scale,
-                                const std::optional<at::Tensor>& reference, const std::optional<at::Tensor>& threshold,
-                                const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,
-                                const std::optional<at::Tensor>& constant, double scale, double grad_tolerance) {
-  const SweepOperands operands = check_operands(kOp, embeddings, centers, labels, center_labels, center_scale,
-                                                reference, threshold, quad, lin, constant);
+                                const std::optional<at::Tensor>& center_scale, const at::Tensor& row_values,
+                                double scale, double grad_tolerance) {
+  Operands operands = cuda_operands(kOp, embeddings, centers, labels, center_labels, center_scale, row_values);
   const c10::cuda::CUDAGuard guard(embeddings.device());
   const int64_t rows = embeddings.size(0), dim = embeddings.size(1), slots = centers.size(0);
-  check_like(kOp, "grad_lse", grad_lse, at::kFloat, rows, embeddings.device());
-  check_like(kOp, "lse", lse, at::kFloat, rows, embeddings.device());
-  const at::Tensor upstream = grad_lse.contiguous(), row_lse = lse.contiguous();
-  at::Tensor target;
-  if (target_grad) {
-    check_like(kOp, "target_grad", *target_grad, at::kFloat, rows, embeddings.device());
-    target = target_grad->contiguous();
-  }
+  cuda::CenterGradientArguments arguments{};
+  static_cast<SweepInputs&>(arguments) = operands.inputs;
+  arguments.scale = static_cast<float>(scale);
+  arguments.grad_tolerance = static_cast<float>(grad_tolerance);
+  arguments.grad_lse = static_cast<const float*>(operands.values("grad_lse", grad_lse, rows));
+  arguments.lse = static_cast<const float*>(operands.values("lse", lse, rows));
+  arguments.target_grad = static_cast<const float*>(operands.values("target_grad", target_grad, rows));
   at::Tensor center_grad = at::empty({slots, dim}, centers.options(), at::MemoryFormat::Contiguous), weight_scale;
-  if (operands.dtype == cuda::Dtype::kFloat16 && rows > 0) {
-    weight_scale = weight_scale_of(upstream, row_lse, target, operands, scale);
+  if (arguments.dtype == Dtype::kFloat16 && rows > 0) {
+    weight_scale = weight_scale_of(grad_lse, lse, target_grad, labels, row_values, scale);
+    arguments.weight_scale = weight_scale.const_data_ptr<float>();
   }
-
-  auto arguments = operands.arguments<cuda::CenterGradientArguments>(scale, grad_tolerance);
-  arguments.grad_lse = values_or_null(upstream);
-  arguments.lse = values_or_null(row_lse);
-  arguments.target_grad = values_or_null(target);
-  arguments.weight_scale = values_or_null(weight_scale);
   arguments.center_grad = center_grad.mutable_data_ptr();
 
   const cuda::DeviceLimits& limits = device_limits(embeddings.device().index());

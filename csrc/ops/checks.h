@@ -4,7 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
+#include "../sweep_inputs.h"
 
 namespace attfc {
 
@@ -35,10 +35,23 @@ inline void check_operands_fit(const char* op, const at::Tensor& embeddings, con
   check_like(op, "center_labels", center_labels, at::kLong, centers.size(0), device);
 }
 
-// A tensor whose rows are contiguous (any row stride), copied only where they are not.
-inline at::Tensor with_contiguous_rows(const at::Tensor& matrix) {
+inline void check_row_values(const char* op, const at::Tensor& table, at::ScalarType dtype, int64_t size,
+                             at::Device device) {
+  TORCH_CHECK_TYPE(table.scalar_type() == dtype, op, ": row_values must be ", dtype, ", got ", table.scalar_type());
+  const int64_t count = table.dim() == 2 ? table.size(0) : -1;
+  TORCH_CHECK_VALUE((count == 0 || count == 1 || count == kNumRowValues) && table.size(1) == size, op,
+                    ": row_values must have shape [0, 1 or ", int{kNumRowValues}, ", ", size, "], got ", table.sizes());
+  TORCH_CHECK_VALUE(table.device() == device, op, ": row_values must be on ", device, ", got ", table.device());
+}
+
+// A tensor whose rows are contiguous (any row stride) and start at multiples of `alignment` bytes, copied only where
+// they do not.
+inline at::Tensor with_contiguous_rows(const at::Tensor& matrix, int64_t alignment = 1) {
   const bool rows_contiguous = matrix.stride(1) == 1 || matrix.size(1) <= 1;
-  return rows_contiguous && matrix.stride(0) >= matrix.size(1) ? matrix : matrix.contiguous();
+  const at::Tensor rows = rows_contiguous && matrix.stride(0) >= matrix.size(1) ? matrix : matrix.contiguous();
+  const bool aligned = reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % alignment == 0 &&
+                       rows.stride(0) * static_cast<int64_t>(rows.element_size()) % alignment == 0;
+  return aligned ? rows : rows.clone(at::MemoryFormat::Contiguous);
 }
 
 }  // namespace attfc

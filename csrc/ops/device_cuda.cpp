@@ -6,9 +6,9 @@
 #include <cuda_runtime_api.h>
 
 #include <mutex>
+#include <optional>
 #include <vector>
 
-#include "checks.h"
 #include "cuda_device.h"
 
 namespace attfc {
@@ -24,12 +24,6 @@ cuda::DeviceLimits ask_limits(int index) {
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrMultiProcessorCount)};
 }
 
-bool aligned(const at::Tensor& matrix) {
-  constexpr int64_t kBytes = 16;
-  return reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % kBytes == 0 &&
-         matrix.stride(0) * static_cast<int64_t>(matrix.element_size()) % kBytes == 0;
-}
-
 }  // namespace
 
 const cuda::DeviceLimits& device_limits(int index) {
@@ -43,24 +37,6 @@ const cuda::DeviceLimits& device_limits(int index) {
 }
 
 void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
-
-std::optional<cuda::Dtype> kernel_dtype(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat: return cuda::Dtype::kFloat32;
-    case at::kBFloat16: return cuda::Dtype::kBFloat16;
-    case at::kHalf: return cuda::Dtype::kFloat16;
-    default: return std::nullopt;
-  }
-}
-
-at::Tensor with_aligned_rows(const at::Tensor& matrix) {
-  const at::Tensor rows = with_contiguous_rows(matrix);
-  return aligned(rows) ? rows : rows.clone(at::MemoryFormat::Contiguous);
-}
-
-const float* values_or_null(const at::Tensor& values) {
-  return values.defined() ? values.const_data_ptr<float>() : nullptr;
-}
 
 void require_runnable(const char* op, const char* reason) {
   TORCH_CHECK_NOT_IMPLEMENTED(reason == nullptr, op, ": backend cuda must be able to run this, got: ", reason);

@@ -2,30 +2,28 @@
 #include <ATen/ops/empty.h>
 
 #include "../cpu/sweep.h"
-#include "cpu_inputs.h"
+#include "operands.h"
+#include "parallel_for.h"
 #include "schemas.h"
 
 namespace attfc {
 
 NegativeLogSumExp negative_logsumexp_cpu(const at::Tensor& embeddings, const at::Tensor& centers,
                                          const at::Tensor& labels, const at::Tensor& center_labels,
-                                         const std::optional<at::Tensor>& center_scale,
-                                         const std::optional<at::Tensor>& reference,
-                                         const std::optional<at::Tensor>& threshold,
-                                         const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,
-                                         const std::optional<at::Tensor>& constant, double scale, double grad_tolerance,
-                                         bool need_grad, bool need_moments) {
-  const CpuInputs checked("negative_logsumexp", embeddings, centers, labels, center_labels, center_scale, reference,
-                          threshold, quad, lin, constant, scale, grad_tolerance);
-  const int64_t rows = checked.inputs.rows, dim = checked.inputs.dim;
-  const auto options = embeddings.options().dtype(checked.real).memory_format(at::MemoryFormat::Contiguous);
+                                         const std::optional<at::Tensor>& center_scale, const at::Tensor& row_values,
+                                         double scale, double grad_tolerance, bool need_grad, bool need_moments) {
+  const Operands operands("negative_logsumexp", embeddings, centers, labels, center_labels, center_scale, row_values);
+  const int64_t rows = operands.inputs.num_rows, dim = operands.inputs.dim;
+  const auto options = embeddings.options().dtype(operands.real).memory_format(at::MemoryFormat::Contiguous);
   at::Tensor lse = at::empty({rows}, options), max_cosine = at::empty({rows}, options),
              omitted_mass = at::empty({rows}, options), moments = at::empty({need_moments ? rows : 0, 3}, options),
              unit_grad = at::empty({need_grad ? rows : 0, dim}, options),
              hard_count = at::empty({rows}, options.dtype(at::kLong));
 
   const cpu::SweepArguments arguments{
-      checked.inputs,
+      operands.inputs,
+      scale,
+      grad_tolerance,
       need_grad,
       need_moments,
       lse.data_ptr(),

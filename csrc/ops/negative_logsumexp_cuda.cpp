@@ -2,7 +2,6 @@
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 
-#include "checks.h"
 #include "cuda_device.h"
 #include "cuda_ops.h"
 
@@ -15,14 +14,9 @@ constexpr const char* kOp = "negative_logsumexp";
 
 NegativeLogSumExp negative_logsumexp_cuda(const at::Tensor& embeddings, const at::Tensor& centers,
                                           const at::Tensor& labels, const at::Tensor& center_labels,
-                                          const std::optional<at::Tensor>& center_scale,
-                                          const std::optional<at::Tensor>& reference,
-                                          const std::optional<at::Tensor>& threshold,
-                                          const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,
-                                          const std::optional<at::Tensor>& constant, double scale,
-                                          double grad_tolerance, bool need_grad, bool need_moments) {
-  const SweepOperands operands = check_operands(kOp, embeddings, centers, labels, center_labels, center_scale,
-                                                reference, threshold, quad, lin, constant);
+                                          const std::optional<at::Tensor>& center_scale, const at::Tensor& row_values,
+                                          double scale, double grad_tolerance, bool need_grad, bool need_moments) {
+  const Operands operands = cuda_operands(kOp, embeddings, centers, labels, center_labels, center_scale, row_values);
   const c10::cuda::CUDAGuard guard(embeddings.device());
   const int64_t rows = embeddings.size(0), dim = embeddings.size(1);
 
@@ -32,7 +26,10 @@ NegativeLogSumExp negative_logsumexp_cuda(const at::Tensor& embeddings, const at
              hard_count = at::empty({rows}, options.dtype(at::kLong)),
              moments = at::empty({rows, 3}, options);  // the kernel writes them whether they are wanted or not
 
-  auto arguments = operands.arguments<cuda::SweepArguments>(scale, grad_tolerance);
+  cuda::SweepArguments arguments{};
+  static_cast<SweepInputs&>(arguments) = operands.inputs;
+  arguments.scale = static_cast<float>(scale);
+  arguments.grad_tolerance = static_cast<float>(grad_tolerance);
   arguments.need_grad = need_grad;
   arguments.lse = lse.mutable_data_ptr<float>();
   arguments.hard_count = hard_count.mutable_data_ptr<int64_t>();

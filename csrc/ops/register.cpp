@@ -13,20 +13,19 @@ namespace {
 // Under autocast the two product operands take its dtype, like a matrix product's; labels and row values, which carry
 // margins and logits, keep float32.
 template <c10::DispatchKey kAutocast, c10::DeviceType kDevice>
-NegativeLogSumExp negative_logsumexp_autocast(
-    const at::Tensor& embeddings, const at::Tensor& centers, const at::Tensor& labels, const at::Tensor& center_labels,
-    const std::optional<at::Tensor>& center_scale, const std::optional<at::Tensor>& reference,
-    const std::optional<at::Tensor>& threshold, const std::optional<at::Tensor>& quad,
-    const std::optional<at::Tensor>& lin, const std::optional<at::Tensor>& constant, double scale,
-    double grad_tolerance, bool need_grad, bool need_moments) {
+NegativeLogSumExp negative_logsumexp_autocast(const at::Tensor& embeddings, const at::Tensor& centers,
+                                              const at::Tensor& labels, const at::Tensor& center_labels,
+                                              const std::optional<at::Tensor>& center_scale,
+                                              const at::Tensor& row_values, double scale, double grad_tolerance,
+                                              bool need_grad, bool need_moments) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(kAutocast);
   const at::ScalarType dtype = at::autocast::get_autocast_dtype(kDevice);
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("attfc::negative_logsumexp", "")
                              .typed<decltype(negative_logsumexp_cpu)>();
   return op.call(at::autocast::cached_cast(dtype, embeddings, kDevice),
-                 at::autocast::cached_cast(dtype, centers, kDevice), labels, center_labels, center_scale, reference,
-                 threshold, quad, lin, constant, scale, grad_tolerance, need_grad, need_moments);
+                 at::autocast::cached_cast(dtype, centers, kDevice), labels, center_labels, center_scale, row_values,
+                 scale, grad_tolerance, need_grad, need_moments);
 }
 
 }  // namespace

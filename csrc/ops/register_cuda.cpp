@@ -22,18 +22,13 @@ namespace {
 // nullopt, or why the kernels cannot take tensors of this dtype and D on such a device.
 std::optional<std::string> why_not(int compute_capability, int shared_bytes, const std::string& dtype, int64_t dim) {
   const cuda::DeviceLimits limits{compute_capability, shared_bytes, 1};
+  SweepInputs inputs{};
+  inputs.dtype = dtype == "bfloat16" ? Dtype::kBFloat16 : dtype == "float16" ? Dtype::kFloat16 : Dtype::kFloat32;
+  inputs.num_rows = inputs.num_centers = 1;
+  inputs.dim = inputs.embedding_stride = inputs.center_stride = dim;
   cuda::SweepArguments sweep{};
-  sweep.dtype = dtype == "bfloat16"  ? cuda::Dtype::kBFloat16
-                : dtype == "float16" ? cuda::Dtype::kFloat16
-                                     : cuda::Dtype::kFloat32;
-  sweep.rows = sweep.centers = 1;
-  sweep.dim = static_cast<int>(dim);
-  sweep.embedding_stride = sweep.center_stride = dim;
   cuda::CenterGradientArguments gradient{};
-  gradient.dtype = sweep.dtype;
-  gradient.rows = gradient.centers = 1;
-  gradient.dim = sweep.dim;
-  gradient.embedding_stride = gradient.center_stride = dim;
+  static_cast<SweepInputs&>(sweep) = static_cast<SweepInputs&>(gradient) = inputs;
   for (const char* reason : {cuda::why_not(limits, sweep), cuda::why_not(limits, gradient)}) {
     if (reason != nullptr) return reason;
   }

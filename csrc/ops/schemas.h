@@ -13,31 +13,24 @@ using NegativeLogSumExp = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Ten
 
 constexpr const char* kNegativeLogSumExpSchema =
     "negative_logsumexp(Tensor embeddings, Tensor centers, Tensor labels, Tensor center_labels, Tensor? center_scale, "
-    "Tensor? reference, Tensor? threshold, Tensor? quad, Tensor? lin, Tensor? const_, float scale, "
-    "float grad_tolerance, bool need_grad, bool need_moments) "
+    "Tensor row_values, float scale, float grad_tolerance, bool need_grad, bool need_moments) "
     "-> (Tensor lse, Tensor hard_count, Tensor max_cosine, Tensor omitted_mass, Tensor unit_grad, Tensor moments)";
 
 NegativeLogSumExp negative_logsumexp_cpu(const at::Tensor& embeddings, const at::Tensor& centers,
                                          const at::Tensor& labels, const at::Tensor& center_labels,
-                                         const std::optional<at::Tensor>& center_scale,
-                                         const std::optional<at::Tensor>& reference,
-                                         const std::optional<at::Tensor>& threshold,
-                                         const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,
-                                         const std::optional<at::Tensor>& constant, double scale, double grad_tolerance,
-                                         bool need_grad, bool need_moments);
+                                         const std::optional<at::Tensor>& center_scale, const at::Tensor& row_values,
+                                         double scale, double grad_tolerance, bool need_grad, bool need_moments);
 
 // d (sum_b grad_lse_b lse_b + target_grad_b c_b,own) / d centers; see attfc_cuda/ops/autograd.py.
 constexpr const char* kCenterGradientSchema =
     "center_gradient(Tensor grad_lse, Tensor lse, Tensor? target_grad, Tensor embeddings, Tensor centers, "
-    "Tensor labels, Tensor center_labels, Tensor? center_scale, Tensor? reference, Tensor? threshold, Tensor? quad, "
-    "Tensor? lin, Tensor? const_, float scale, float grad_tolerance) -> Tensor";
+    "Tensor labels, Tensor center_labels, Tensor? center_scale, Tensor row_values, float scale, "
+    " float grad_tolerance) -> Tensor";
 
 at::Tensor center_gradient_cpu(const at::Tensor& grad_lse, const at::Tensor& lse,
                                const std::optional<at::Tensor>& target_grad, const at::Tensor& embeddings,
                                const at::Tensor& centers, const at::Tensor& labels, const at::Tensor& center_labels,
-                               const std::optional<at::Tensor>& center_scale,
-                               const std::optional<at::Tensor>& reference, const std::optional<at::Tensor>& threshold,
-                               const std::optional<at::Tensor>& quad, const std::optional<at::Tensor>& lin,
-                               const std::optional<at::Tensor>& constant, double scale, double grad_tolerance);
+                               const std::optional<at::Tensor>& center_scale, const at::Tensor& row_values,
+                               double scale, double grad_tolerance);
 
 }  // namespace attfc

@@ -15,7 +15,7 @@ namespace {
 struct Case {
   int64_t rows = 11;
   int dim = 70;  // no multiple of a warp
-  cuda::Dtype input = cuda::Dtype::kFloat32, unit = cuda::Dtype::kBFloat16;
+  Dtype input = Dtype::kFloat32, unit = Dtype::kBFloat16;
   cuda::AdaSinSettings settings{0.5f, 1.5f, 0.99f, 64, true, false};
   bool move_t = true;
   double ignored_share = 0.2;
@@ -30,19 +30,20 @@ struct Rows {
 
 struct Results {
   std::vector<uint16_t> units16;
-  std::vector<float> units32, inverse_norm, cosine, threshold, lin, reference, row_loss, target_logit, lse_weight,
-      cosine_weight;
+  std::vector<float> units32, inverse_norm, cosine, row_values, row_loss, target_logit, lse_weight, cosine_weight;
   std::vector<uint16_t> grad16;
   std::vector<float> grad32;
   float t = 0.25f, loss = NAN;
+
+  float value(RowValue which, size_t row) const { return row_values[static_cast<size_t>(which) * cosine.size() + row]; }
 };
 
-uint16_t narrow(cuda::Dtype dtype, float value) {
-  return static_cast<uint16_t>(dtype == cuda::Dtype::kBFloat16 ? gpu::pack<gpu::BFloat16>(value, 0)
-                                                               : gpu::pack<gpu::Float16>(value, 0));
+uint16_t narrow(Dtype dtype, float value) {
+  return static_cast<uint16_t>(dtype == Dtype::kBFloat16 ? gpu::pack<gpu::BFloat16>(value, 0)
+                                                         : gpu::pack<gpu::Float16>(value, 0));
 }
-float widen(cuda::Dtype dtype, uint16_t bits) {
-  return dtype == cuda::Dtype::kBFloat16 ? gpu::to_float(gpu::BFloat16{bits}) : gpu::to_float(gpu::Float16{bits});
+float widen(Dtype dtype, uint16_t bits) {
+  return dtype == Dtype::kBFloat16 ? gpu::to_float(gpu::BFloat16{bits}) : gpu::to_float(gpu::Float16{bits});
 }
 
 Rows make_rows(const Case& c) {
@@ -79,7 +80,7 @@ Rows make_rows(const Case& c) {
       const size_t at = static_cast<size_t>(row * rows.stride) + d;
       const float value = ignored ? NAN : length * static_cast<float>(x[d] / std::sqrt(x_norm));
       rows.narrow[at] = narrow(c.input, value);
-      rows.embeddings[at] = c.input == cuda::Dtype::kFloat32 ? value : widen(c.input, rows.narrow[at]);
+      rows.embeddings[at] = c.input == Dtype::kFloat32 ? value : widen(c.input, rows.narrow[at]);
       rows.centers[at] = ignored ? NAN : static_cast<float>(center[d] / std::sqrt(center_norm));
     }
   }
@@ -91,29 +92,28 @@ void must(const char* error) { CHECK(error == nullptr, "%s", error); }
 Results run(const Case& c, const Rows& rows) {
   Results r;
   const auto count = static_cast<size_t>(c.rows), size = count * static_cast<size_t>(c.dim);
-  for (auto* each : {&r.inverse_norm, &r.cosine, &r.threshold, &r.lin, &r.reference, &r.row_loss, &r.target_logit,
-                     &r.lse_weight, &r.cosine_weight}) {
+  for (auto* each : {&r.inverse_norm, &r.cosine, &r.row_loss, &r.target_logit, &r.lse_weight, &r.cosine_weight}) {
     each->assign(count, NAN);
   }
+  r.row_values.assign(kNumRowValues * count, NAN);
   r.units16.assign(size, 0x7fff);
   r.units32.assign(size, NAN);
   r.grad16.assign(size, 0x7fff);
   r.grad32.assign(size, NAN);
-  const bool wide = c.input == cuda::Dtype::kFloat32;
+  const bool wide = c.input == Dtype::kFloat32;
   const void* input = wide ? static_cast<const void*>(rows.embeddings.data()) : rows.narrow.data();
-  void* units = c.unit == cuda::Dtype::kFloat32 ? static_cast<void*>(r.units32.data()) : r.units16.data();
+  void* units = c.unit == Dtype::kFloat32 ? static_cast<void*>(r.units32.data()) : r.units16.data();
   void* grad = wide ? static_cast<void*>(r.grad32.data()) : r.grad16.data();
   const float upstream = -0.7f;
   must(cuda::launch_unit_rows({c.rows, c.dim, c.input, c.unit, input, rows.stride, rows.centers.data(), rows.stride,
                                units, r.inverse_norm.data(), r.cosine.data()},
                               nullptr));
-  must(cuda::launch_adasin_modulation({c.settings, c.move_t, c.rows, rows.labels.data(), r.cosine.data(), &r.t,
-                                       r.threshold.data(), r.lin.data(), r.reference.data()},
-                                      nullptr));
-  must(cuda::launch_adasin_loss(
-      {c.settings, c.rows, rows.labels.data(), r.cosine.data(), r.lin.data(), rows.lse.data(), rows.hard_count.data(),
-       &r.loss, r.row_loss.data(), r.target_logit.data(), r.lse_weight.data(), r.cosine_weight.data()},
-      nullptr));
+  must(cuda::launch_adasin_modulation(
+      {c.settings, c.move_t, c.rows, rows.labels.data(), r.cosine.data(), &r.t, r.row_values.data()}, nullptr));
+  must(cuda::launch_adasin_loss({c.settings, c.rows, rows.labels.data(), r.cosine.data(),
+                                 r.row_values.data() + kLin * count, rows.lse.data(), rows.hard_count.data(), &r.loss,
+                                 r.row_loss.data(), r.target_logit.data(), r.lse_weight.data(), r.cosine_weight.data()},
+                                nullptr));
   must(cuda::launch_row_gradients(
       {c.rows, c.dim, c.input, rows.labels.data(), input, rows.stride, rows.centers.data(), rows.stride,
        r.inverse_norm.data(), r.lse_weight.data(), r.cosine_weight.data(), rows.unit_grad.data(), &upstream, grad},
@@ -134,7 +134,7 @@ void near(const char* what, int64_t row, double got, double expected, double bou
 }
 
 void check(const Case& c, const Rows& rows, const Results& r) {
-  const double u = c.unit == cuda::Dtype::kFloat32 ? 0x1p-23 : c.unit == cuda::Dtype::kBFloat16 ? 0x1p-8 : 0x1p-11;
+  const double u = c.unit == Dtype::kFloat32 ? 0x1p-23 : c.unit == Dtype::kBFloat16 ? 0x1p-8 : 0x1p-11;
   const double scale = c.settings.scale;
   std::vector<double> cosine(static_cast<size_t>(c.rows));
   double mean = 0, live_rows = 0, loss = 0;
@@ -149,7 +149,7 @@ void check(const Case& c, const Rows& rows, const Results& r) {
     for (int d = 0; d < c.dim; ++d) {
       cosine[b] += x[d] * inverse * center[d];
       const size_t at = b * static_cast<size_t>(c.dim) + static_cast<size_t>(d);
-      const double unit = c.unit == cuda::Dtype::kFloat32 ? r.units32[at] : widen(c.unit, r.units16[at]);
+      const double unit = c.unit == Dtype::kFloat32 ? r.units32[at] : widen(c.unit, r.units16[at]);
       near("unit", row, unit, x[d] * inverse, std::fabs(x[d] * inverse) * (u + 0x1p-20) + 0x1p-24);
     }
     near("cosine", row, r.cosine[b], cosine[b], 0x1p-21);
@@ -166,7 +166,7 @@ void check(const Case& c, const Rows& rows, const Results& r) {
       CHECK(r.row_loss[b] == 0 && r.lse_weight[b] == 0 && r.cosine_weight[b] == 0, "row %d is ignored", int(row));
       for (int d = 0; d < c.dim; ++d) {
         const size_t at = b * static_cast<size_t>(c.dim) + static_cast<size_t>(d);
-        CHECK(c.input == cuda::Dtype::kFloat32 ? r.grad32[at] == 0 : r.grad16[at] == 0, "row %d is ignored", int(row));
+        CHECK(c.input == Dtype::kFloat32 ? r.grad32[at] == 0 : r.grad16[at] == 0, "row %d is ignored", int(row));
       }
       continue;
     }
@@ -175,9 +175,11 @@ void check(const Case& c, const Rows& rows, const Results& r) {
     const double theta = std::acos(own), angle_error = std::fabs(own) > 1 - 0x1p-22 ? 2e-4 : 0x1p-20;
     const double difficulty = std::sin(c.settings.half_angle ? theta / 2 : theta);
     const double phi = t + static_cast<double>(c.settings.difficulty_weight) * difficulty;
-    near("phi", row, r.lin[b], phi, 2 * angle_error + 0x1p-21);
-    near("threshold", row, r.threshold[b], true_target(c, own, 1), angle_error);
-    near("reference", row, r.reference[b], scale * true_target(c, own, 1), scale * angle_error);
+    near("phi", row, r.value(kLin, b), phi, 2 * angle_error + 0x1p-21);
+    near("threshold", row, r.value(kThreshold, b), true_target(c, own, 1), angle_error);
+    CHECK(r.value(kQuad, b) == 0 && r.value(kConstant, b) == 0, "row %d: %g, %g", int(row), r.value(kQuad, b),
+          r.value(kConstant, b));
+    near("target logit", row, r.value(kTargetLogit, b), scale * true_target(c, own, 1), scale * angle_error);
     const double penalty = rows.hard_count[b] > 0 ? phi : 1;
     const double target = true_target(c, own, penalty);
     near("target", row, r.target_logit[b], scale * target, scale * 3 * angle_error);
@@ -211,11 +213,11 @@ void check(const Case& c, const Rows& rows, const Results& r) {
       along += by_unit[d] * x[d] * inverse;
       largest = std::max(largest, std::fabs(by_unit[d]));
     }
-    const double gu = c.input == cuda::Dtype::kFloat32 ? 0 : c.input == cuda::Dtype::kBFloat16 ? 0x1p-8 : 0x1p-11;
+    const double gu = c.input == Dtype::kFloat32 ? 0 : c.input == Dtype::kBFloat16 ? 0x1p-8 : 0x1p-11;
     for (size_t d = 0; d < by_unit.size(); ++d) {
       const double expected = (by_unit[d] - along * x[d] * inverse) * inverse;
       const size_t at = b * by_unit.size() + d;
-      const double got = c.input == cuda::Dtype::kFloat32 ? r.grad32[at] : widen(c.input, r.grad16[at]);
+      const double got = c.input == Dtype::kFloat32 ? r.grad32[at] : widen(c.input, r.grad16[at]);
       near("gradient", row, got, expected,
            (largest + std::fabs(along)) * inverse * 0x1p-19 + std::fabs(expected) * gu + 0x1p-24);
     }
@@ -254,9 +256,9 @@ void add(const char* name, void (*change)(Case&)) {
 
 int main(int argc, char** argv) {
   add("float32", [](Case&) {});
-  add("bf16", [](Case& c) { c.input = cuda::Dtype::kBFloat16; });
-  add("fp16", [](Case& c) { c.input = c.unit = cuda::Dtype::kFloat16; });
-  add("float32_units", [](Case& c) { c.unit = cuda::Dtype::kFloat32; });
+  add("bf16", [](Case& c) { c.input = Dtype::kBFloat16; });
+  add("fp16", [](Case& c) { c.input = c.unit = Dtype::kFloat16; });
+  add("float32_units", [](Case& c) { c.unit = Dtype::kFloat32; });
   add("more_rows_than_threads", [](Case& c) { c.rows = 300, c.dim = 32; });
   add("one_row", [](Case& c) { c.rows = 1, c.ignored_share = 0; });
   add("eval", [](Case& c) { c.move_t = false; });

@@ -58,25 +58,10 @@ inline CenterGradientData make_center_data(const CenterGradientCase& c) { return
 inline cuda::CenterGradientArguments center_arguments(const CenterGradientCase& c, const CenterGradientData& data,
                                                       std::vector<uint16_t>& out) {
   cuda::CenterGradientArguments a{};
-  a.dtype = c.dtype;
-  a.rows = c.rows;
-  a.centers = c.centers;
-  a.dim = c.dim;
+  static_cast<SweepInputs&>(a) = inputs_of(c, data);
   a.grad_lse = data.grad_lse.data();
   a.lse = data.lse.data();
   a.target_grad = data_or_null(data.target_grad, c.with_target);
-  a.embeddings = data.embeddings.data();
-  a.embedding_stride = data.stride;
-  a.center_data = data.centers.data();
-  a.center_stride = data.stride;
-  a.labels = data.labels.data();
-  a.center_labels = data.center_labels.data();
-  a.center_scale = data_or_null(data.center_scale, c.scaled);
-  a.reference = data_or_null(data.reference, c.reference != SweepCase::kNoReference);
-  a.threshold = data_or_null(data.threshold, c.modulated);
-  a.quad = data_or_null(data.quad, c.modulated);
-  a.lin = data_or_null(data.lin, c.modulated);
-  a.constant = data_or_null(data.constant, c.modulated);
   a.scale = c.scale;
   a.grad_tolerance = c.tolerance;
   a.weight_scale = c.weight_scale != 0 ? &c.weight_scale : nullptr;
@@ -105,7 +90,7 @@ inline std::vector<uint16_t> run_center_gradient(const CenterGradientCase& c, co
 // its mass is as small as the tolerance says and none of the block is of the row's class.
 inline void check_center_gradient(const CenterGradientCase& c, const CenterGradientData& data,
                                   const std::vector<uint16_t>& out) {
-  const bool half = c.dtype == cuda::Dtype::kFloat16;
+  const bool half = c.dtype == Dtype::kFloat16;
   const double u = half ? 0x1p-11 : 0x1p-8, cosine_error = c.dim / 16 * 0x1p-24 * 2 + (c.scaled ? 0x1p-24 : 0);
   const double tiny = half ? 0x1p-25 / (c.weight_scale != 0 ? c.weight_scale : 1) : 0;
   const double sums = 0x1p-24 * static_cast<double>((c.rows + 31) / 16);
@@ -141,8 +126,8 @@ inline void check_center_gradient(const CenterGradientCase& c, const CenterGradi
         }
         if (weight[k] != 0) weight_error[k] += std::fabs(weight[k]) * (u + sums) + tiny;
       }
-      const bool has_target = c.reference != SweepCase::kNoReference;
-      const double total = 1 + (has_target ? std::exp(static_cast<double>(data.reference[b]) - data.lse[b]) : 0);
+      const bool has_target = c.target_logit != SweepCase::kNoTarget;
+      const double total = 1 + (has_target ? std::exp(static_cast<double>(data.target_logit[b]) - data.lse[b]) : 0);
       const bool may_lack = !own_class && mass <= 1.001 * c.tolerance / static_cast<double>(plan.blocks) * total;
       for (size_t k = 0; k < count; ++k) {
         if (weight[k] == 0) continue;

@@ -25,9 +25,9 @@ void add(const std::string& name, const CenterGradientCase& c) {
 
 // Both dtypes of a case.
 void add_dtypes(const std::string& name, CenterGradientCase c) {
-  c.dtype = cuda::Dtype::kBFloat16;
+  c.dtype = Dtype::kBFloat16;
   add(name + ".bf16", c);
-  c.dtype = cuda::Dtype::kFloat16;
+  c.dtype = Dtype::kFloat16;
   add(name + ".fp16", c);
 }
 
@@ -74,7 +74,8 @@ void add_dims() {
 void add_values() {
   add_dtypes("unit_centers", with([](auto& c) { c.scaled = false; }));
   add_dtypes("no_target", with([](auto& c) { c.with_target = false; }));
-  add_dtypes("no_reference", with([](auto& c) { c.reference = SweepCase::kNoReference; }));
+  add_dtypes("no_row_values", with([](auto& c) { c.modulated = false, c.target_logit = SweepCase::kNoTarget; }));
+  add_dtypes("no_target_logit", with([](auto& c) { c.target_logit = SweepCase::kNoTarget; }));
   add_dtypes("no_modulation", with([](auto& c) { c.modulated = false; }));
   add_dtypes("cosines_at_one", with([](auto& c) { c.spread = 2; }));
   add_dtypes("scale_1", with([](auto& c) { c.scale = 1; }));
@@ -87,11 +88,10 @@ void add_values() {
   add_dtypes("no_rows", with([](auto& c) { c.rows = 0; }));
   add_dtypes("no_centers", with([](auto& c) { c.centers = 0; }));
   // Without its factor, float16 would round such weights to 0: the mean over a large batch late in training.
-  add("weight_scale.fp16", with([](auto& c) {
-        c.dtype = cuda::Dtype::kFloat16, c.scaled = false, c.upstream = 1e-6f, c.weight_scale = 0x1p20f;
-      }));
+  add("weight_scale.fp16",
+      with([](auto& c) { c.dtype = Dtype::kFloat16, c.scaled = false, c.upstream = 1e-6f, c.weight_scale = 0x1p20f; }));
   add("weight_scale.bf16", with([](auto& c) { c.upstream = 1e-6f, c.weight_scale = 0x1p20f; }));
-  // Rows so far below their reference that the first sweep gave them up.
+  // Rows so far below their target logit that the sweep gave them up.
   testing::add_case("lse_given_up", [] {
     const CenterGradientCase c = with([](auto& each) { each.tolerance = 0x1p-12f; });
     CenterGradientData data = testing::make_center_data(c);
@@ -166,7 +166,7 @@ void add_omission() {
   for (const bool half : {false, true}) {
     testing::add_case(std::string("omits_blocks_without_mass") + (half ? ".fp16" : ".bf16"), [half] {
       CenterGradientCase c = clustered_case();
-      c.dtype = half ? cuda::Dtype::kFloat16 : cuda::Dtype::kBFloat16;
+      c.dtype = half ? Dtype::kFloat16 : Dtype::kBFloat16;
       CenterGradientData data = clustered(c);
       check_case(c, data);
       const auto count = [&] {
@@ -192,12 +192,12 @@ void add_omission() {
   }
   testing::add_case("omission_includes_the_target", [] {
     CenterGradientCase c = clustered_case();
-    c.reference = SweepCase::kFarAbove;  // e^60 times the negatives' mass
+    c.target_logit = SweepCase::kFarAbove;  // e^60 times the negatives' mass
     gpu::host::counters = {};
     const CenterGradientData data = clustered(c);
     testing::run_center_gradient(c, data);
     CHECK(gpu::host::counters.mma == expected_mma(c, 0), "%lld mma", gpu::host::counters.mma);
-    c.reference = SweepCase::kNoReference;
+    c.target_logit = SweepCase::kNoTarget;
     check_case(c, data);
     CHECK(gpu::host::counters.mma == expected_mma(c, 5), "%lld mma", gpu::host::counters.mma);
   });
@@ -205,7 +205,7 @@ void add_omission() {
   testing::add_case("omission_is_bounded", [] {
     const CenterGradientCase c = with([](auto& each) {
       each.rows = 2, each.centers = 64 * 20 - 7, each.scale = 4, each.tolerance = 0.9f, each.num_classes = 3000;
-      each.reference = SweepCase::kNoReference, each.ignored_share = 0;
+      each.target_logit = SweepCase::kNoTarget, each.ignored_share = 0;
     });
     check_case(c, testing::make_center_data(c));
     const long long mma = gpu::host::counters.mma;
@@ -238,7 +238,7 @@ void check_spread(const CenterGradientCase& c, const CenterGradientData& data) {
   std::vector<uint16_t> far(near.size(), 0x7fff);
   cuda::CenterGradientArguments arguments = testing::center_arguments(c, data, far);
   arguments.embeddings = spread<kStride>(c, data.embeddings, data.stride, live_rows);
-  arguments.center_data = spread<kStride>(c, data.centers, data.stride, live_slots);
+  arguments.centers = spread<kStride>(c, data.centers, data.stride, live_slots);
   arguments.embedding_stride = arguments.center_stride = kStride;
   const cuda::CenterGradientPlan plan = cuda::plan_center_gradient(testing::limits(c), arguments);
   std::vector<float> workspace(plan.workspace_bytes / sizeof(float));
@@ -266,7 +266,7 @@ void add_memory() {
 void add_refusals() {
   const auto reason = [](void (*change)(cuda::CenterGradientArguments&, cuda::DeviceLimits&)) {
     cuda::CenterGradientArguments arguments{};
-    arguments.dtype = cuda::Dtype::kBFloat16;
+    arguments.dtype = Dtype::kBFloat16;
     arguments.dim = 128;
     cuda::DeviceLimits device{80, 163 << 10, 108};
     change(arguments, device);
@@ -276,15 +276,15 @@ void add_refusals() {
   testing::add_case("why_not", [reason] {
     const auto says = [](const std::string& words, const char* part) { return words.find(part) != std::string::npos; };
     CHECK(reason([](auto&, auto&) {}).empty(), "refused without a reason to");
-    CHECK(says(reason([](auto& a, auto&) { a.dtype = cuda::Dtype::kFloat32; }), "float32"), "dtype");
+    CHECK(says(reason([](auto& a, auto&) { a.dtype = Dtype::kFloat32; }), "float32"), "dtype");
     CHECK(says(reason([](auto& a, auto&) { a.dim = 384; }), "D = 128"), "D");
     CHECK(says(reason([](auto&, auto& d) { d.compute_capability = 75; }), "8.0"), "architecture");
     CHECK(says(reason([](auto&, auto& d) { d.shared_bytes = 48 << 10; }), "shared memory"), "shared");
     CHECK(says(reason([](auto& a, auto&) { a.embedding_stride = 132; }), "embeddings"), "stride");
-    CHECK(says(reason([](auto& a, auto&) { a.center_data = reinterpret_cast<void*>(8); }), "centers"), "alignment");
+    CHECK(says(reason([](auto& a, auto&) { a.centers = reinterpret_cast<void*>(8); }), "centers"), "alignment");
     CHECK(says(reason([](auto& a, auto&) { a.center_grad = reinterpret_cast<void*>(8); }), "center_grad"), "output");
-    CHECK(says(reason([](auto& a, auto&) { a.rows = int64_t{1} << 31; }), "2^31"), "rows");
-    CHECK(says(reason([](auto& a, auto&) { a.centers = int64_t{1} << 36; }), "2^36"), "centers");
+    CHECK(says(reason([](auto& a, auto&) { a.num_rows = int64_t{1} << 31; }), "2^31"), "rows");
+    CHECK(says(reason([](auto& a, auto&) { a.num_centers = int64_t{1} << 36; }), "2^36"), "centers");
   });
   testing::add_case("launches", [] {
     const auto launches = [](int64_t rows, int64_t centers) {
@@ -299,10 +299,10 @@ void add_refusals() {
   });
   testing::add_case("plan", [] {
     cuda::CenterGradientArguments arguments{};
-    arguments.dtype = cuda::Dtype::kBFloat16;
+    arguments.dtype = Dtype::kBFloat16;
     arguments.dim = 512;
-    arguments.rows = 390;
-    arguments.centers = 1000001;
+    arguments.num_rows = 390;
+    arguments.num_centers = 1000001;
     const cuda::CenterGradientPlan plan = cuda::plan_center_gradient({90, 227 << 10, 132}, arguments);
     CHECK(plan.kernel == cuda::CenterGradientKernel::kD512Wide && plan.centers_per_block == 64, "another kernel");
     CHECK(plan.blocks == 15626 && plan.tiles == 13, "%lld blocks, %d tiles", static_cast<long long>(plan.blocks),

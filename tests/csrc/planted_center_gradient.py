@@ -56,11 +56,11 @@ CENTER_GRADIENT_FAULTS = (
         "center_label_overrun",
         "asan",
         "center_gradient_center_label_end",
-        "first_center + center < p.centers ? p.center_labels[first_center + center] : -1",
+        "first_center + center < p.num_centers ? p.center_labels[first_center + center] : -1",
         "p.center_labels[first_center + center]",
         ("shape.3x63",),
     ),
-    _fault("label_overrun", "asan", "counted_row", "row < p.rows && ", "", unit="center_gradient"),
+    _fault("label_overrun", "asan", "counted_row", "row < p.num_rows && ", "", unit="center_gradient"),
     # Masks.
     _fault("scale_of_empty_slots", "plain", "scale_of_empty_slot", LINE, ""),
     _fault(
@@ -73,7 +73,7 @@ CENTER_GRADIENT_FAULTS = (
         "plain",
         "center_gradient_live_slot",
         "center_label(center) >= 0",
-        "first_center + center < p.centers",
+        "first_center + center < p.num_centers",
         ("empty_and_ignored_are_never_read",),
     ),
     _fault("ignored_rows_numbers_read", "plain", "counted_row", " && p.labels[row] >= 0", "", unit="center_gradient"),

@@ -54,7 +54,7 @@ SWEEP_FAULTS = (
         also=(("sweep_midway_end", LINE, "wait_for_copies();"),),
     ),
     Fault("divergent_barrier", "plain", "sweep_barrier", LINE, "if (warp != 1) gpu::sync_block();"),
-    Fault("no_barrier_before_row_scale", "tsan", "row_scale_barrier", LINE, "", ("no_reference.fp16",)),
+    Fault("no_barrier_before_row_scale", "tsan", "row_scale_barrier", LINE, "", ("no_target_logit.fp16",)),
     # Copies.
     Fault("wait_too_weak", "plain", "sweep_wait", "wait<0>", "wait<1>"),
     Fault("no_commit", "plain", "sweep_commit", LINE, ""),
@@ -66,7 +66,7 @@ SWEEP_FAULTS = (
     Fault("one_flag_buffer", "tsan", "sweep_flag_buffers", "& 1", "& 0"),
     # Warps.
     Fault("half_warp_shuffle", "plain", "row_shuffle", LINE, "if (lane < 16) largest = row_max(largest);"),
-    Fault("row_lanes_disagree", "plain", "row_lanes_agree", LINE, "return value;", ("reference_far_below.bf16",)),
+    Fault("row_lanes_disagree", "plain", "row_lanes_agree", LINE, "return value;", ("target_logit_far_below.bf16",)),
     Fault(
         "own_warps_flags_only",
         "plain",
@@ -84,11 +84,15 @@ SWEEP_FAULTS = (
         "index < (kRows + 64) * Tile::kChunks * 8",
     ),
     Fault("too_little_shared_memory", "plain", "shared_memory_of_labels", "(8 + 4)", "8"),
-    Fault("register_overrun", "asan", "gradient_registers", "n < 2", "n <= 2", ("reference_far_below.bf16",)),
+    Fault("register_overrun", "asan", "gradient_registers", "n < 2", "n <= 2", ("target_logit_far_below.bf16",)),
     Fault("output_overrun", "asan", "sweep_output_end", LINE, ""),
-    Fault("label_overrun", "asan", "sweep_label_end", "row < p.rows ? p.labels[row] : -1", "p.labels[row]"),
+    Fault("label_overrun", "asan", "sweep_label_end", "row < p.num_rows ? p.labels[row] : -1", "p.labels[row]"),
     Fault(
-        "center_label_overrun", "asan", "sweep_center_label_end", "tile < tiles && center < p.centers", "tile < tiles"
+        "center_label_overrun",
+        "asan",
+        "sweep_center_label_end",
+        "tile < tiles && center < p.num_centers",
+        "tile < tiles",
     ),
     Fault(
         "offset_of_32_bits",
@@ -101,8 +105,8 @@ SWEEP_FAULTS = (
     # Masks.
     Fault("empty_slots_counted", "plain", "valid_negative", "label >= 0 && label", "label", ("scale_1.bf16",)),
     Fault("own_class_counted", "plain", "valid_negative", " && label != row_label", ""),
-    Fault("empty_slots_read", "plain", "sweep_live_slot", ">= 0", ">= 0 || first + row < p.centers"),
-    Fault("ignored_rows_numbers_read", "plain", "ignored_row", "row_label >= 0 && ", "", ("all_rows_ignored.bf16",)),
+    Fault("empty_slots_read", "plain", "sweep_live_slot", ">= 0", ">= 0 || first + row < p.num_centers"),
+    Fault("ignored_rows_numbers_read", "plain", "ignored_row", "row_label >= 0", "true", ("all_rows_ignored.bf16",)),
     Fault("ignored_rows_counted", "plain", "valid_negative", " && row_label >= 0", "", ("all_rows_ignored.bf16",)),
     # center_scale.
     Fault("weights_without_scale", "plain", "scaled_weight", " * component(by, i - k)", "", ("scaled.bf16",)),
@@ -121,14 +125,16 @@ SWEEP_FAULTS = (
         ("splits.uneven",),
         "merge",
     ),
-    Fault("splits_not_moved", "plain", "merged_factor", "move_factor(", "1 + 0 * move_factor(", ("splits.moved",), "merge"),
+    Fault(
+        "splits_not_moved", "plain", "merged_factor", "move_factor(", "1 + 0 * move_factor(", ("splits.moved",), "merge"
+    ),
     Fault("lanes_not_merged", "plain", "merged_lanes", "lanes > 0", "lanes > 1", ("splits.uneven",), "merge"),
     Fault("no_barrier_in_merge", "tsan", "merge_barrier", LINE, "", ("splits.uneven",), "merge"),
     # Sums.
-    Fault("reference_never_moves", "plain", "reference_moves", LINE, "", ("reference_far_below.bf16",)),
-    Fault("gradient_not_moved", "plain", "gradient_moves", LINE, "", ("scale_1000_no_reference.fp16",)),
-    Fault("moments_not_moved", "plain", "moments_move", LINE, "", ("scale_1000_no_reference.fp16",)),
-    Fault("row_scale_not_undone", "plain", "row_scale_undone", LINE, "", ("no_reference.fp16",)),
+    Fault("reference_never_moves", "plain", "reference_moves", LINE, "", ("target_logit_far_below.bf16",)),
+    Fault("gradient_not_moved", "plain", "gradient_moves", LINE, "", ("scale_1000_no_target_logit.fp16",)),
+    Fault("moments_not_moved", "plain", "moments_move", LINE, "", ("scale_1000_no_target_logit.fp16",)),
+    Fault("row_scale_not_undone", "plain", "row_scale_undone", LINE, "", ("no_target_logit.fp16",)),
     Fault("omitted_not_counted", "plain", "omitted_mass", "+= pending_mass", "+= 0", ("omits_empty_tiles.bf16",)),
     Fault(
         "target_mass_for_each_split",

@@ -10,6 +10,7 @@
 
 #include "csrc/cuda/gpu/gpu.h"
 #include "csrc/cuda/sweep.h"
+#include "csrc/sweep_inputs.h"
 #include "testing.h"
 
 namespace attfc::testing {
@@ -18,12 +19,12 @@ namespace attfc::testing {
 struct SweepCase {
   int64_t rows = 5, centers = 70;
   int dim = 128;
-  cuda::Dtype dtype = cuda::Dtype::kBFloat16;
+  Dtype dtype = Dtype::kBFloat16;
   float scale = 64, tolerance = 0;
   bool modulated = true, need_grad = true;
   bool scaled = false;    // raw centres and center_scale
   float length_log2 = 0;  // of a raw centre, within 3 of this
-  enum { kNoReference, kTarget, kFarAbove, kFarBelow } reference = kTarget;
+  enum { kNoTarget, kTarget, kFarAbove, kFarBelow } target_logit = kTarget;
   double spread = 0.35;  // cosines are about this far from 0; above 1: +-1
   int num_classes = 23;
   double empty_share = 0.2, ignored_share = 0.1;
@@ -37,7 +38,8 @@ struct SweepCase {
 struct SweepData {
   std::vector<uint16_t> embeddings, centers;
   std::vector<int64_t> labels, center_labels;
-  std::vector<float> center_scale, reference, threshold, quad, lin, constant;
+  std::vector<float> center_scale, target_logit, threshold, quad, lin, constant;
+  mutable std::vector<float> row_values;  // the table of these, as inputs_of() last made it
   int64_t stride;
 };
 
@@ -47,11 +49,11 @@ struct SweepResult {
 };
 
 inline double widen(const SweepCase& c, uint16_t bits) {
-  return c.dtype == cuda::Dtype::kBFloat16 ? gpu::to_float(gpu::BFloat16{bits}) : gpu::to_float(gpu::Float16{bits});
+  return c.dtype == Dtype::kBFloat16 ? gpu::to_float(gpu::BFloat16{bits}) : gpu::to_float(gpu::Float16{bits});
 }
 inline uint16_t narrow(const SweepCase& c, float value) {
   const uint32_t both =
-      c.dtype == cuda::Dtype::kBFloat16 ? gpu::pack<gpu::BFloat16>(value, 0) : gpu::pack<gpu::Float16>(value, 0);
+      c.dtype == Dtype::kBFloat16 ? gpu::pack<gpu::BFloat16>(value, 0) : gpu::pack<gpu::Float16>(value, 0);
   return static_cast<uint16_t>(both);
 }
 
@@ -138,21 +140,21 @@ inline SweepData make_data(const SweepCase& c) {
     data.lin.push_back(1.0f + 0.5f * uniform(random));
     data.constant.push_back(0.1f * uniform(random));
     const float target = c.scale * (0.3f + 0.4f * uniform(random));
-    data.reference.push_back(c.reference == SweepCase::kFarAbove   ? target + 60
-                             : c.reference == SweepCase::kFarBelow ? target - 2000
-                                                                   : target);
+    data.target_logit.push_back(c.target_logit == SweepCase::kFarAbove   ? target + 60
+                                : c.target_logit == SweepCase::kFarBelow ? target - 2000
+                                                                         : target);
   }
   // An ignored row's numbers may be anything.
   for (int64_t row = 0; row < c.rows; ++row) {
     const auto b = static_cast<size_t>(row);
     if (data.labels[b] >= 0) continue;
     for (int d = 0; d < c.dim; ++d) data.embeddings[static_cast<size_t>(row * data.stride + d)] = 0x7fff;
-    for (auto* each : {&data.reference, &data.threshold, &data.quad, &data.lin, &data.constant}) (*each)[b] = NAN;
+    for (auto* each : {&data.target_logit, &data.threshold, &data.quad, &data.lin, &data.constant}) (*each)[b] = NAN;
   }
   // Of exact size, so that AddressSanitizer sees the end.
   data.labels.shrink_to_fit();
   data.center_labels.shrink_to_fit();
-  for (auto* each : {&data.reference, &data.threshold, &data.quad, &data.lin, &data.constant}) each->shrink_to_fit();
+  for (auto* each : {&data.target_logit, &data.threshold, &data.quad, &data.lin, &data.constant}) each->shrink_to_fit();
   return data;
 }
 
@@ -183,6 +185,44 @@ const T* data_or_null(const std::vector<T>& v, bool wanted) {
   return wanted ? v.data() : nullptr;
 }
 
+// The operands, in memory of exact size, so that AddressSanitizer sees the end.
+inline SweepInputs inputs_of(const SweepCase& c, const SweepData& data) {
+  const bool has_target = c.target_logit != SweepCase::kNoTarget;
+  SweepInputs inputs{};
+  inputs.dtype = c.dtype;
+  inputs.num_rows = c.rows;
+  inputs.num_centers = c.centers;
+  inputs.dim = c.dim;
+  inputs.embeddings = data.embeddings.data();
+  inputs.centers = data.centers.data();
+  inputs.embedding_stride = inputs.center_stride = data.stride;
+  inputs.labels = data.labels.data();
+  inputs.center_labels = data.center_labels.data();
+  inputs.center_scale = data_or_null(data.center_scale, c.scaled);
+  inputs.num_row_values = c.modulated ? kNumRowValues : has_target ? 1 : 0;
+  std::vector<float> table;
+  const auto add = [&](const std::vector<float>& row) { table.insert(table.end(), row.begin(), row.end()); };
+  if (inputs.num_row_values > 0) {
+    add(has_target ? data.target_logit : std::vector<float>(static_cast<size_t>(c.rows), -INFINITY));
+  }
+  if (c.modulated) {
+    for (const auto* row : {&data.threshold, &data.quad, &data.lin, &data.constant}) add(*row);
+  }
+  data.row_values.assign(table.begin(), table.end());
+  data.row_values.shrink_to_fit();
+  inputs.row_values = data.row_values.data();
+  return inputs;
+}
+
+inline void aim_at(cuda::SweepArguments& arguments, SweepResult& result) {
+  arguments.lse = result.lse.data();
+  arguments.hard_count = result.hard_count.data();
+  arguments.max_cosine = result.max_cosine.data();
+  arguments.omitted_mass = result.omitted.data();
+  arguments.unit_grad = result.grad.empty() ? nullptr : result.grad.data();
+  arguments.moments = result.moments.data();
+}
+
 inline SweepResult run_sweep(const SweepCase& c, const SweepData& data) {
   const auto rows = static_cast<size_t>(c.rows);
   SweepResult result;
@@ -190,32 +230,12 @@ inline SweepResult run_sweep(const SweepCase& c, const SweepData& data) {
   result.moments.assign(rows * 3, NAN);
   result.hard_count.assign(rows, -7);
   result.grad.assign(c.need_grad ? rows * static_cast<size_t>(c.dim) : 0, NAN);
-  const bool with_reference = c.reference != SweepCase::kNoReference;
-  const cuda::SweepArguments arguments{c.dtype,
-                                       c.rows,
-                                       c.centers,
-                                       c.dim,
-                                       data.embeddings.data(),
-                                       data.stride,
-                                       data.centers.data(),
-                                       data.stride,
-                                       data.labels.data(),
-                                       data.center_labels.data(),
-                                       data_or_null(data.center_scale, c.scaled),
-                                       data_or_null(data.reference, with_reference),
-                                       data_or_null(data.threshold, c.modulated),
-                                       data_or_null(data.quad, c.modulated),
-                                       data_or_null(data.lin, c.modulated),
-                                       data_or_null(data.constant, c.modulated),
-                                       c.scale,
-                                       c.tolerance,
-                                       c.need_grad,
-                                       result.lse.data(),
-                                       result.hard_count.data(),
-                                       result.max_cosine.data(),
-                                       result.omitted.data(),
-                                       c.need_grad ? result.grad.data() : nullptr,
-                                       result.moments.data()};
+  cuda::SweepArguments arguments{};
+  static_cast<SweepInputs&>(arguments) = inputs_of(c, data);
+  arguments.scale = c.scale;
+  arguments.grad_tolerance = c.tolerance;
+  arguments.need_grad = c.need_grad;
+  aim_at(arguments, result);
   const cuda::DeviceLimits device{c.compute_capability, c.shared_bytes, c.multiprocessors};
   const char* reason = cuda::why_not(device, arguments);
   CHECK(reason == nullptr, "%s", reason);
@@ -229,7 +249,7 @@ inline SweepResult run_sweep(const SweepCase& c, const SweepData& data) {
 
 // Checks every number of `result`.
 inline void check_against_oracle(const SweepCase& c, const SweepData& data, const SweepResult& result) {
-  const double u = c.dtype == cuda::Dtype::kBFloat16 ? 0x1p-8 : 0x1p-11;  // half a unit in the last place
+  const double u = c.dtype == Dtype::kBFloat16 ? 0x1p-8 : 0x1p-11;  // half a unit in the last place
   const double cosine_error = c.dim / 16 * 0x1p-24 * 2 + (c.scaled ? 0x1p-24 : 0);
   for (int64_t row = 0; row < c.rows; ++row) {
     const auto b = static_cast<size_t>(row);
@@ -271,7 +291,8 @@ inline void check_against_oracle(const SweepCase& c, const SweepData& data, cons
           result.lse[b], lse, error);
 
     // Left out: at most the tolerance's share of the target's and the negatives' mass.
-    const double target = c.reference == SweepCase::kNoReference ? -INFINITY : static_cast<double>(data.reference[b]);
+    const double target =
+        c.target_logit == SweepCase::kNoTarget ? -INFINITY : static_cast<double>(data.target_logit[b]);
     const double total = std::exp(target - lse) + 1;  // in units of the negatives' mass
     CHECK(result.omitted[b] >= 0 && result.omitted[b] <= c.tolerance * 1.0001, "row %d: omitted %g", int(row),
           result.omitted[b]);
@@ -299,7 +320,7 @@ inline void check_against_oracle(const SweepCase& c, const SweepData& data, cons
       CHECK(std::fabs(result.moments[3 * b + m] - c.scale * moments[m]) <= bound,
             "row %d moment %d: %.9g, expected %.9g", int(row), int(m), result.moments[3 * b + m], c.scale * moments[m]);
     }
-    const double tiny = c.dtype == cuda::Dtype::kFloat16 && !who.empty()
+    const double tiny = c.dtype == Dtype::kFloat16 && !who.empty()
                             ? widest * 0x1p-25 / 128 * (2 * std::fabs(data.quad[b]) + std::fabs(data.lin[b]) + 1)
                             : 0;
     for (size_t d = 0; c.need_grad && d < grad.size(); ++d) {

@@ -31,9 +31,9 @@ void add(const std::string& name, const SweepCase& c) {
 
 // Both dtypes of a case.
 void add_dtypes(const std::string& name, SweepCase c) {
-  c.dtype = cuda::Dtype::kBFloat16;
+  c.dtype = Dtype::kBFloat16;
   add(name + ".bf16", c);
-  c.dtype = cuda::Dtype::kFloat16;
+  c.dtype = Dtype::kFloat16;
   add(name + ".fp16", c);
 }
 
@@ -59,7 +59,7 @@ void add_shapes() {
   // Each split finds a reference of its own.
   add("splits.moved", with([](SweepCase& c) {
         c.rows = 5, c.centers = 32 * 40 - 5, c.multiprocessors = 3, c.scale = 100;
-        c.dtype = cuda::Dtype::kFloat16, c.reference = SweepCase::kNoReference;
+        c.dtype = Dtype::kFloat16, c.target_logit = SweepCase::kNoTarget;
       }));
   // More splits than the merge's warp has lanes.
   add("splits.many", with([](SweepCase& c) { c.rows = 3, c.centers = 32 * 70, c.multiprocessors = 35; }));
@@ -96,11 +96,13 @@ void add_dims() {
 }
 
 void add_values() {
-  add_dtypes("no_reference", with([](SweepCase& c) { c.reference = SweepCase::kNoReference; }));
-  add_dtypes("reference_far_above", with([](SweepCase& c) { c.reference = SweepCase::kFarAbove; }));
-  add_dtypes("reference_far_below", with([](SweepCase& c) { c.reference = SweepCase::kFarBelow; }));
+  add_dtypes("no_row_values", with([](SweepCase& c) { c.modulated = false, c.target_logit = SweepCase::kNoTarget; }));
+  add_dtypes("no_target_logit", with([](SweepCase& c) { c.target_logit = SweepCase::kNoTarget; }));
+  add_dtypes("target_logit_far_above", with([](SweepCase& c) { c.target_logit = SweepCase::kFarAbove; }));
+  add_dtypes("target_logit_far_below", with([](SweepCase& c) { c.target_logit = SweepCase::kFarBelow; }));
   add_dtypes("scaled", with([](SweepCase& c) { c.scaled = true; }));
-  add_dtypes("scaled.no_reference", with([](SweepCase& c) { c.scaled = true, c.reference = SweepCase::kNoReference; }));
+  add_dtypes("scaled.no_target_logit",
+             with([](SweepCase& c) { c.scaled = true, c.target_logit = SweepCase::kNoTarget; }));
   add_dtypes("scaled.short_centers", with([](SweepCase& c) { c.scaled = true, c.length_log2 = -9; }));
   add_dtypes("scaled.cosines_at_one", with([](SweepCase& c) { c.scaled = true, c.spread = 2, c.centers = 100; }));
   add("scaled.nograd", with([](SweepCase& c) { c.scaled = true, c.need_grad = false; }));
@@ -109,8 +111,8 @@ void add_values() {
   add_dtypes("cosines_at_one", with([](SweepCase& c) { c.spread = 2, c.centers = 100; }));
   add_dtypes("scale_1", with([](SweepCase& c) { c.scale = 1; }));
   add_dtypes("scale_1000", with([](SweepCase& c) { c.scale = 1000, c.centers = 200; }));
-  add_dtypes("scale_1000_no_reference",
-             with([](SweepCase& c) { c.scale = 1000, c.centers = 200, c.reference = SweepCase::kNoReference; }));
+  add_dtypes("scale_1000_no_target_logit",
+             with([](SweepCase& c) { c.scale = 1000, c.centers = 200, c.target_logit = SweepCase::kNoTarget; }));
   add_dtypes("no_gradient", with([](SweepCase& c) { c.need_grad = false; }));
   add_dtypes("one_class", with([](SweepCase& c) { c.num_classes = 1; }));
   add_dtypes("two_classes", with([](SweepCase& c) { c.num_classes = 2; }));
@@ -146,7 +148,7 @@ void add_copies() {
       const gpu::host::Counters less = count(4), more = count(7);
       const cuda::SweepArguments arguments = [&] {
         cuda::SweepArguments a{};
-        a.dtype = c.dtype, a.dim = c.dim, a.rows = c.rows, a.centers = c.centers;
+        a.dtype = c.dtype, a.dim = c.dim, a.num_rows = c.rows, a.num_centers = c.centers;
         return a;
       }();
       const cuda::SweepPlan plan = cuda::plan_sweep({capability, c.shared_bytes, 1}, arguments);
@@ -165,7 +167,7 @@ void add_omission() {
   for (const bool half : {false, true}) {
     testing::add_case(std::string("omits_empty_tiles") + (half ? ".fp16" : ".bf16"), [half] {
       SweepCase c;
-      c.dtype = half ? cuda::Dtype::kFloat16 : cuda::Dtype::kBFloat16;
+      c.dtype = half ? Dtype::kFloat16 : Dtype::kBFloat16;
       c.rows = 9;
       c.centers = 32 * 8;
       c.modulated = false;
@@ -185,7 +187,7 @@ void add_omission() {
     });
     testing::add_case(std::string("omission_is_accounted_over_splits") + (half ? ".fp16" : ".bf16"), [half] {
       SweepCase c;
-      c.dtype = half ? cuda::Dtype::kFloat16 : cuda::Dtype::kBFloat16;
+      c.dtype = half ? Dtype::kFloat16 : Dtype::kBFloat16;
       c.rows = 6;
       c.centers = 32 * 60;
       c.scale = 4;
@@ -195,7 +197,7 @@ void add_omission() {
       testing::SweepData data = testing::make_data(c);
       // The target weighs e times all negatives, so that it decides what may be omitted.
       const testing::SweepResult before = testing::run_sweep(c, data);
-      for (size_t row = 0; row < data.reference.size(); ++row) data.reference[row] = before.lse[row] + 1;
+      for (size_t row = 0; row < data.target_logit.size(); ++row) data.target_logit[row] = before.lse[row] + 1;
       const testing::SweepResult result = check_case(c, data);
       for (float omitted : result.omitted) CHECK(omitted > c.tolerance / 4, "little was omitted: %g", omitted);
     });
@@ -203,7 +205,7 @@ void add_omission() {
   testing::add_case("omission_includes_the_target", [] {
     SweepCase c;
     c.modulated = false;
-    c.reference = SweepCase::kFarAbove;  // e^60 times the negatives' mass
+    c.target_logit = SweepCase::kFarAbove;  // e^60 times the negatives' mass
     c.tolerance = 0x1p-12f;
     c.ignored_share = 0;
     gpu::host::counters = {};
@@ -234,31 +236,14 @@ void add_offsets() {
     };
     testing::SweepResult far = near;
     for (float& each : far.grad) each = NAN;
-    const cuda::SweepArguments arguments{c.dtype,
-                                         3,
-                                         3,
-                                         c.dim,
-                                         spread(data.embeddings),
-                                         kStride,
-                                         spread(data.centers),
-                                         kStride,
-                                         data.labels.data(),
-                                         data.center_labels.data(),
-                                         nullptr,
-                                         data.reference.data(),
-                                         data.threshold.data(),
-                                         data.quad.data(),
-                                         data.lin.data(),
-                                         data.constant.data(),
-                                         c.scale,
-                                         0,
-                                         true,
-                                         far.lse.data(),
-                                         far.hard_count.data(),
-                                         far.max_cosine.data(),
-                                         far.omitted.data(),
-                                         far.grad.data(),
-                                         far.moments.data()};
+    cuda::SweepArguments arguments{};
+    static_cast<SweepInputs&>(arguments) = testing::inputs_of(c, data);
+    arguments.embeddings = spread(data.embeddings);
+    arguments.centers = spread(data.centers);
+    arguments.embedding_stride = arguments.center_stride = kStride;
+    arguments.scale = c.scale;
+    arguments.need_grad = true;
+    testing::aim_at(arguments, far);
     const cuda::SweepPlan plan = cuda::plan_sweep({80, 163 << 10, 1}, arguments);
     std::vector<float> workspace(plan.workspace_bytes / sizeof(float));
     CHECK(cuda::launch_sweep(plan, arguments, workspace.data(), nullptr) == nullptr, "launch");
@@ -270,7 +255,7 @@ void add_offsets() {
 void add_refusals() {
   const auto reason = [](void (*change)(cuda::SweepArguments&, cuda::DeviceLimits&)) {
     cuda::SweepArguments arguments{};
-    arguments.dtype = cuda::Dtype::kBFloat16;
+    arguments.dtype = Dtype::kBFloat16;
     arguments.dim = 128;
     cuda::DeviceLimits device{80, 163 << 10, 108};
     change(arguments, device);
@@ -279,21 +264,19 @@ void add_refusals() {
   };
   testing::add_case("why_not", [reason] {
     CHECK(reason([](auto&, auto&) {}).empty(), "refused without a reason to");
-    CHECK(reason([](auto& a, auto&) { a.dtype = cuda::Dtype::kFloat32; }).find("float32") != std::string::npos,
-          "dtype");
+    CHECK(reason([](auto& a, auto&) { a.dtype = Dtype::kFloat32; }).find("float32") != std::string::npos, "dtype");
     CHECK(reason([](auto& a, auto&) { a.dim = 384; }).find("D = 128") != std::string::npos, "D");
     CHECK(reason([](auto&, auto& d) { d.compute_capability = 75; }).find("8.0") != std::string::npos, "architecture");
     CHECK(reason([](auto&, auto& d) { d.shared_bytes = 48 << 10; }).find("shared memory") != std::string::npos,
           "shared");
     CHECK(reason([](auto& a, auto&) { a.embedding_stride = 132; }).find("embeddings") != std::string::npos, "stride");
-    CHECK(
-        reason([](auto& a, auto&) { a.center_data = reinterpret_cast<void*>(8); }).find("centers") != std::string::npos,
-        "alignment");
+    CHECK(reason([](auto& a, auto&) { a.centers = reinterpret_cast<void*>(8); }).find("centers") != std::string::npos,
+          "alignment");
     CHECK(reason([](auto& a, auto&) {
             a.need_grad = true, a.unit_grad = reinterpret_cast<float*>(4);
           }).find("unit_grad") != std::string::npos,
           "output alignment");
-    CHECK(reason([](auto& a, auto&) { a.rows = int64_t{1} << 31; }).find("2^31") != std::string::npos, "rows");
+    CHECK(reason([](auto& a, auto&) { a.num_rows = int64_t{1} << 31; }).find("2^31") != std::string::npos, "rows");
   });
   testing::add_case("no_rows", [] {
     gpu::host::counters = {};
@@ -304,10 +287,10 @@ void add_refusals() {
   });
   testing::add_case("plan_fills_the_device", [] {
     cuda::SweepArguments arguments{};
-    arguments.dtype = cuda::Dtype::kBFloat16;
+    arguments.dtype = Dtype::kBFloat16;
     arguments.dim = 512;
-    arguments.rows = 384;
-    arguments.centers = 1000000;
+    arguments.num_rows = 384;
+    arguments.num_centers = 1000000;
     arguments.need_grad = true;
     const cuda::SweepPlan plan = cuda::plan_sweep({90, 227 << 10, 132}, arguments);
     CHECK(plan.kernel == cuda::SweepKernel::kD512Wide && plan.row_blocks == 6 && plan.splits == 22, "%d splits",
@@ -318,10 +301,10 @@ void add_refusals() {
   testing::add_case("plan_takes_the_fewest_splits_near_the_best", [] {
     const auto splits = [](int64_t rows, int64_t centers, int capability, int shared_kib, int multiprocessors) {
       cuda::SweepArguments arguments{};
-      arguments.dtype = cuda::Dtype::kBFloat16;
+      arguments.dtype = Dtype::kBFloat16;
       arguments.dim = 512;
-      arguments.rows = rows;
-      arguments.centers = centers;
+      arguments.num_rows = rows;
+      arguments.num_centers = centers;
       return cuda::plan_sweep({capability, shared_kib << 10, multiprocessors}, arguments).splits;
     };
     // 128 blocks of rows on 132 multiprocessors: one split takes 31256 tiles' time, the best (33 splits) 30496.

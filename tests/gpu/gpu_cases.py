@@ -63,11 +63,10 @@ def make_center_case(*arguments, **options) -> cpu_cases.CenterCase:
 
 
 def center_gradient(given: cpu_cases.CenterCase, backend: str, grad_tolerance: float = 0.0) -> Tensor:
-    """The backend's second sweep after its first."""
-    scale, _, *rest = given.rest(grad_tolerance)
+    """The backend's centre gradient after its sweep."""
     sweep, gradient = _ops.negative_logsumexp_operator(backend), _ops.center_gradient_operator(backend)
     tensors = cpu_cases.arguments(given.case)
-    lse = sweep(*tensors, scale, None, *rest, False, False)[0]
+    lse = sweep(*tensors, *given.without_target().rest(grad_tolerance), False, False)[0]
     return gradient(given.case.upstream, lse, given.target_grad, *tensors, *given.rest(grad_tolerance))
 
 

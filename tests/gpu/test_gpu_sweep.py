@@ -19,6 +19,7 @@ from gpu_cases import (
 
 from attfc_cuda import functional, testing
 from attfc_cuda.ops import autograd as _ops
+from attfc_cuda.ops.row_values import RowValues
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 dtypes = pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
@@ -119,8 +120,8 @@ def test_nothing_to_sum(dtype, backend):
         (grad,) = torch.autograd.grad(torch.where(found.lse.isfinite(), found.lse, 0).sum(), embeddings)
         assert grad.shape == (rows, 128) and not grad.any()
         gradient = _ops.center_gradient_operator(backend)(
-            weight, found.lse.detach(), weight, x[:rows], centers, labels[:rows], slot_labels, None, None, None, None,
-            None, None, 64.0, 0.0,
+            weight, found.lse.detach(), weight, x[:rows], centers, labels[:rows], slot_labels, None,
+            RowValues().stack(embeddings), 64.0, 0.0,
         )  # fmt: skip
         assert gradient.shape == (slots, 128) and not gradient.any()
 
@@ -132,7 +133,7 @@ def test_rows_that_are_not_aligned(backend):
     wide = torch.randn(40, 136, device=DEVICE).bfloat16()
     odd, whole = wide[:, 1:129], wide[:, 1:129].contiguous()
     labels = torch.arange(40, device=DEVICE)
-    rest = (None, None, None, None, None, None, 8.0, 0.0, True, False)
+    rest = (None, RowValues().stack(odd[:7]), 8.0, 0.0, True, False)
     operator = _ops.negative_logsumexp_operator(backend)
     found, expected = (operator(x[:7], x, labels[:7], labels, *rest) for x in (odd, whole))
     for a, b in zip(found, expected, strict=True):
@@ -166,7 +167,17 @@ def test_more_than_2_to_the_31_numbers(backend):
     torch.testing.assert_close(found.max_cosine, (x.double() ** 2).sum(1).float(), rtol=0, atol=1e-5)
     ones = torch.ones(3, device=DEVICE)
     gradient = _ops.center_gradient_operator(backend)(
-        ones, found.lse, None, x, centers, labels, center_labels, None, None, None, None, None, None, 64.0, 0.0
+        ones,
+        found.lse,
+        None,
+        x,
+        centers,
+        labels,
+        center_labels,
+        None,
+        RowValues().stack(x),
+        64.0,
+        0.0,
     )
     assert gradient[-3:].any(dim=1).all()
 
@@ -178,7 +189,7 @@ def test_opcheck(backend):
     case = testing.make_case((9, 70, 128), torch.bfloat16).to(DEVICE)
     x = case.embeddings.clone().requires_grad_()
     tensors = (x, case.centers, case.labels, case.center_labels)
-    rows = (None, case.target_logit, case.threshold, case.quad, case.lin, case.const)
+    rows = (None, case.row_values())
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
         _ops.negative_logsumexp_operator(backend).default,

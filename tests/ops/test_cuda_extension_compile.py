@@ -53,7 +53,7 @@ with FakeTensorMode():
         loss = head(x, labels, torch.empty(64, 2, 512, device="cuda"))
     gradient = torch.ops.attfc.center_gradient_cuda(
         x[:, 0], x[:, 0], None, x.bfloat16(), head.container.centers, labels, head.container.labels,
-        None, None, None, None, None, None, 64.0, 0.0,
+        None, torch.empty(0, 64, device="cuda"), 64.0, 0.0,
     )
 print(json.dumps({
     "config": _backend.cuda_build_config(),

@@ -156,7 +156,7 @@ def test_a_row_without_a_center_here_has_cosine_zero() -> None:
 def test_the_sink_gets_every_center_once_and_autograd_none(monkeypatch: pytest.MonkeyPatch) -> None:
     case = inputs()
     _, grad_x, expected = gradients(case, make("adasin"), backend="cpu")
-    monkeypatch.setitem(_trained_centers.STRETCH_NUMBERS, "cpu", 7 * 19)
+    monkeypatch.setitem(_trained_centers.BLOCK_NUMBERS, "cpu", 7 * 19)
     for backend in BACKENDS:
         taken: list[tuple[int, Tensor]] = []
         _, got_x, got_w = gradients(
@@ -168,11 +168,11 @@ def test_the_sink_gets_every_center_once_and_autograd_none(monkeypatch: pytest.M
         torch.testing.assert_close(got_x, grad_x, rtol=1e-10, atol=1e-10)
 
 
-def test_stretches_share_out_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_share_out_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     real = torch.ops.attfc.center_gradient
     monkeypatch.setattr(torch.ops.attfc, "center_gradient", lambda *a: seen.append(a[-1]) or real(*a))
-    monkeypatch.setitem(_trained_centers.STRETCH_NUMBERS, "cpu", 7 * 19)
+    monkeypatch.setitem(_trained_centers.BLOCK_NUMBERS, "cpu", 7 * 19)
     gradients(inputs(), make("arcface"), backend="cpu", grad_tolerance=0.01, gradient_sink=lambda *_: None)
     assert len(seen) == 8 and sum(seen) == pytest.approx(0.01)
 
@@ -241,7 +241,7 @@ def test_empty_batch_and_no_centers(backend: str) -> None:
 
 
 def test_inverse_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "_NORM_STRETCH_NUMBERS", 15)  # three rows at a time, and one
+    monkeypatch.setattr(functional, "_NORM_BLOCK_NUMBERS", 15)  # three rows at a time, and one
     w = torch.randn(7, 5, dtype=torch.bfloat16)
     w[2] = 0
     found = inverse_norms(w)

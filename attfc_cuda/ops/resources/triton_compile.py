@@ -17,6 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from attfc_cuda.ops.row_values import RowValues
 from attfc_cuda.ops.triton.center_gradient import center_gradient_constants
 from attfc_cuda.ops.triton.center_gradient_kernel import center_gradient_kernel
 from attfc_cuda.ops.triton.configs import Config, choose, choose_center_gradient, padded_dim
@@ -76,15 +77,17 @@ def sweep_resources(
         "center_label_ptr": "*i64",
         "center_scale_ptr": row if scaled else None,
         "center_unit_ptr": row if scaled and dtype == torch.float16 else None,
-        "reference_ptr": row,
-        **dict.fromkeys(("threshold_ptr", "quad_ptr", "lin_ptr", "const_ptr"), row if modulated else None),
+        "row_value_ptr": row,
         "partial_ptr": row,
         "hard_count_ptr": "*i32",
         "gradient_ptr": row if need_grad else None,
         **dict.fromkeys(("rows", "slots", "embedding_stride", "tiles_per_split"), "i32"),
         **dict.fromkeys(("scale_log2", "tolerance", "target_tolerance"), "fp32"),
     }
-    constants = launch_constants(config, dtype, dim, dim, need_moments, may_omit and need_grad, precision)
+    row_value_count = len(RowValues._fields) if modulated else 1
+    constants = launch_constants(
+        config, dtype, dim, dim, row_value_count, need_moments, may_omit and need_grad, precision
+    )
     aligned = ("embedding_stride",) if dim % 16 == 0 else ()
     return _resources(capability, sweep_kernel, arguments, constants, config.num_warps, config.num_stages, aligned)
 
@@ -129,7 +132,7 @@ def merge_resources(capability: int, dim: int, splits: int = 22) -> Resources:
         "hard_count_ptr": "*i32",
         "gradient_ptr": row,
         "label_ptr": "*i64",
-        "reference_ptr": row,
+        "target_logit_ptr": row,
         "lse_ptr": row,
         "hard_total_ptr": "*i64",
         **dict.fromkeys(("max_cosine_ptr", "omitted_mass_ptr", "unit_grad_ptr", "moments_ptr"), row),

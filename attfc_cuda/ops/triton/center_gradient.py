@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from attfc_cuda.ops.row_values import RowValues, is_modulated
 from attfc_cuda.ops.triton import launch
 from attfc_cuda.ops.triton.center_gradient_kernel import TERMS, center_gradient_kernel, row_terms_kernel
 from attfc_cuda.ops.triton.configs import Config, choose_center_gradient
@@ -24,18 +25,14 @@ def center_gradient_forward(
     labels: Tensor,
     center_labels: Tensor,
     center_scale: Tensor | None,
-    reference: Tensor | None,
-    threshold: Tensor | None,
-    quad: Tensor | None,
-    lin: Tensor | None,
-    const: Tensor | None,
+    row_values: Tensor,
     scale: float,
     grad_tolerance: float,
     *,
     precision: str | None = None,
     config: Config | None = None,
 ) -> Tensor:
-    """The second sweep: the gradient of sum_b grad_lse_b lse_b + target_grad_b cos(x_b, own centres) to the centres.
+    """The gradient of sum_b grad_lse_b lse_b + target_grad_b cos(x_b, own centres) to the centres.
 
     Equals the gradient of eager.negative_logsumexp by autograd, through the normalisation of the centres where
     center_scale is given, but for the share of each row's softmax that grad_tolerance allows to leave out.
@@ -47,18 +44,9 @@ def center_gradient_forward(
     Raises: TypeError for another dtype, ValueError for D or a shape that does not fit.
     """
     precision = precision or launch.float32_precision()
-    rows_given = {
-        "grad_lse": grad_lse,
-        "lse": lse,
-        "target_grad": target_grad,
-        "reference": reference,
-        "threshold": threshold,
-        "quad": quad,
-        "lin": lin,
-        "const": const,
-    }
+    rows_given = {"grad_lse": grad_lse, "lse": lse, "target_grad": target_grad}
     launch.check_arguments(
-        "center_gradient", embeddings, centers, labels, center_labels, center_scale, rows_given, precision
+        "center_gradient", embeddings, centers, labels, center_labels, center_scale, row_values, rows_given, precision
     )
     rows, dim = embeddings.shape
     slots = centers.shape[0]
@@ -66,16 +54,12 @@ def center_gradient_forward(
     if rows == 0 or slots == 0:
         return gradient.zero_()
 
-    if threshold is None:
-        rows_given.update(quad=None, lin=None, const=None)
-    if grad_tolerance <= 0:
-        rows_given["reference"] = None
-    grad_lse, lse, target_grad, reference, threshold, quad, lin, const = map(launch.contiguous, rows_given.values())
+    grad_lse, lse, target_grad, row_values = map(launch.contiguous, (grad_lse, lse, target_grad, row_values))
     labels, center_labels, center_scale = map(launch.contiguous, (labels, center_labels, center_scale))
     embeddings, centers = launch.rows_contiguous(embeddings), launch.rows_contiguous(centers)
     weight_unit = None
     if embeddings.dtype == torch.float16:
-        largest = _largest_weight(grad_lse, lse, target_grad, labels, quad, lin, scale)
+        largest = _largest_weight(grad_lse, lse, target_grad, labels, row_values, scale)
         weight_unit = _LARGEST_HALF_WEIGHT * launch.power_of_two_unit(largest)
     if config is None:
         capability = launch.capability_of(embeddings.device)
@@ -88,17 +72,14 @@ def center_gradient_forward(
             lse,
             target_grad,
             labels,
-            reference,
-            threshold,
-            quad,
-            lin,
-            const,
+            row_values,
             weight_unit,
             terms,
             rows,
             scale,
             grad_tolerance / tiles,
             BLOCK=config.block_b,
+            ROW_VALUES=len(row_values),
             num_warps=1,
         )
         center_gradient_kernel[(tiles,)](
@@ -117,7 +98,7 @@ def center_gradient_forward(
                 config,
                 dim,
                 embeddings.stride(0),
-                threshold is not None,
+                is_modulated(row_values),
                 precision,
             ),
             num_warps=config.num_warps,
@@ -153,12 +134,14 @@ def _largest_weight(
     lse: Tensor,
     target_grad: Tensor | None,
     labels: Tensor,
-    quad: Tensor | None,
-    lin: Tensor | None,
+    row_values: Tensor,
     scale: float,
 ) -> Tensor:
     """An upper bound of |G| over the batch, 0-dim, on its device: largest_slope() of modulation.py in PyTorch."""
-    slope = sum((factor * value.abs() for factor, value in ((2, quad), (1, lin)) if value is not None), torch.zeros(()))
-    negatives = torch.where(lse == -torch.inf, 0, grad_lse.abs() * scale * slope.clamp(min=1))
+    negatives = grad_lse.abs() * scale
+    if is_modulated(row_values):
+        rows = RowValues.unstack(row_values)
+        negatives = negatives * (2 * rows.quad.abs() + rows.lin.abs()).clamp(min=1)
+    negatives = torch.where(lse == -torch.inf, 0, negatives)
     largest = negatives if target_grad is None else torch.maximum(negatives, target_grad.abs())
     return torch.where(labels >= 0, largest, 0).amax()

@@ -38,6 +38,7 @@ import triton.language as tl
 
 from attfc_cuda.ops.triton.modulation import (
     load_block,
+    load_row_value,
     load_rows,
     modulated,
     product_of_rows,
@@ -53,17 +54,14 @@ def row_terms_kernel(
     lse_ptr,  # [rows] in base e, -inf: the row has no negatives
     target_grad_ptr,  # [rows], or None: 0
     label_ptr,  # [rows] int64, < 0: ignored
-    reference_ptr,  # [rows] target logits in base e, or None: the target has no mass
-    threshold_ptr,  # [rows], or None: nothing is hard
-    quad_ptr,  # [rows], or None: 0; so are lin and const
-    lin_ptr,
-    const_ptr,
+    row_value_ptr,  # [ROW_VALUES, rows], of RowValues
     weight_unit_ptr,  # [1] power of two that multiplies G, or None: 1
     term_ptr,  # out [blocks, BLOCK, TERMS], then 1 / weight unit
     rows,
     scale,
     tolerance,  # a tile's share of grad_tolerance
     BLOCK: tl.constexpr,
+    ROW_VALUES: tl.constexpr,  # 0, 1 (no modulation) or 5
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = tl.load(label_ptr + row, mask=row < rows, other=-1) >= 0
@@ -72,7 +70,7 @@ def row_terms_kernel(
     lse = load_rows(lse_ptr, row, live, float("inf"))
     summed = live & (lse != float("-inf"))
     lse = tl.where(summed, lse * LOG2E, float("inf"))
-    reference = load_rows(reference_ptr, row, summed, float("-inf"))
+    target_logit = load_row_value(row_value_ptr, 0, ROW_VALUES, rows, row, summed, float("-inf"))
     unit = 1.0
     if weight_unit_ptr is not None:
         unit = tl.load(weight_unit_ptr)
@@ -80,13 +78,13 @@ def row_terms_kernel(
     at = term_ptr + row * 8
     tl.store(at, lse)
     tl.store(at + 1, load_rows(grad_lse_ptr, row, summed, 0.0) * scale * unit)
-    tl.store(at + 2, load_rows(threshold_ptr, row, live, float("inf")))
-    tl.store(at + 3, load_rows(quad_ptr, row, live, 0.0))
-    tl.store(at + 4, load_rows(lin_ptr, row, live, 0.0))
-    tl.store(at + 5, load_rows(const_ptr, row, live, 0.0))
+    tl.store(at + 2, load_row_value(row_value_ptr, 1, ROW_VALUES, rows, row, live, float("inf")))
+    tl.store(at + 3, load_row_value(row_value_ptr, 2, ROW_VALUES, rows, row, live, 0.0))
+    tl.store(at + 4, load_row_value(row_value_ptr, 3, ROW_VALUES, rows, row, live, 0.0))
+    tl.store(at + 5, load_row_value(row_value_ptr, 4, ROW_VALUES, rows, row, live, 0.0))
     tl.store(at + 6, load_rows(target_grad_ptr, row, live, 0.0) * unit)
     # Finite in live rows, so that the own class stays beyond it (and 0 where the tolerance is: 0 inf would be NaN).
-    bound = tl.where(tolerance > 0, tolerance * (1.0 + tl.exp2(reference * LOG2E - lse)), 0.0)
+    bound = tl.where(tolerance > 0, tolerance * (1.0 + tl.exp2(target_logit * LOG2E - lse)), 0.0)
     bound = tl.where(bound > 3e38, 3e38, bound)
     tl.store(at + 7, tl.where(live, bound, float("inf")))
 

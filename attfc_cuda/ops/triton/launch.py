@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attfc_cuda._check import error
+from attfc_cuda.ops.row_values import RowValues
 from attfc_cuda.ops.triton.configs import DTYPES, PRECISIONS, why_not
 
 
@@ -33,6 +34,7 @@ def check_arguments(
     labels: Tensor,
     center_labels: Tensor,
     center_scale: Tensor | None,
+    row_values: Tensor,
     rows_given: dict[str, Tensor | None],
     precision: str,
 ) -> None:
@@ -57,6 +59,10 @@ def check_arguments(
     for name, value, count in [("center_scale", center_scale, slots), *floats]:
         if value is not None and (value.dtype != torch.float32 or value.shape != (count,)):
             raise error(function, name, f"be float32 [{count}]", f"{value.dtype} {list(value.shape)}")
+    shapes = [(count, rows) for count in (0, 1, len(RowValues._fields))]
+    if row_values.dtype != torch.float32 or row_values.shape not in shapes:
+        rule = f"be float32 {' or '.join(str(list(shape)) for shape in shapes)}"
+        raise error(function, "row_values", rule, f"{row_values.dtype} {list(row_values.shape)}")
     if precision not in PRECISIONS:
         raise error(function, "precision", f"be one of {', '.join(PRECISIONS)}", repr(precision))
 

@@ -19,7 +19,7 @@ def merge_kernel(
     hard_count_ptr,  # [splits, rows] int32
     gradient_ptr,  # [splits, rows, DIM] float32, or None
     label_ptr,  # [rows] int64
-    reference_ptr,  # [rows] float32 in base e, or None
+    target_logit_ptr,  # [rows] float32 in base e, or None
     lse_ptr,  # out [rows] float32
     hard_total_ptr,  # out [rows] int64
     max_cosine_ptr,  # out [rows] float32
@@ -75,8 +75,8 @@ def merge_kernel(
     tl.store(max_cosine_ptr + row, tl.max(tl.load(partial_ptr + 6 * field + at, mask=inside & live, other=LOWEST), 0))
     tl.store(hard_total_ptr + row, tl.sum(tl.load(hard_count_ptr + at, mask=inside, other=0).to(tl.int64), 0))
     target_mass = 0.0
-    if reference_ptr is not None:
-        target_mass = tl.exp2(tl.load(reference_ptr + row, mask=live, other=LOWEST) / LN2 - shift)
+    if target_logit_ptr is not None:
+        target_mass = tl.exp2(tl.load(target_logit_ptr + row, mask=live, other=LOWEST) / LN2 - shift)
     tl.store(omitted_mass_ptr + row, tl.where(omitted > 0, omitted / (target_mass + total), 0.0))
     if moments_ptr is not None:
         tl.store(moments_ptr + 3 * row, moment_quad / divisor * scale)

@@ -1,4 +1,4 @@
-"""What the two Triton sweeps share on the device: loads, the first product, the modulated cosine.
+"""What the two Triton kernels share on the device: loads, the first product, the modulated cosine.
 
 modulated() and times_slope() are csrc/modulation.h in Triton; like it, they leave out nothing themselves: the caller
 says which pairs are hard. A "block" is a set of rows of one matrix, [N, D]; `rows` are pointers [N, 1] to their first
@@ -17,6 +17,15 @@ def load_rows(pointer, row, live, other):
     values = tl.full(row.shape, other, tl.float32)
     if pointer is not None:
         values = tl.load(pointer + row, mask=live, other=other)
+    return values
+
+
+@triton.jit
+def load_row_value(table, INDEX: tl.constexpr, COUNT: tl.constexpr, rows, row, live, other):
+    """One row of the table `row_values` [COUNT, rows], as load_rows() loads it; `other` where the table ends before."""
+    values = tl.full(row.shape, other, tl.float32)
+    if INDEX < COUNT:
+        values = tl.load(table + INDEX * tl.cast(rows, tl.int64) + row, mask=live, other=other)
     return values
 
 

@@ -24,11 +24,7 @@ def negative_logsumexp_forward(
     labels: Tensor,
     center_labels: Tensor,
     center_scale: Tensor | None,
-    reference: Tensor | None,
-    threshold: Tensor | None,
-    quad: Tensor | None,
-    lin: Tensor | None,
-    const: Tensor | None,
+    row_values: Tensor,
     scale: float,
     grad_tolerance: float,
     need_grad: bool,
@@ -45,7 +41,7 @@ def negative_logsumexp_forward(
     embeddings [B, D], centers [S, D]: unit rows of one dtype, float32, bfloat16 or float16; D <= 1024, loaded fastest
     where it is a multiple of 16. labels [B], center_labels [S] int64; negative: an ignored row, an empty slot (never
     read: may be NaN). center_scale [S] float32 or None: what makes unit rows of the centres, 1/|w|, applied to the
-    products; never read in empty slots. reference, threshold, quad, lin, const: [B] float32 or None.
+    products; never read in empty slots. row_values [R, B] float32: `RowValues.stack`.
     precision: of float32 products, "ieee", "tf32x3" or "tf32"; None: launch.float32_precision(). config, splits: tile
     sizes and parts of the class axis; None: those of the device.
     Returns: lse [B] float32, hard_count [B] int64, max_cosine [B] float32, omitted_mass [B] float32,
@@ -55,13 +51,11 @@ def negative_logsumexp_forward(
     Raises: TypeError for another dtype, ValueError for D or a shape that does not fit.
     """
     precision = precision or launch.float32_precision()
-    rows_given = {"reference": reference, "threshold": threshold, "quad": quad, "lin": lin, "const": const}
     launch.check_arguments(
-        "negative_logsumexp", embeddings, centers, labels, center_labels, center_scale, rows_given, precision
+        "negative_logsumexp", embeddings, centers, labels, center_labels, center_scale, row_values, {}, precision
     )
     rows, dim = embeddings.shape
     slots = centers.shape[0]
-    reference, threshold, quad, lin, const = map(launch.contiguous, rows_given.values())
 
     def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=embeddings.device)
@@ -90,6 +84,7 @@ def negative_logsumexp_forward(
     hard_partial = new(splits, rows, dtype=torch.int32)
     gradient = new(splits, rows, dim) if need_grad else None
     labels, center_labels, center_scale = map(launch.contiguous, (labels, center_labels, center_scale))
+    row_values = row_values.contiguous()
     center_unit = None
     if center_scale is not None and embeddings.dtype == torch.float16:
         center_unit = launch.power_of_two_unit(torch.where(center_labels >= 0, center_scale, 0).amax())
@@ -102,11 +97,7 @@ def negative_logsumexp_forward(
             center_labels,
             center_scale,
             center_unit,
-            reference,
-            threshold,
-            quad if threshold is not None else None,
-            lin if threshold is not None else None,
-            const if threshold is not None else None,
+            row_values,
             partial,
             hard_partial,
             gradient,
@@ -116,8 +107,10 @@ def negative_logsumexp_forward(
             tiles_per_split,
             scale * math.log2(math.e),
             grad_tolerance,
-            grad_tolerance / splits if reference is not None else 0.0,
-            **launch_constants(config, embeddings.dtype, dim, centers.stride(0), need_moments, may_omit, precision),
+            grad_tolerance / splits,
+            **launch_constants(
+                config, embeddings.dtype, dim, centers.stride(0), len(row_values), need_moments, may_omit, precision
+            ),
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
@@ -126,7 +119,7 @@ def negative_logsumexp_forward(
             hard_partial,
             gradient,
             labels,
-            reference,
+            row_values if len(row_values) else None,
             lse,
             hard_count,
             max_cosine,
@@ -149,6 +142,7 @@ def launch_constants(
     dtype: torch.dtype,
     dim: int,
     center_stride: int,
+    row_value_count: int,
     need_moments: bool,
     may_omit: bool,
     precision: str,
@@ -165,6 +159,7 @@ def launch_constants(
     return {
         "DIM": dim,
         "CENTER_STRIDE": center_stride,
+        "ROW_VALUES": row_value_count,
         "BLOCK_B": config.block_b,
         "BLOCK_S": config.block_s,
         "BLOCK_D": config.block_d,

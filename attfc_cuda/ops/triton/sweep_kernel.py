@@ -35,6 +35,7 @@ import triton.language as tl
 from attfc_cuda.ops.triton.modulation import (
     largest_slope,
     load_block,
+    load_row_value,
     load_rows,
     modulated,
     product_of_rows,
@@ -53,11 +54,7 @@ def sweep_kernel(
     center_label_ptr,  # [slots] int64, < 0: empty
     center_scale_ptr,  # [slots], or None: 1
     center_unit_ptr,  # [1] power of two, scale of center_scale among stored weights, or None: 1
-    reference_ptr,  # [rows] target logits in base e, or None
-    threshold_ptr,  # [rows], or None: nothing is hard
-    quad_ptr,  # [rows], or None: 0; so are lin and const
-    lin_ptr,
-    const_ptr,
+    row_value_ptr,  # [ROW_VALUES, rows], of RowValues
     partial_ptr,  # out [FIELDS, splits, rows] float32
     hard_count_ptr,  # out [splits, rows] int32
     gradient_ptr,  # out [splits, rows, DIM] float32, or None: no gradient
@@ -70,6 +67,7 @@ def sweep_kernel(
     target_tolerance,  # tolerance / splits: what all splits omit together stays under the tolerance
     DIM: tl.constexpr,
     CENTER_STRIDE: tl.constexpr,
+    ROW_VALUES: tl.constexpr,  # 0, 1 (no modulation) or 5
     BLOCK_B: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,  # DIM rounded up to a power of two; the columns between are zeros
@@ -82,7 +80,7 @@ def sweep_kernel(
     PRECISION: tl.constexpr,  # of float32 products: ieee, tf32x3, tf32
 ):
     LOWEST: tl.constexpr = float("-inf")
-    MODULATED: tl.constexpr = threshold_ptr is not None
+    MODULATED: tl.constexpr = ROW_VALUES > 1
     SCALED: tl.constexpr = center_scale_ptr is not None
     NEED_GRAD: tl.constexpr = gradient_ptr is not None
 
@@ -90,11 +88,11 @@ def sweep_kernel(
     inside = row < rows
     label = tl.load(label_ptr + row, mask=inside, other=-1)
     row_live = label >= 0
-    target = load_rows(reference_ptr, row, row_live, LOWEST) * 1.4426950408889634
-    threshold = load_rows(threshold_ptr, row, row_live, float("inf"))
-    quad = load_rows(quad_ptr, row, row_live, 0.0)
-    lin = load_rows(lin_ptr, row, row_live, 0.0)
-    const = load_rows(const_ptr, row, row_live, 0.0)
+    target = load_row_value(row_value_ptr, 0, ROW_VALUES, rows, row, row_live, LOWEST) * 1.4426950408889634
+    threshold = load_row_value(row_value_ptr, 1, ROW_VALUES, rows, row, row_live, float("inf"))
+    quad = load_row_value(row_value_ptr, 2, ROW_VALUES, rows, row, row_live, 0.0)
+    lin = load_row_value(row_value_ptr, 3, ROW_VALUES, rows, row, row_live, 0.0)
+    const = load_row_value(row_value_ptr, 4, ROW_VALUES, rows, row, row_live, 0.0)
     center_unit = 1.0
     if center_unit_ptr is not None:
         center_unit = tl.load(center_unit_ptr)
@@ -185,7 +183,9 @@ def sweep_kernel(
                 # A tile without mass is never needed; beyond that may_omit() decides.
                 row_needs = mass != 0
                 if MAY_OMIT:
-                    bound = tolerance * total + target_tolerance * tl.exp2(target - reference)
+                    bound = tolerance * total
+                    if ROW_VALUES > 0:
+                        bound += target_tolerance * tl.exp2(target - shift)
                     row_needs = row_needs & ((omitted + mass <= bound) == 0)
                 needed = tl.max(row_needs.to(tl.int32), 0) > 0
                 if MAY_OMIT:

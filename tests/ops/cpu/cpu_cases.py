@@ -72,13 +72,11 @@ class CenterCase:
 
     def rest(self, grad_tolerance: float = 0.0) -> tuple:
         """What both operators take after the tensors of arguments()."""
-        return (
-            self.center_scale,
-            self.case.target_logit,
-            *modulation(self.case).values(),
-            self.case.scale,
-            grad_tolerance,
-        )
+        return self.center_scale, self.case.row_values(), self.case.scale, grad_tolerance
+
+    def without_target(self) -> CenterCase:
+        """The same without target logits, under which the sweep is exact in every row."""
+        return dataclasses.replace(self, case=dataclasses.replace(self.case, target_logit=None))
 
 
 def make_center_case(
@@ -102,8 +100,7 @@ def make_center_case(
 
 def swept_lse(given: CenterCase) -> Tensor:
     """lse of the CPU sweep, NaN in ignored rows; without a target_logit, under which every row is exact."""
-    scale, _, *rest = given.rest()
-    lse = torch.ops.attfc.negative_logsumexp(*arguments(given.case), scale, None, *rest, False, False)[0]
+    lse = torch.ops.attfc.negative_logsumexp(*arguments(given.case), *given.without_target().rest(), False, False)[0]
     return torch.where(given.case.labels >= 0, lse, math.nan)
 
 

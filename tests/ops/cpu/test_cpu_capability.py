@@ -34,5 +34,5 @@ def test_every_instruction_set_agrees_with_float64(capability):
 
 
 def test_an_unknown_capability_is_named():
-    done = cpu_cases.run_with_capability("avx", "from attfc_cuda import _backend; _backend.build_config()")
+    done = cpu_cases.run_with_capability("avx", "from attfc_cuda.ops import backend; backend.build_config()")
     assert "ATTFC_CPU_CAPABILITY must be generic, avx2, avx512, avx512_bf16 or amx, got avx" in done.stderr

@@ -72,7 +72,7 @@ def test_operator_checks_what_it_would_misread():
     _backend.available("cpu")
 
     def call(x=x, w=w, labels=labels, slots=slots, grad_lse=rows, lse=rows, target_grad=rows, center_scale=None):
-        rest = (center_scale, None, None, None, None, None, 64.0, 0.0)
+        rest = (center_scale, torch.zeros(0, 2), 64.0, 0.0)
         return torch.ops.attfc.center_gradient(grad_lse, lse, target_grad, x, w, labels, slots, *rest)
 
     assert call().shape == w.shape

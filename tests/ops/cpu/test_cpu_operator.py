@@ -1,5 +1,7 @@
 """The CPU sweep as a torch operator: autograd, compilation, transforms, memory, checks."""
 
+import re
+
 import pytest
 import torch
 from cpu_cases import arguments, modulation, needs_extension, raw_centers
@@ -31,9 +33,7 @@ def test_opcheck(wanted):
     case, center_scale = raw_centers(case)
     need_grad, need_moments = wanted
     inputs = [case.embeddings.clone().requires_grad_(need_grad), *arguments(case)[1:]]
-    inputs += [center_scale, case.target_logit, case.threshold]
-    inputs += [t.clone().requires_grad_(need_moments) for t in (case.quad, case.lin, case.const)]
-    inputs += [case.scale, 0.0, need_grad, need_moments]
+    inputs += [center_scale, case.row_values().requires_grad_(need_moments), case.scale, 0.0, need_grad, need_moments]
     torch.library.opcheck(torch.ops.attfc.negative_logsumexp.default, tuple(inputs))
 
 
@@ -88,7 +88,7 @@ def test_a_second_derivative_is_refused():
 
 def test_autocast_of_the_bare_operator():
     case = testing.make_case((5, 131, 64), torch.float32, kind="trained", modulation="adasin")
-    rest = (*arguments(case)[2:], None, case.target_logit, *modulation(case).values(), case.scale, 0.0, False, False)
+    rest = (*arguments(case)[2:], None, case.row_values(), case.scale, 0.0, False, False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = torch.ops.attfc.negative_logsumexp(case.embeddings, case.centers, *rest)
     outside = torch.ops.attfc.negative_logsumexp(case.embeddings.bfloat16(), case.centers.bfloat16(), *rest)
@@ -114,11 +114,11 @@ def test_no_allocation_grows_with_the_number_of_centres():
 def test_operator_checks_what_it_would_misread():
     x, w = torch.zeros(2, 4), torch.zeros(3, 4)
     labels, slots = torch.zeros(2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
-    empty = (None,) * 6
+    given = torch.zeros(5, 2)
     _backend.available("cpu")
 
-    def call(x=x, w=w, labels=labels, slots=slots, rows=empty):
-        return torch.ops.attfc.negative_logsumexp(x, w, labels, slots, *rows, 64.0, 0.0, False, False)
+    def call(x=x, w=w, labels=labels, slots=slots, center_scale=None, rows=given):
+        return torch.ops.attfc.negative_logsumexp(x, w, labels, slots, center_scale, rows, 64.0, 0.0, False, False)
 
     for error, message, inputs in (
         (ValueError, r"negative_logsumexp: embeddings must have 2 dimensions, got \[4\]", {"x": x[0]}),
@@ -128,18 +128,27 @@ def test_operator_checks_what_it_would_misread():
         (ValueError, r"negative_logsumexp: center_labels must have shape \[3\], got \[2\]", {"slots": slots[:2]}),
         (
             TypeError,
-            r"negative_logsumexp: threshold must be Float, got Double",
-            {"rows": (None, None, labels.double(), None, None, None)},
+            r"negative_logsumexp: row_values must be Float, got Double",
+            {"rows": torch.zeros(5, 2).double()},
+        ),
+        *(
+            (
+                ValueError,
+                r"negative_logsumexp: row_values must have shape \[0, 1 or 5, 2\], got "
+                + re.escape(str(list(rows.shape))),
+                {"rows": rows},
+            )
+            for rows in (torch.zeros(2, 2), torch.zeros(5, 3), torch.zeros(2), torch.zeros(0))
         ),
         (
             ValueError,
             r"negative_logsumexp: center_scale must have shape \[3\], got \[2\]",
-            {"rows": (torch.ones(2), *empty[1:])},
+            {"center_scale": torch.ones(2)},
         ),
         (
             TypeError,
             "negative_logsumexp: center_scale must be Float, got Double",
-            {"rows": (torch.ones(3).double(), *empty[1:])},
+            {"center_scale": torch.ones(3).double()},
         ),
         (
             TypeError,
@@ -154,11 +163,11 @@ def test_operator_checks_what_it_would_misread():
 def test_fake_kernel_promises_what_the_kernel_gives():
     case = testing.make_case((3, 5, 7), torch.bfloat16, modulation="none")
     for need_grad in (False, True):
-        rest = (*arguments(case)[2:], None, None, None, None, None, None, 64.0, 0.0, need_grad, need_grad)
+        rest = (*arguments(case)[2:], None, case.row_values(), 64.0, 0.0, need_grad, need_grad)
         real = torch.ops.attfc.negative_logsumexp(case.embeddings, case.centers, *rest)
         fake = _ops._fake(case.embeddings, case.centers, *rest)
         assert [(t.shape, t.dtype) for t in real] == [(t.shape, t.dtype) for t in fake]
 
 
 def test_functional_prefers_the_compiled_sweep():
-    assert functional._backend.resolve("auto", torch.device("cpu"), torch.float32, 512) == "cpu"
+    assert functional.backends.resolve("auto", torch.device("cpu"), torch.float32, 512) == "cpu"

@@ -130,7 +130,7 @@ def test_empty(rows, slots):
     row = torch.zeros(rows)
     gradient = center_gradient_forward(
         row, row, row, torch.zeros(rows, 16), torch.full((slots, 16), math.nan), torch.zeros(rows).long(),
-        torch.ones(slots).long(), torch.ones(slots), row, row, row, row, row, 64.0, 0.0,
+        torch.ones(slots).long(), torch.ones(slots), torch.zeros(5, rows), 64.0, 0.0,
     )  # fmt: skip
     assert gradient.shape == (slots, 16) and (gradient == 0).all()
 
@@ -295,8 +295,7 @@ def test_bad_arguments(change, kind, message):
     arguments = {
         "grad_lse": row, "lse": row, "target_grad": None, "embeddings": torch.zeros(2, 16),
         "centers": torch.zeros(3, 16), "labels": torch.zeros(2).long(), "center_labels": torch.zeros(3).long(),
-        "center_scale": None, "reference": None, "threshold": None, "quad": None, "lin": None, "const": None,
-        "scale": 64.0, "grad_tolerance": 0.0,
+        "center_scale": None, "row_values": torch.zeros(0, 2), "scale": 64.0, "grad_tolerance": 0.0,
     }  # fmt: skip
     with pytest.raises(kind, match=message):
         center_gradient_forward(**{**arguments, **change})

@@ -100,8 +100,7 @@ class Problem:
         options.setdefault("config", config_for(case.embeddings.dtype, case.embeddings.shape[1]))
         return center_gradient_forward(
             self.grad_lse, self.lse, self.target_grad, case.embeddings, case.centers, case.labels, case.center_labels,
-            self.center_scale, case.target_logit, case.threshold, case.quad, case.lin, case.const, case.scale,
-            grad_tolerance, **options,
+            self.center_scale, case.row_values(), case.scale, grad_tolerance, **options,
         )  # fmt: skip
 
     def _row(self, b: int, centers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -16,19 +16,18 @@ from torch import Tensor
 
 from attfc_cuda import testing
 from attfc_cuda.ops import eager as oracle
+from attfc_cuda.ops.row_values import RowValues
 from attfc_cuda.ops.triton import launch
 from attfc_cuda.ops.triton.sweep import negative_logsumexp_forward
 
 
 class _Sweep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, embeddings, quad, lin, const, rest):
-        arguments, options = rest
-        centers, labels, center_labels, center_scale, target_logit, threshold, scale, tolerance = arguments
+    def forward(ctx, embeddings, row_values, arguments, options):
+        centers, labels, center_labels, center_scale, scale, tolerance = arguments
         outputs = negative_logsumexp_forward(
-            embeddings, centers, labels, center_labels, center_scale, target_logit, threshold, quad, lin, const, scale,
-            tolerance, True, **options,
-        )  # fmt: skip
+            embeddings, centers, labels, center_labels, center_scale, row_values, scale, tolerance, True, **options
+        )
         ctx.save_for_backward(*outputs[4:])
         ctx.embeddings_dtype = embeddings.dtype
         ctx.mark_non_differentiable(*outputs[1:4])
@@ -37,9 +36,10 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_lse, *_):
         unit_grad, moments = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        grads = (grad_lse * moments[:, i] if needs[1 + i] else None for i in range(3))
-        return (grad_lse[:, None] * unit_grad).to(ctx.embeddings_dtype), *grads, None
+        coefficients = None
+        if ctx.needs_input_grad[1]:
+            coefficients = torch.cat([moments.new_zeros(2, len(moments)), (grad_lse[:, None] * moments).T])
+        return (grad_lse[:, None] * unit_grad).to(ctx.embeddings_dtype), coefficients, None, None
 
 
 def sweep(
@@ -48,8 +48,9 @@ def sweep(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     options.setdefault("config", config_for(embeddings.dtype, embeddings.shape[1]))
     options.setdefault("splits", 2)
-    arguments = (centers, labels, center_labels, center_scale, target_logit, threshold, scale, grad_tolerance)
-    return _Sweep.apply(embeddings, quad, lin, const, (arguments, options))
+    arguments = (centers, labels, center_labels, center_scale, scale, grad_tolerance)
+    row_values = RowValues(target_logit, threshold, quad, lin, const).stack(embeddings)
+    return _Sweep.apply(embeddings, row_values, arguments, options)
 
 
 def check(case: testing.Case, **options) -> dict[str, Tensor]:
@@ -149,10 +150,9 @@ def test_everything_masked():
 
 @pytest.mark.parametrize(("rows", "slots"), [(0, 5), (3, 0), (0, 0)])
 def test_empty(rows, slots):
-    row = torch.zeros(rows)
     outputs = negative_logsumexp_forward(
         torch.zeros(rows, 16), torch.zeros(slots, 16), torch.zeros(rows).long(), torch.ones(slots).long(),
-        torch.ones(slots), row, row, row, row, row, 64.0, 0.0, True,
+        torch.ones(slots), torch.zeros(5, rows), 64.0, 0.0, True,
     )  # fmt: skip
     lse, hard_count, max_cosine, omitted_mass, unit_grad, moments = outputs
     assert lse.shape == max_cosine.shape == omitted_mass.shape == hard_count.shape == (rows,)
@@ -264,8 +264,8 @@ def test_skipping_omits_what_it_reports(dtype):
     left_out, share, gradient = _by_hand(case, 16, tolerance)
     assert left_out.any() and not left_out.all() and share.max() > 0
     outputs = negative_logsumexp_forward(
-        case.embeddings, case.centers, case.labels, case.center_labels, None, case.target_logit, case.threshold,
-        case.quad, case.lin, case.const, case.scale, tolerance, True, config=config_for(dtype, 192), splits=1,
+        case.embeddings, case.centers, case.labels, case.center_labels, None, case.row_values(),
+        case.scale, tolerance, True, config=config_for(dtype, 192), splits=1,
     )  # fmt: skip
     live = case.labels >= 0
     # The mass of a tile carries the rounding of its logits: scale * 2^-22, as in testing.floor_of.
@@ -324,10 +324,8 @@ def test_what_was_omitted_moves_with_the_reference():
 
 def test_without_gradient_the_statistics_are_the_same():
     case = testing.make_case((5, 70, 32), BFLOAT16, kind="trained", modulation="quadratic")
-    arguments = (
-        case.embeddings, case.centers, case.labels, case.center_labels, None, case.target_logit, case.threshold,
-        case.quad, case.lin, case.const, case.scale, 0.0,
-    )  # fmt: skip
+    tensors = (case.embeddings, case.centers, case.labels, case.center_labels, None, case.row_values())
+    arguments = (*tensors, case.scale, 0.0)
     options = {"config": config_for(BFLOAT16, 32), "splits": 2}
     full = negative_logsumexp_forward(*arguments, True, **options)
     bare = negative_logsumexp_forward(*arguments, False, False, **options)
@@ -384,7 +382,17 @@ def test_coefficients_left_out_are_zero():
         ({"centers": torch.zeros(3, 8)}, ValueError, r"centers must be \[S, 16\], got \[3, 8\]"),
         ({"labels": torch.zeros(2)}, TypeError, "labels must be int64, got torch.float32"),
         ({"center_labels": torch.zeros(4).long()}, ValueError, r"center_labels must be \[3\], got \[4\]"),
-        ({"threshold": torch.zeros(3)}, ValueError, r"threshold must be float32 \[2\], got torch.float32 \[3\]"),
+        (
+            {"row_values": torch.zeros(5, 3)},
+            ValueError,
+            r"row_values must be float32 .*5, 2\], got .* \[5, 3\]",
+        ),
+        (
+            {"row_values": torch.zeros(2, 2)},
+            ValueError,
+            r"row_values must be float32 .*5, 2\], got .* \[2, 2\]",
+        ),
+        ({"row_values": torch.zeros(1, 2).double()}, ValueError, r"row_values must be float32 .*got torch.float64"),
         ({"center_scale": torch.zeros(2)}, ValueError, r"center_scale must be float32 \[3\], got torch.float32 \[2\]"),
         ({"precision": "bf16"}, ValueError, "precision must be one of ieee, tf32x3, tf32, got 'bf16'"),
     ],
@@ -392,8 +400,8 @@ def test_coefficients_left_out_are_zero():
 def test_bad_arguments(change, kind, message):
     arguments = {
         "embeddings": torch.zeros(2, 16), "centers": torch.zeros(3, 16), "labels": torch.zeros(2).long(),
-        "center_labels": torch.zeros(3).long(), "center_scale": None, "reference": None, "threshold": None,
-        "quad": None, "lin": None, "const": None, "scale": 64.0, "grad_tolerance": 0.0, "need_grad": True,
+        "center_labels": torch.zeros(3).long(), "center_scale": None, "row_values": torch.zeros(0, 2),
+        "scale": 64.0, "grad_tolerance": 0.0, "need_grad": True,
     }  # fmt: skip
     with pytest.raises(kind, match=message):
         negative_logsumexp_forward(**{**arguments, **change})
