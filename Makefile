@@ -1,21 +1,26 @@
 # make demo   trains a small model with AttFC + AdaSin on procedural faces and verifies it (a few minutes on a CPU)
-# make test   runs every test; those that need a GPU say why they do not run
+# make test   tests what a change can break, in at most 10 minutes on 2 cores; tests that need a GPU say why they do not run
+# make proof  the rest, for a release: every architecture, sanitizers, planted faults, long fuzzing, kills, the documentation
 # make gpu    on a machine with a GPU: builds the CUDA extension, runs the GPU tests, times the kernels (about 9 minutes)
 # make bench  measures training steps of the heads and their peers by identities (25 minutes), into build/
-# make lint   checks formatting
+# make lint   checks formatting and types
 # make docs   builds the documentation into build/docs, with warnings as errors
+# make ext    compiles what has changed in the CPU extension since the last time, and nothing else
 # All of them first make .venv and install and compile the package into it, once.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Wheels of torch without CUDA exist too: TORCH="torch --index-url URL" installs another build.
 TORCH ?= torch
+# Processes that run tests: as many as there are cores, four at most (each imports torch).
+WORKERS ?= auto
 
-.PHONY: demo test test-kernels gpu bench lint docs clean
+.PHONY: demo test proof gpu bench lint docs ext clean
 .DELETE_ON_ERROR:
 
 # Compiled again whenever a source changes.
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CPP_SOURCES := $(filter-out setup.py pyproject.toml constraints.txt,$(SOURCES)) $(wildcard tests/csrc/*.cpp tests/csrc/*.h)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -25,20 +30,32 @@ $(VENV)/.installed: $(BIN)/python $(SOURCES)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
 
+ext: $(BIN)/python
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
 demo: $(VENV)/.installed
 	$(BIN)/attfc demo
 
-test: $(VENV)/.installed
-	ATTFC_TEST_COUNTS=build/test_counts.json $(BIN)/python -m pytest
-	$(MAKE) test-kernels
-	$(BIN)/python tests/counting.py build/test_counts.json build/csrc/ctest.xml
-
+# A file of tests stays in one process: what it prepares is prepared once.
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 # The CUDA kernels' own source, run on the CPU and compiled for every architecture; needs neither torch nor a GPU.
-test-kernels: $(VENV)/.installed
-	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/csrc -G Ninja -DPython3_EXECUTABLE=$(abspath $(BIN))/python
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/csrc
-	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/csrc -j 2 --output-on-failure \
-	  --output-junit ctest.xml --test-output-size-passed 1000000
+IN_VENV = PATH="$(abspath $(BIN)):$$PATH"
+CMAKE = $(IN_VENV) cmake -S . -B build/csrc -G Ninja -DPython3_EXECUTABLE=$(abspath $(BIN))/python
+CTEST = $(IN_VENV) ctest --test-dir build/csrc -j 2 --output-on-failure --output-junit ctest.xml --test-output-size-passed 1000000
+
+test: $(VENV)/.installed
+	$(PYTEST) -m "not proof" --reports build/reports/test
+	$(CMAKE)
+	$(IN_VENV) cmake --build build/csrc --target host_plain
+	$(CTEST) -LE proof
+	$(BIN)/python tests/counting.py build/reports/test build/csrc/ctest.xml
+
+proof: $(VENV)/.installed docs
+	$(PYTEST) -m proof --reports build/reports/proof
+	$(CMAKE)
+	$(IN_VENV) cmake --build build/csrc
+	$(CTEST) -L proof
+	$(BIN)/python tests/counting.py build/reports/proof build/csrc/ctest.xml
 
 gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/gpu.py
@@ -49,11 +66,10 @@ bench: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(filter-out setup.py pyproject.toml constraints.txt,$(SOURCES))
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+	$(BIN)/mypy
 
-# Its libraries are an extra of their own, installed at the first build.
 docs: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo written: build/docs/index.html
 

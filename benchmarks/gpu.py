@@ -259,7 +259,7 @@ def count_launches(step: Callable[[], Any], device: torch.device) -> int | None:
 
 def run_tests(report: Report, deadline: float, device: torch.device, name: str, arguments: list[str]) -> None:
     """pytest on tests/gpu in a process of its own, ended when its time is up."""
-    variables = {"ATTFC_GPU_TESTS_ON": "cpu"} if device.type == "cpu" else {}
+    variables = {"CUDA_VISIBLE_DEVICES": ""} if device.type == "cpu" else {}
     command = [sys.executable, "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", *arguments]
     with gpu_timing.variables({"PYTHONPATH": str(HERE.parent), **variables}):
         process = subprocess.Popen(

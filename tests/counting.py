@@ -1,6 +1,8 @@
-"""The last lines of `make test`: how many tests ran in place of a GPU, and how many on one.
+"""The last lines of `make test` and `make proof`: how many tests ran in place of a GPU, how many on one, and the
+slowest of all.
 
-python tests/counting.py PYTEST.json CTEST.xml, as tests/conftest.py and `ctest --output-junit` write them.
+python tests/counting.py REPORTS CTEST.xml, as `pytest --reports` (tests/conftest.py) and `ctest --output-junit` write
+them; REPORTS/durations.txt gets the seconds of every file and every test, slowest first.
 """
 
 import collections
@@ -12,7 +14,7 @@ from pathlib import Path
 
 # What a test of the GPU kernels does, by its place: the folder tests/gpu, or a word in its file's name.
 KINDS = {
-    "gpu": "on a GPU",
+    "gpu": "for a GPU",
     "interpreter": "Triton kernels in the interpreter",
     "compile": "GPU kernels compiled only",
 }
@@ -38,6 +40,35 @@ def count(reports: dict[str, list]) -> dict[str, dict]:
             if outcome == "skipped":
                 counts[kind]["reasons"][report.longrepr[2].removeprefix("Skipped: ")] += 1
     return counts
+
+
+def seconds_of(reports: dict[str, list]) -> dict[str, float]:
+    """Of each test, the seconds of its set-up, its call and its tear-down together."""
+    seconds: dict[str, float] = collections.defaultdict(float)
+    for group in reports.values():
+        for report in group:
+            if hasattr(report, "when"):
+                seconds[report.nodeid] += report.duration
+    return dict(seconds)
+
+
+def seconds_of_ctest(xml: str) -> dict[str, float]:
+    return {
+        f"ctest::{test.get('name')}": float(test.get("time", 0))
+        for test in ElementTree.fromstring(xml).iter("testcase")
+    }
+
+
+def durations(seconds: dict[str, float]) -> str:
+    """A line for each file and then for each test, slowest first."""
+    files: dict[str, float] = collections.defaultdict(float)
+    for name, value in seconds.items():
+        files[name.split("::")[0]] += value
+    return "".join(
+        f"{value:9.2f} s  {name}\n"
+        for each in (files, seconds)
+        for name, value in sorted(each.items(), key=lambda item: -item[1])
+    )
 
 
 HOST_RUN = "CUDA kernels run on the CPU"
@@ -74,5 +105,7 @@ def lines(*groups: dict[str, dict]) -> list[str]:
 
 
 if __name__ == "__main__":
-    pytest_counts, ctest_counts = (Path(path) for path in sys.argv[1:3])
-    print("\n".join(lines(json.loads(pytest_counts.read_text()), count_ctest(ctest_counts.read_text()))))
+    reports, ctest_xml = Path(sys.argv[1]), Path(sys.argv[2]).read_text()
+    seconds = json.loads((reports / "durations.json").read_text()) | seconds_of_ctest(ctest_xml)
+    (reports / "durations.txt").write_text(durations(seconds))
+    print("\n".join(lines(json.loads((reports / "counts.json").read_text()), count_ctest(ctest_xml))))

@@ -1,5 +1,9 @@
-"""The counts at the end of `make test`."""
+"""The counts and the times at the end of `make test`."""
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +11,7 @@ import counting
 import pytest
 
 CTEST = """<testsuite tests="4">
-<testcase name="cuda_host.plain.sweep" status="run"><system-out>FAILED x
+<testcase name="cuda_host.plain.sweep" time="7.5" status="run"><system-out>FAILED x
 12 passed, 1 failed
 </system-out></testcase>
 <testcase name="cuda_host.asan.sweep" status="run"><system-out>3 passed, 0 failed</system-out></testcase>
@@ -53,9 +57,51 @@ def test_ctest_programs_count_their_cases():
     counted = counting.count_ctest(CTEST)
     assert (counted[counting.HOST_RUN]["passed"], counted[counting.HOST_RUN]["failed"]) == (15, 2)
     assert counted[counting.COMPILED]["passed"] == 70
-    gpu = {"on a GPU": {"passed": 0, "failed": 0, "skipped": 2, "reasons": {"no card": 2}}}
+    gpu = {"for a GPU": {"passed": 0, "failed": 0, "skipped": 2, "reasons": {"no card": 2}}}
     compiled = {counting.COMPILED: {"passed": 5, "failed": 0, "skipped": 0, "reasons": {}}}
     printed = counting.lines(gpu, compiled, counted)
     assert len(printed) == 3
     assert "0 passed   0 failed    2 skipped  (no card)" in printed[0]
     assert " 75 passed" in printed[1]
+
+
+def test_times_of_files_and_tests_slowest_first():
+    def report(name, when, seconds):
+        return SimpleNamespace(nodeid=name, when=when, duration=seconds)
+
+    seconds = counting.seconds_of(
+        {
+            "": [report("a.py::slow", "setup", 2.0), report("b.py::x", "teardown", 0.5)],
+            "passed": [report("a.py::slow", "call", 3.0), report("a.py::fast", "call", 1.0)],
+            "deselected": [object()],
+        }
+    )
+    assert seconds == {"a.py::slow": 5.0, "b.py::x": 0.5, "a.py::fast": 1.0}
+    table = counting.durations(seconds | counting.seconds_of_ctest(CTEST)).splitlines()
+    assert [line.split() for line in table[:3]] == [
+        ["7.50", "s", "ctest"],
+        ["6.00", "s", "a.py"],
+        ["0.50", "s", "b.py"],
+    ]
+    assert table[3].split() == ["7.50", "s", "ctest::cuda_host.plain.sweep"]
+    assert [line.split()[-1] for line in table[4:7]] == ["a.py::slow", "a.py::fast", "b.py::x"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_left_to_proof_is_said_and_reports_are_written(tmp_path, workers):
+    if workers:
+        pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    here = Path(__file__).parent
+    for name in ("conftest.py", "counting.py"):
+        shutil.copy(here / name, tmp_path)
+    (tmp_path / "test_two.py").write_text(
+        "import pytest\n\ndef test_now(): pass\n\n@pytest.mark.proof\ndef test_later(): pass\n"
+    )
+    options = ["-c", str(here.parent / "pyproject.toml"), "--rootdir", str(tmp_path), "-p", "no:cacheprovider"]
+    options += ["-m", "not proof", "--reports", str(tmp_path / "reports"), *(["-n", str(workers)] if workers else [])]
+    command = [sys.executable, "-m", "pytest", str(tmp_path), *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 tests are left to `make proof`" in done.stdout and "1 passed" in done.stdout
+    assert list(json.loads((tmp_path / "reports" / "durations.json").read_text())) == ["test_two.py::test_now"]
+    assert set(json.loads((tmp_path / "reports" / "counts.json").read_text())) == set(counting.KINDS.values())

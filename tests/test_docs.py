@@ -33,7 +33,7 @@ RECORDER = r"""
 set -eu
 PATH=/nowhere
 record() { printf '%s\0' "$@" >&3; printf '\n\0' >&3; }
-for name in attfc python make pip torchrun accelerate git; do eval "$name() { record $name \"\$@\"; }"; done
+for name in attfc python make pip torchrun accelerate git cmake ctest; do eval "$name() { record $name \"\$@\"; }"; done
 cd() { :; }
 command_not_found_handle() { echo "no such command: $1" >&2; return 127; }
 """

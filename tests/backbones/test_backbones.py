@@ -171,7 +171,7 @@ def test_a_whole_network_in_bfloat16():
     assert network(torch.randn(4, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.proof)])
 def test_small_learns_to_tell_identities_apart(norm):
     """Eight textures seen at shifted places under noise; judged on shifts and noise not trained on."""
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.proof
 def test_every_piece_runs_and_is_right() -> None:
     pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed (the extra [bench])")
     command = [

@@ -18,6 +18,7 @@ SMALL = "--data procedural:16x4 --steps 2 --image-size 16 --batch-size 16 --embe
 NUMBERS = 16 * 32
 
 
+@pytest.mark.proof
 def test_textbook_and_trainer_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the same settings, yet of two heads: two rows, and the textbook's centres come from its own report."""
     textbook = runpy.run_path(str(EXAMPLES / "full_fc_arcface.py"))["FullFC"]

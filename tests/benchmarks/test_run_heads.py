@@ -40,7 +40,7 @@ SMALL = Problem(identities=300, batch=24, dim=48, dtype="float32", device="cpu",
 # Through torch.compile, which takes seconds for each.
 COMPILED = ("full fc, torch.compile", "cut-cross-entropy")
 CHECKED = [
-    (name, margin, dtype)
+    pytest.param(name, margin, dtype, marks=[pytest.mark.proof] if name in COMPILED else [])
     for name, contender in CONTENDERS.items()
     if contender.truth is not None and not contender.only_gpu
     for margin in (contender.margins or ("arcface", "adasin", "magface"))

@@ -117,6 +117,7 @@ def test_inputs_are_unit_rows_with_an_own_centre_each(monkeypatch: pytest.Monkey
     assert inputs.labels.shape == (40,) and inputs.labels.max() < 16 and inputs.labels.min() >= 0
 
 
+@pytest.mark.proof
 def test_a_small_run_measures_writes_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def test_watching_does_not_change_the_losses(head: str, tmp_path: Path) -> None:
     assert clock.encoder_images == [24 if head == "attfc" else 8] * 4
 
 
+@pytest.mark.proof
 def test_a_small_run_of_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

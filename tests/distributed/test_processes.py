@@ -77,6 +77,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -
     assert agree(on_one_process("fc", run, "--resume"), on_one_process("fc", tmp_path / "whole"))
 
 
+@pytest.mark.proof
 def test_a_killed_process_ends_the_run_and_three_go_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, output = torchrun(2, "attfc", run, act=f"1 5 {int(signal.SIGKILL)}")

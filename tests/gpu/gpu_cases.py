@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "ops" / "cpu"))
 import cpu_cases  # noqa: E402  (the centre cases, the same numbers as for the CPU kernels)
 
 only_gpu = pytest.mark.only_gpu
-DEVICE = torch.device(os.environ.get("ATTFC_GPU_TESTS_ON", "cuda"))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BACKENDS = ("triton", "cuda") if DEVICE.type == "cuda" else ("cpu",)
 HALF = (torch.bfloat16, torch.float16)
 

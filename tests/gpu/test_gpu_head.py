@@ -100,6 +100,7 @@ def test_the_host_waits_for_nothing(backend):
     assert all(loss.isfinite() for loss, _ in found)
 
 
+@only_gpu
 @backends
 @policies
 def test_compiled_in_one_piece(backend, policy):

@@ -176,6 +176,7 @@ def test_a_class_starts_the_same_however_many_there_are() -> None:
     assert not torch.equal(few, FullyConnected(8, 5000).centers)
 
 
+@pytest.mark.proof
 def test_step_compiles() -> None:
     made = make(FullyConnected)
     x, labels = batch()

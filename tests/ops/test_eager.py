@@ -10,7 +10,17 @@ from attfc_cuda import testing
 from attfc_cuda.margins import psi
 from attfc_cuda.ops import eager
 
-SMALL = ["one", "narrow", "tail"]
+# (shape, kind, modulation, scale): every shape and kind, then every modulation at every scale.
+LOOPED = [(shape, kind, "quadratic", 64.0) for shape in ("one", "narrow", "tail") for kind in testing.KINDS] + [
+    ("tail", "trained", modulation, scale)
+    for modulation in testing.MODULATIONS
+    for scale in (1.0, 64.0, 1000.0)
+    if (modulation, scale) != ("quadratic", 64.0)
+]
+# (modulation, scale, target cosine): every modulation at every scale, then the target at its ends.
+EXPLICIT = [(modulation, scale, None) for modulation in testing.MODULATIONS for scale in (1.0, 64.0, 1000.0)] + [
+    ("quadratic", scale, end) for scale in (1.0, 64.0, 1000.0) for end in (1.0, -1.0)
+]
 
 
 def looped_lse(case, row):
@@ -32,10 +42,7 @@ def looped_lse(case, row):
     return top + math.log(sum(math.exp(z - top) for z in total)), hard_count, max(cosines)
 
 
-@pytest.mark.parametrize("scale", [1.0, 64.0, 1000.0])
-@pytest.mark.parametrize("modulation", testing.MODULATIONS)
-@pytest.mark.parametrize("kind", testing.KINDS)
-@pytest.mark.parametrize("shape", SMALL)
+@pytest.mark.parametrize(("shape", "kind", "modulation", "scale"), LOOPED)
 def test_equals_a_loop_over_rows_and_slots(shape, kind, modulation, scale):
     case = testing.make_case(testing.SHAPES[shape], torch.float64, kind=kind, modulation=modulation, scale=scale)
     result = testing.run(eager.negative_logsumexp, case)
@@ -47,9 +54,7 @@ def test_equals_a_loop_over_rows_and_slots(shape, kind, modulation, scale):
     assert not result["omitted_mass"].any()
 
 
-@pytest.mark.parametrize("scale", [1.0, 64.0, 1000.0])
-@pytest.mark.parametrize("modulation", testing.MODULATIONS)
-@pytest.mark.parametrize("target_cosine", [None, 1.0, -1.0])
+@pytest.mark.parametrize(("modulation", "scale", "target_cosine"), EXPLICIT)
 def test_softplus_of_lse_is_the_explicit_cross_entropy(modulation, scale, target_cosine):
     case = testing.make_case(
         (17, 131, 64), torch.float64, kind="trained", modulation=modulation, scale=scale, target_cosine=target_cosine

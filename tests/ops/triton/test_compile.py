@@ -1,7 +1,8 @@
 """The Triton kernels compiled for every architecture, without a GPU: no spills, within shared memory, on tensor cores.
 
 The numbers are the compiler's own (attfc_cuda/ops/resources/triton_compile.py). Triton caches what it compiles: a
-second run is quick.
+second run is quick. `make test` compiles for the first architecture of NEWEST_FIRST what training runs; `make proof`
+compiles the rest.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ from attfc_cuda.ops.resources.triton_compile import (
 from attfc_cuda.ops.triton.configs import MAX_DIM, Config, choose, choose_center_gradient, padded_dim
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
+NEWEST_FIRST = (90, *(each for each in ARCHITECTURES if each != 90))
+proof = pytest.mark.proof
+
+
+def rest_in_proof(cases):
+    """The first case as it is, the others for `make proof`."""
+    first, *others = cases
+    return [first, *(pytest.param(*(each if isinstance(each, tuple) else (each,)), marks=proof) for each in others)]
 
 
 def check(resources: Resources, tensor_cores: bool) -> None:
@@ -39,12 +48,13 @@ def check(resources: Resources, tensor_cores: bool) -> None:
 
 
 # In training: modulated, with gradient, skipping; moments only where a coefficient is learnt. float32 does not skip.
-@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16, FLOAT32], ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", rest_in_proof([BFLOAT16, FLOAT16, FLOAT32]), ids=str)
+@pytest.mark.parametrize("architecture", rest_in_proof(NEWEST_FIRST))
 def test_training_at_512(architecture, dtype):
     check(sweep_resources(architecture, dtype, 512, may_omit=dtype != FLOAT32), dtype != FLOAT32)
 
 
+@proof
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize(
     ("dtype", "options"),
@@ -66,6 +76,7 @@ def test_variants_at_512(architecture, dtype, options):
     check(sweep_resources(architecture, dtype, 512, **options), dtype != FLOAT32 or "precision" in options)
 
 
+@proof
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("dim", [64, 256, 1000])
 def test_other_dims(architecture, dim):
@@ -73,6 +84,7 @@ def test_other_dims(architecture, dim):
     check(sweep_resources(architecture, BFLOAT16, dim), True)
 
 
+@proof
 @pytest.mark.parametrize("architecture", [86, 120])
 def test_the_widest_rows_fit_the_smaller_shared_memory(architecture):
     check(sweep_resources(architecture, FLOAT16, MAX_DIM), True)
@@ -87,13 +99,16 @@ def test_hopper_multiplies_with_warp_groups_without_repeating_the_first_product(
 # In training: raw centres (with center_scale), modulated.
 @pytest.mark.parametrize(
     ("architecture", "dtype"),
-    [(architecture, BFLOAT16) for architecture in ARCHITECTURES]
-    + [(architecture, dtype) for architecture in (80, 90) for dtype in (FLOAT16, FLOAT32)],
+    rest_in_proof(
+        [(architecture, BFLOAT16) for architecture in NEWEST_FIRST]
+        + [(architecture, dtype) for architecture in (80, 90) for dtype in (FLOAT16, FLOAT32)]
+    ),
 )
 def test_center_gradient_at_512(architecture, dtype):
     check(center_gradient_resources(architecture, dtype, 512), dtype != FLOAT32)
 
 
+@proof
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize(
     ("dtype", "options"),
@@ -110,6 +125,7 @@ def test_variants_of_the_center_gradient_at_512(architecture, dtype, options):
     check(center_gradient_resources(architecture, dtype, 512, **options), dtype != FLOAT32 or "precision" in options)
 
 
+@proof
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize(("dtype", "dim"), [(FLOAT32, 128), (BFLOAT16, 128), (BFLOAT16, 1000)], ids=str)
 def test_center_gradient_at_other_dims(architecture, dtype, dim):
@@ -159,6 +175,7 @@ def test_merge(architecture):
     check(merge_resources(architecture, 512), False)
 
 
+@proof
 def test_a_tile_that_is_too_large_is_seen_to_spill():
     """The reading of spills bites: twice the rows on sm_80 leaves no registers for anything but the accumulator."""
     assert sweep_resources(80, BFLOAT16, 512, config=Config(64, 64, 512, 512)).spill_bytes > 0
@@ -203,6 +220,7 @@ def test_padded_dim_and_choice():
 KERNELS = ("triton sweep", "triton center gradient", "triton merge")
 
 
+@proof
 def test_report(capsys):
     table = report.rows(architectures=(80, 90), dtypes=(BFLOAT16,))
     assert [(row["kernel"], row["architecture"]) for row in table] == [
