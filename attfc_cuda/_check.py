@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attfc_cuda._error import error
+from attfc_cuda._error import error, printable
 
-__all__ = ["error", "require_labels", "require_mapping", "require_rows"]
+__all__ = ["error", "printable", "require_labels", "require_mapping", "require_rows"]
 
 
 def require_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -13,4 +14,16 @@ def error(
     Example: ``raise error("AttFC", "capacity", "be at least 1", capacity)``.
     """
     tail = f"; {remedy}" if remedy else ""
-    return kind(f"{function}: {argument} must {rule}, got {got}{tail}")
+    return kind(printable(f"{function}: {argument} must {rule}, got {got}{tail}"))
+
+
+# What would move a terminal's cursor, reorder its text or not encode: control characters (but tab), directions, halves
+# of surrogate pairs (bytes of a file's name that are no UTF-8).
+_UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """`text` with whatever a stranger's file name could do to a terminal or a log line written out, as \\x1b."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)

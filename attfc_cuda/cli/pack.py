@@ -23,6 +23,8 @@ class Command:
     """Cut each image to its central square and store it as JPEG of this side; None: keep every file as it is."""
     on_bad_image: Literal["skip", "raise"] = "skip"
     """skip: leave out and count what cannot be read; raise: stop and name it."""
+    allow_outside: bool = False
+    """Take images that a link or a list's line fetches from outside of the source's folder."""
 
 
 def run(command: Command) -> int:
@@ -32,5 +34,5 @@ def run(command: Command) -> int:
     dataset = build_dataset(command.source, command.image_size or 112, on_bad_image=command.on_bad_image)
     if not isinstance(dataset, StoredFaces):
         raise error("pack", "source", "be one source of stored images", repr(command.source))
-    print(pack(dataset, command.out, image_size=command.image_size))
+    print(pack(dataset, command.out, image_size=command.image_size, allow_outside=command.allow_outside))
     return 0

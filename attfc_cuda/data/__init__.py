@@ -1,6 +1,6 @@
 """Face images by identity: data sets, and the attention loader that makes training batches of them."""
 
-from attfc_cuda.data.attention_loader import AttentionLoader, Batch
+from attfc_cuda.data.attention_loader import AttentionLoader, Batch, TooManyUnreadable
 from attfc_cuda.data.augment import normalize_images
 from attfc_cuda.data.build import build_dataset
 from attfc_cuda.data.faces import FaceDataset, UnreadableImage
@@ -27,6 +27,7 @@ __all__ = [
     "RecordFaces",
     "StoredFaces",
     "TarFaces",
+    "TooManyUnreadable",
     "UnreadableImage",
     "build_dataset",
     "decode_image",

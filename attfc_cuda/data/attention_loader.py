@@ -17,6 +17,9 @@ from attfc_cuda.data.augment import Augmentation, mirror_images, normalize_image
 from attfc_cuda.data.faces import FaceDataset, UnreadableImage
 from attfc_cuda.data.sampling import AttentionSampler, BatchPlan
 
+# Unreadable rows up to here are an accident, whatever their share.
+_FEW = 20
+
 
 class Batch(NamedTuple):
     """Images are float32 in [-1, 1]; labels are the data set's, or -1 for a row to ignore (an unreadable image).
@@ -31,8 +34,12 @@ class Batch(NamedTuple):
     negative_labels: torch.Tensor  # [M] int64
 
 
+class TooManyUnreadable(UnreadableImage):
+    """So many images cannot be read that a run would train on nothing; the message names the first of them."""
+
+
 class _Assembler(Dataset):
-    """Turns a plan into a batch; runs in the worker processes.
+    """Turns a plan into a batch, and the first reason why an image of it could not be read; runs in the workers.
 
     A failure that is to end the iteration is returned, not raised: the DataLoader would wrap a worker's exception in
     text of its own, and an iterator that an exception's traceback keeps alive delays the workers' end by seconds.
@@ -41,12 +48,12 @@ class _Assembler(Dataset):
     def __init__(self, dataset: FaceDataset, augmentation: Augmentation):
         self.dataset, self.augmentation = dataset, augmentation
 
-    def __getitem__(self, plan: BatchPlan) -> Batch | UnreadableImage:
+    def __getitem__(self, plan: BatchPlan) -> tuple[Batch, str | None] | UnreadableImage:
         dataset, (rows, gallery_size) = self.dataset, plan.gallery.shape
         indices = np.concatenate([plan.probe, plan.gallery.reshape(-1), plan.negatives])
         mirrored = np.concatenate([plan.mirror_probe, plan.mirror_gallery.reshape(-1), plan.mirror_negatives])
         images = torch.zeros((len(indices), 3, dataset.image_size, dataset.image_size), dtype=torch.uint8)
-        readable = np.ones(len(indices), dtype=bool)
+        readable, reason = np.ones(len(indices), dtype=bool), None
         for place, index in enumerate(indices.tolist()):
             try:
                 images[place] = dataset[index]
@@ -54,6 +61,7 @@ class _Assembler(Dataset):
                 if dataset.on_bad_image != "skip":
                     return failure
                 readable[place] = False
+                reason = reason or str(failure)
                 warnings.warn(f"row ignored: {failure}", stacklevel=2)
         images = mirror_images(images, torch.from_numpy(mirrored))
         if self.augmentation.random:
@@ -65,11 +73,11 @@ class _Assembler(Dataset):
         row_readable = readable[:rows] & readable[rows : rows * (1 + gallery_size)].reshape(rows, -1).all(axis=1)
         labels = np.where(row_readable, dataset.labels[plan.probe], -1)
         negative_labels = np.where(readable[rows * (1 + gallery_size) :], dataset.labels[plan.negatives], -1)
-        return Batch(probe, gallery, torch.from_numpy(labels), negatives, torch.from_numpy(negative_labels))
+        return Batch(probe, gallery, torch.from_numpy(labels), negatives, torch.from_numpy(negative_labels)), reason
 
 
-def _as_is(batch: Batch | UnreadableImage) -> Batch | UnreadableImage:
-    return batch
+def _as_is(item: tuple[Batch, str | None] | UnreadableImage) -> tuple[Batch, str | None] | UnreadableImage:
+    return item
 
 
 class AttentionLoader:
@@ -86,8 +94,9 @@ class AttentionLoader:
 
     An image that cannot be read: with the data set's `on_bad_image` "skip" its row comes with label -1 (no loss, no
     gradient) and is counted in `ignored_rows` and the report, and a warning names the file; with "raise" it is an
-    `UnreadableImage`. `state_dict()` taken after any batch resumes with exactly the batches that would have followed.
-    The global random state is neither used nor changed.
+    `UnreadableImage`. Where that is no exception but the rule, the data are gone or not what they were, and going on
+    would train on nothing: `TooManyUnreadable`. `state_dict()` taken after any batch resumes with exactly the batches
+    that would have followed. The global random state is neither used nor changed.
 
     Args:
         dataset: A `FaceDataset`.
@@ -104,6 +113,7 @@ class AttentionLoader:
         rank: The number of this process, 0 to world_size - 1.
         world_size: The number of processes that share each batch.
         num_workers: Processes that prepare batches ahead; 0 works in this one.
+        max_unreadable: The largest share of rows that may be ignored, counted from the 20th ignored row on.
 
     Attributes:
         num_probes: Probe images an epoch, of all processes together.
@@ -113,6 +123,8 @@ class AttentionLoader:
     Raises:
         ValueError, TypeError: Naming the argument.
         UnreadableImage: While iterating, see above.
+        TooManyUnreadable: While iterating, after as many rows as a batch has without a readable one, or more than
+            `max_unreadable` of all.
 
     Source: the attention loader of AttFC (arXiv 2503.06839); min_images and the negatives are our choice.
     """
@@ -131,15 +143,21 @@ class AttentionLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        max_unreadable: float = 0.05,
     ):
         self.augmentation = Augmentation(augment, dataset.image_size)
         self.dataset, self.mirror = dataset, self.augmentation.flip
         self.num_workers = checked_int("AttentionLoader", "num_workers", num_workers, 0)
+        if not 0 <= max_unreadable <= 1:
+            raise error("AttentionLoader", "max_unreadable", "lie in 0 to 1", max_unreadable)
+        self.max_unreadable = max_unreadable
         self.sampler = AttentionSampler(
             dataset, batch_size, gallery_size, seed, min_images, negatives_per_batch, drop_last, rank, world_size
         )
         self.num_probes, self.num_classes = self.sampler.num_probes, len(dataset.identities)
         self.ignored_rows = 0
+        self._rows = self._unreadable = self._unreadable_in_a_row = 0
+        self._first_reason: str | None = None
         self._epoch = self._batch = 0
         # What must be equal for a saved position to mean the same batches.
         self._identity = {
@@ -170,12 +188,34 @@ class AttentionLoader:
             collate_fn=_as_is,
             generator=torch.Generator(),  # else each iteration draws from the global one
         )
-        for batch_index, batch in enumerate(loader, first):
-            if isinstance(batch, UnreadableImage):
-                raise batch
+        for batch_index, item in enumerate(loader, first):
+            if isinstance(item, UnreadableImage):
+                raise item
+            batch, reason = item
+            if reason is not None or self._unreadable:
+                self._watch_unreadable(batch, reason)
+            self._rows += len(batch.labels)
             self._epoch, self._batch = divmod(epoch * len(self) + batch_index + 1, len(self))
             self.ignored_rows += int((batch.labels < 0).sum() + (batch.negative_labels < 0).sum())
             yield batch
+
+    def _watch_unreadable(self, batch: Batch, reason: str | None) -> None:
+        """Raise before a batch goes out that shows the data to be gone."""
+        bad = int((batch.labels < 0).sum())
+        self._unreadable += bad
+        self._first_reason = self._first_reason or reason
+        self._unreadable_in_a_row = self._unreadable_in_a_row + bad if bad == len(batch.labels) else 0
+        seen = self._rows + len(batch.labels)
+        if self._unreadable_in_a_row >= self.sampler.batch_size:
+            got = f"none in the last {self._unreadable_in_a_row}"
+        elif self._unreadable >= _FEW and self._unreadable > self.max_unreadable * seen:
+            got = f"{self._unreadable} unreadable ones of {seen}"
+        else:
+            return
+        raise error(
+            "AttentionLoader", "the data set", f"have at most a share of {self.max_unreadable:g} unreadable rows",
+            f"{got}; the first reason: {self._first_reason}", "max_unreadable sets the share", TooManyUnreadable,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Plain ints and strings: the next batch to come ("pass": its epoch), and what it depends on. Equal on all

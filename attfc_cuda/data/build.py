@@ -32,6 +32,7 @@ def build_dataset(
     on_bad_image: str = "skip",
     cache: bool = False,
     check: bool = False,
+    label_field: str = "auto",
 ) -> FaceDataset:
     """The data set that `spec` names.
 
@@ -47,6 +48,7 @@ def build_dataset(
         seed: Of procedural faces only.
         on_bad_image, check: Of all but procedural faces, see `FolderFaces`.
         cache: Keep the decoded images in memory.
+        label_field: Of tar shards only, see `TarFaces`.
 
     Returns:
         A `FaceDataset`.
@@ -76,7 +78,9 @@ def build_dataset(
     if lists and any(lists):
         raise error("build_dataset", "identities", "be left out where a source is no folder", repr(identities))
     parts = [
-        kind(expand_braces(source) if kind is TarFaces else source, image_size, **options)
+        TarFaces(expand_braces(source), image_size, label_field=label_field, **options)
+        if kind is TarFaces
+        else kind(source, image_size, **options)
         for kind, source in zip(kinds, sources, strict=True)
     ]
     return parts[0] if len(parts) == 1 else ConcatFaces(parts)

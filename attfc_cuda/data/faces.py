@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from attfc_cuda._check import error
+from attfc_cuda._check import error, printable
 from attfc_cuda._deprecated import warn_renamed
 
 
@@ -31,7 +31,7 @@ class SlowNotice:
     def __call__(self, progress: str) -> None:
         if time.monotonic() >= self.next_s:
             self.next_s = time.monotonic() + self.every_s
-            print(f"attfc: {self.task}: {progress}", file=sys.stderr, flush=True)
+            print(printable(f"attfc: {self.task}: {progress}"), file=sys.stderr, flush=True)
 
 
 class FaceDataset(Dataset):

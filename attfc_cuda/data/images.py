@@ -13,6 +13,7 @@ import torch
 from attfc_cuda._check import error
 from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.jpeg import decode_fast
+from attfc_cuda.data.limits import TooLarge, max_image_pixels, require_bytes, require_pixels
 
 try:
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,10 +25,6 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".pbm", ".b
 # Pillow goes by the content and would run Ghostscript on PostScript: a stranger's file gets only these decoders.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF")
 _RULE = "be a readable image"
-
-# Above this many pixels an image is no face but a way to fill the memory: 64 M pixels are 192 MiB decoded.
-MAX_PIXELS = 2**26
-MAX_BYTES = 2**28
 
 
 def read_image(path: str | os.PathLike, image_size: int) -> torch.Tensor:
@@ -92,7 +89,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     """The bytes of an image file. Errors: `UnreadableImage` naming the file."""
     try:
         return _bytes(path)
-    except OSError as cause:
+    except (OSError, TooLarge) as cause:
         raise error("read_image", "path", _RULE, f"{Path(path)} ({_reason(cause)})", kind=UnreadableImage) from cause
 
 
@@ -102,9 +99,10 @@ def _bytes(path: str | os.PathLike) -> bytes:
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode):
             raise OSError("not a regular file")
-        if info.st_size > MAX_BYTES:
-            raise OSError(f"{info.st_size} bytes, more than {MAX_BYTES}")
-        return file.read(MAX_BYTES)
+        require_bytes(info.st_size)
+        content = file.read(info.st_size + 1)
+        require_bytes(len(content))  # it may have grown
+        return content
 
 
 def _need_pillow(function: str) -> None:
@@ -118,7 +116,7 @@ def _reason(cause: Exception) -> str:
 
 
 def _decode(data: bytes, image_size: int, fast: bool = True) -> torch.Tensor:
-    pixels = decode_fast(data, image_size, MAX_PIXELS) if fast else None
+    pixels = decode_fast(data, image_size, max_image_pixels()) if fast else None
     if pixels is None:
         picture = _decode_any(data, image_size)
     elif pixels.shape[:2] == (image_size, image_size):
@@ -137,8 +135,7 @@ def _decode(data: bytes, image_size: int, fast: bool = True) -> torch.Tensor:
 
 def _decode_any(data: bytes, image_size: int | None) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+        require_pixels(image.width, image.height)
         # A JPEG is decoded at half, a quarter or an eighth of its size where that is still large enough.
         if image_size is not None:
             image.draft(None, (image_size, image_size))
@@ -148,8 +145,9 @@ def _decode_any(data: bytes, image_size: int | None) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, or 32 holding 16: Pillow's own conversion would clip everything above 255
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        upper = np.right_shift(values, 8, dtype=values.dtype)
+        return Image.fromarray(np.clip(upper, 0, 255, out=upper).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if "A" in image.getbands() or "transparency" in image.info:

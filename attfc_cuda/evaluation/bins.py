@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from attfc_cuda._check import error
-from attfc_cuda.data.sources.mapped import DamagedFile
+from attfc_cuda.data.sources.checked_file import DamagedFile
 from attfc_cuda.evaluation.pairs import PairIndices
 from attfc_cuda.evaluation.restricted_pickle import Array, read_pickle
 from attfc_cuda.evaluation.sets import EncodedImages, VerificationSet

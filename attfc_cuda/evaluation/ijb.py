@@ -101,7 +101,13 @@ def _landmarks(path: Path, images: list[str]) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(numbers).all():
         line = int(np.flatnonzero(~np.isfinite(numbers).all(axis=1))[0])
         raise error("read_ijb", f"row {line + 1} of {path}", "hold finite numbers", numbers[line].tolist())
-    return numbers[:, :10].reshape(-1, 5, 2), numbers[:, 10].astype(np.float32)
+    with np.errstate(over="ignore"):
+        scores = numbers[:, 10].astype(np.float32)
+    wrong = (scores < 0) | ~np.isfinite(scores)
+    if wrong.any():  # a weight: a negative one would turn an image into its opposite
+        line = int(np.flatnonzero(wrong)[0])
+        raise error("read_ijb", f"row {line + 1} of {path}", "end in a score of at least 0", f"{numbers[line, 10]:g}")
+    return numbers[:, :10].reshape(-1, 5, 2), scores
 
 
 def _rows(path: Path, columns: int) -> list[list[str]]:

@@ -8,13 +8,14 @@ embedded once.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from attfc_cuda._check import error
+from attfc_cuda._check import error, printable
 from attfc_cuda.evaluation.lfw_pairs import is_lfw_header, lfw_pairs
 
 # At most this many images of one identity take part in impostor pairs while that leaves twice the pairs needed:
@@ -58,12 +59,13 @@ def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> 
     """Read a tab-separated pair list: on each line `image_a  image_b  same  fold`; or LFW's own `pairs.txt`.
 
     path: the list, UTF-8. root: the folder its image paths are relative to (absolute paths stand for themselves).
-    `same` is 1 (genuine) or 0 (impostor), `fold` any integer. Empty lines and lines that start with # are passed over.
+    `same` is 1 (genuine) or 0 (impostor), `fold` any integer. Empty lines and lines that start with # are passed over;
+    an image paired with itself is left out, with a warning.
     A list whose first line is one or two numbers is one of LFW's, see `lfw_pairs`; root is then LFW's image folder.
     check_files: look every image up, so that a wrong root is reported before the network has run for minutes.
 
     Errors: ValueError naming the list and the line for a wrong number of columns, a `same` or `fold` that is not one,
-    an image paired with itself, or an empty list; FileNotFoundError naming both for an image that does not exist.
+    or a list without a pair; FileNotFoundError naming both for an image that does not exist.
     """
     path, root = Path(path), Path(root)
     try:
@@ -77,10 +79,12 @@ def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> 
     same: list[bool] = []
     fold: list[int] = []
     seen: set[Path] = set()
+    selves: list[str] = []
     for line_number, image_a, image_b, is_same, number in rows:
         place = f"line {line_number} of {path}"
-        if image_a == image_b:
-            raise error("read_pairs", place, "pair two different images", f"{image_a} twice")
+        if image_a == image_b:  # its score is 1 for any network: it says nothing
+            selves.append(f"{image_a} in {place}")
+            continue
         for image in (root / image_a, root / image_b):
             if check_files and image not in seen and not image.is_file():
                 raise error(
@@ -96,8 +100,11 @@ def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> 
         paths_b.append(root / image_b)
         same.append(is_same)
         fold.append(number)
+    if selves:
+        text = f"read_pairs: {len(selves)} pairs of an image with itself are left out, the first is {selves[0]}"
+        warnings.warn(printable(text), stacklevel=2)
     if not same:
-        raise error("read_pairs", str(path), "hold at least one pair", "none")
+        raise error("read_pairs", str(path), "hold at least one pair of two images", "none")
     return PairList(paths_a, paths_b, np.array(same, dtype=bool), np.array(fold, dtype=np.int64))
 
 

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from attfc_cuda.data.sources.mapped import MappedFile
+from attfc_cuda.data.sources.checked_file import CheckedFile
 
 MAX_BYTES = 2**32
 
@@ -71,12 +71,12 @@ def read_pickle(path: str | os.PathLike) -> Any:
 
     Errors: `DamagedFile` naming file and offset for anything else; OSError.
     """
-    file = MappedFile(path)
+    file = CheckedFile(path)
     if file.size > MAX_BYTES:
         raise file.damaged(MAX_BYTES, "be the end of it", f"{file.size} bytes")
     machine, place = _Machine(), 0
     try:
-        for opcode, argument, position in pickletools.genops(io.BytesIO(file.view(0, file.size))):
+        for opcode, argument, position in pickletools.genops(io.BytesIO(file.read(0, file.size))):
             place = position
             if opcode.name == "STOP":
                 break

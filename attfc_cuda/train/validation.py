@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from attfc_cuda._deprecated import renamed_attributes
-from attfc_cuda.data import FaceDataset, build_dataset
+from attfc_cuda.data import FaceDataset, ProceduralFaces, build_dataset
 from attfc_cuda.evaluation import VerificationResult, VerificationSet, verify_backbone
 from attfc_cuda.evaluation.build import from_dataset, from_lists, split_list
 from attfc_cuda.train.config import TrainConfig
@@ -43,7 +43,7 @@ def verification_sets(config: TrainConfig, dataset: FaceDataset) -> list[Verific
     if options.verify_data:
         held_out = build_dataset(options.verify_data, size)
         sets.append(from_dataset("held-out", held_out, options.verify_num_pairs))
-    elif not sets and config.dataset.data.startswith("procedural"):
+    elif not sets and isinstance(dataset, ProceduralFaces):
         first, count = dataset.first_identity + len(dataset.identities), max(80, len(dataset.identities) // 10)
         held_out = build_dataset(f"procedural:{count}x8@{first}", size)
         sets.append(from_dataset("held-out", held_out, options.verify_num_pairs))

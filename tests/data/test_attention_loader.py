@@ -14,6 +14,7 @@ from attfc_cuda.data import (
     FaceDataset,
     FolderFaces,
     ProceduralFaces,
+    TooManyUnreadable,
     UnreadableImage,
     build_dataset,
 )
@@ -218,6 +219,35 @@ def test_unreadable_images_leave_their_rows_out():
             next(iter(loader))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_that_are_gone_stop_the_run(workers):
+    dataset = NumberedFaces([3] * 40, broken=range(120), on_bad_image="skip")
+    loader = AttentionLoader(dataset, 8, 1, num_workers=workers)
+    message = r"none in the last 8; the first reason: image \d+ is broken"
+    with warnings.catch_warnings(), pytest.raises(TooManyUnreadable, match=message):
+        warnings.simplefilter("ignore")
+        next(iter(loader))
+    assert loader.state_dict()["batch"] == 0  # a resumed run meets the same batch again
+
+
+def test_a_share_of_unreadable_images_stops_the_run_and_has_a_setting():
+    rows, broken = 400, range(0, 1200, 20)  # one image in twenty: with its gallery every tenth row
+    dataset = NumberedFaces([3] * rows, broken=broken, on_bad_image="skip")
+    message = (
+        r"at most a share of 0.05 unreadable rows, got (\d+) unreadable ones of (\d+); the first .*max_unreadable sets"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(TooManyUnreadable, match=message) as caught:
+            list(AttentionLoader(dataset, 8, 1))
+        bad, seen = map(int, re.search(message, str(caught.value)).groups())
+        assert bad >= 20 and bad > 0.05 * seen
+        loader = AttentionLoader(dataset, 8, 1, max_unreadable=0.2)
+        assert len(list(loader)) == len(loader) and loader.ignored_rows > 60
+        few = NumberedFaces([3] * rows, broken=range(0, 1200, 120), on_bad_image="skip")
+        assert len(list(AttentionLoader(few, 8, 1))) == len(loader)
+
+
 def test_corrupt_file_in_a_folder(tmp_path):
     for k in range(4):
         (tmp_path / f"id{k}").mkdir()
@@ -273,6 +303,7 @@ def test_report():
         ({"world_size": 5}, ValueError, "batch_size must hold at least a probe for each of the 5 processes, got 4; it"),
         ({"world_size": 3, "drop_last": False}, ValueError,
          "drop_last must leave a row to each process, got False with 2 rows in the last batch for 3 processes"),
+        ({"max_unreadable": 1.5}, ValueError, "max_unreadable must lie in 0 to 1, got 1.5"),
         ({"num_workers": -1}, ValueError, "num_workers must be at least 0, got -1"),
     ],
 )  # fmt: skip

@@ -84,8 +84,46 @@ def test_what_is_no_image_is_counted_in_both_modes(tree):
         assert len(faces) == 6
         report = faces.report()
         assert f"skipped: 1 files that are no images by their extension, e.g. {tree / 'anna' / 'Thumbs.db'}" in report
-        assert "skipped: 1 images that are no regular files" in report
+        assert "skipped: 1 folders inside of identity folders, whose images are not read" in report
         assert f"skipped: 1 files beside the identity folders, e.g. {tree / 'readme.txt'}" in report
+
+
+def test_hidden_and_tool_folders_are_no_identities(tree):
+    for name in (
+        ".ipynb_checkpoints/0.png",
+        "@eaDir/0.png",
+        "__MACOSX/anna/0.png",
+        "anna/@eaDir/0.png",
+        "anna/._0.png",
+    ):
+        _save(tree / name, 99)
+    for on_bad_image in ("skip", "raise"):
+        faces = FolderFaces(tree, 16, on_bad_image=on_bad_image)
+        assert faces.identities == ["anna", "bob", "carl"] and _values(faces) == [40, 50, 60, 10, 20, 30]
+        assert "skipped: 5 hidden files and folders of tools, e.g. " in faces.report()
+
+
+def test_links_to_themselves_and_nested_folders_are_counted(tree):
+    (tree / "loop").symlink_to("loop")
+    (tree / "anna" / "9.png").symlink_to("9.png")
+    _save(tree / "anna" / "1999" / "0.png", 99)
+    faces = FolderFaces(tree, 16, on_bad_image="raise")
+    assert _values(faces) == [40, 50, 60, 10, 20, 30]
+    report = faces.report()
+    assert f"skipped: 1 files beside the identity folders, e.g. {tree / 'loop'}" in report
+    assert f"skipped: 1 images that are no regular files, e.g. {tree / 'anna' / '9.png'}" in report
+    assert f"identity folders, whose images are not read, e.g. {tree / 'anna' / '1999'}" in report
+
+
+def test_file_names_cannot_steer_a_terminal(tree, capsys):
+    name = "x\x1b[2J\r\nall is well\u202e.png"
+    (tree / "anna" / name).write_bytes(b"no image")
+    faces = FolderFaces(tree, 16, check=True)
+    shown = "x\\x1b[2J\\r\\nall is well\\u202e.png"
+    assert shown in faces.report() and name not in faces.report()
+    with pytest.raises(UnreadableImage) as caught:
+        FolderFaces(tree, 16)[2]
+    assert shown in str(caught.value) and "\x1b" not in str(caught.value)
 
 
 def test_empty_identity_folder(tree):

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from attfc_cuda.data import AttentionLoader, FolderFaces, RecordFaces, UnreadableImage, pack
-from attfc_cuda.data.sources.mapped import DamagedFile
+from attfc_cuda.data import AttentionLoader, FolderFaces, ListFaces, RecordFaces, UnreadableImage, pack
+from attfc_cuda.data.sources.checked_file import DamagedFile
 from attfc_cuda.data.sources.recordio import RecordFile
 from attfc_cuda.data.sources.recordio_index import read_idx
 from attfc_cuda.data.sources.recordio_writer import RecordWriter
@@ -394,3 +394,30 @@ def test_any_bytes_come_back(tmp_path_factory, images, layout):
     offsets = list(records.scan(lambda cause: pytest.fail(str(cause))))
     assert offsets == [offset for _, offset in other.idx]
     assert [bytes(records.face(offset)[0].image) for offset in offsets] == images
+
+
+def test_pack_takes_images_only_and_none_from_outside(folder, tmp_path):
+    (tmp_path / "secret.png").write_bytes(png(99))
+    (folder / "anna" / "page.jpg").write_text("<html>")
+    (folder / "anna" / "empty.png").touch()
+    (folder / "ben" / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "ben" / "inside.png").symlink_to(folder / "carl" / "60.png")
+    text = pack(FolderFaces(folder, 16), tmp_path / "a.rec")
+    assert "7 images of 3 identities" in text and "skipped: 3 images that cannot be read" in text
+    assert sorted(values(RecordFaces(tmp_path / "a.rec", 16, on_bad_image="raise"))) == [10, 20, 30, 40, 50, 60, 60]
+    (folder / "l.txt").write_text("anna/10.png 0\n../secret.png 0\n")
+    faces = ListFaces(folder / "l.txt", 16, on_bad_image="raise")
+    message = "pack: every image must lie in the folder of the data set, got .*secret.png; allow_outside=True"
+    with pytest.raises(UnreadableImage, match=message):
+        pack(faces, tmp_path / "b.rec")
+    pack(faces, tmp_path / "b.rec", allow_outside=True)
+    assert values(RecordFaces(tmp_path / "b.rec", 16)) == [10, 99]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_cut_during_an_epoch_names_itself(tmp_path, workers):
+    faces = RecordFaces(insightface_layout(0).save(tmp_path), 16, on_bad_image="raise")
+    loader = AttentionLoader(faces, 2, 1, num_workers=workers)
+    os.truncate(faces._records.file.path, 100)
+    with pytest.raises(UnreadableImage, match="train.rec: byte .* got a file that ends at byte 100"):
+        next(iter(loader))

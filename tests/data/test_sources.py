@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import re
 import tarfile
@@ -164,7 +165,7 @@ def test_a_shard_with_json_or_folders(tmp_path):
     faces = TarFaces(tmp_path / "folders.tar", 16)
     assert faces.identities == ["anna", "ben"] and faces.labels.tolist() == [1, 0, 1]
     with pytest.raises(
-        ValueError, match=r"give every image its identity in the same way, got folders and numbers, e.g. 0"
+        ValueError, match=r"give every image its identity in the same way, got folders and numbers: 0 of .*, ben of"
     ):
         TarFaces([tmp_path / "json.tar", tmp_path / "folders.tar"], 16)
 
@@ -267,6 +268,66 @@ def test_a_damaged_database_ends_a_process_of_its_own(database):
             LmdbFaces(database, 16)
     with pytest.raises(ValueError, match="LmdbFaces: path must be an LMDB database, got .*/none, without a file"):
         LmdbFaces(database / "none", 16)
+
+
+def test_a_database_that_this_process_has_open_is_named_at_the_start(database):
+    lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed")
+    with (
+        lmdb.open(str(database), readonly=True, lock=False),
+        pytest.raises(
+            ValueError, match=f"LmdbFaces: path must not be open already, got {database} .*close yours first"
+        ),
+    ):
+        LmdbFaces(database, 16)
+    assert len(LmdbFaces(database, 16)) == 4
+
+
+@pytest.mark.parametrize("change", ["cut", "written"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_database_that_changes_is_an_error_that_names_it(database, change, workers):
+    faces = LmdbFaces(database, 16, on_bad_image="raise")
+    loader = AttentionLoader(faces, 2, 1, num_workers=workers)
+    file = database / "data.mdb"
+    if change == "cut":
+        os.truncate(file, 4096)
+    else:
+        os.utime(file, ns=(1, 1))
+    with pytest.raises(UnreadableImage, match=f"LmdbFaces: {database}, key 'anna.* has changed since it was opened"):
+        faces[0]
+    with pytest.raises(UnreadableImage, match="has changed since it was opened"):
+        next(iter(loader))
+
+
+FOREIGN = {
+    "image-label": ({b"num-samples": b"1", b"image-000000001": b"x", b"label-000000001": b"4"},
+                    "it has the keys image-%09d and label-%09d: write a database of your own with"),
+    "pickles": ({b"0": pickle.dumps((b"x", 3)), b"__len__": pickle.dumps(1)},
+                "it has numbered keys with pickles, which are never run here"),
+    "msgpack": ({b"0": b"\x92\xc4\x01x\x03", b"1": b"\x92\xc4\x01x\x04"},
+                "it has numbered keys with msgpack lists"),
+    "numbers": ({b"0": b"\xff\xd8\xff", b"1": b"\xff\xd8\xff"}, "it has numbered keys without labels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(FOREIGN))
+def test_other_peoples_layouts_are_named(tmp_path, name):
+    lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed")
+    entries, message = FOREIGN[name]
+    with lmdb.open(str(tmp_path / "db"), map_size=2**22) as env, env.begin(write=True) as transaction:
+        for key, value in entries.items():
+            transaction.put(key, value)
+    with pytest.raises(ValueError, match=rf"key <identity>/<image>, got {tmp_path}/db.*; {re.escape(message)}"):
+        LmdbFaces(tmp_path / "db", 16)
+
+
+def test_a_named_database_is_named(tmp_path):
+    lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed")
+    with lmdb.open(str(tmp_path / "db"), map_size=2**22, max_dbs=1) as env:
+        faces = env.open_db(b"train faces")
+        with env.begin(write=True, db=faces) as transaction:
+            transaction.put(b"ann/1", png(1))
+    with pytest.raises(ValueError, match=r"it holds named databases \('train faces'\): .* one of them, open_db"):
+        LmdbFaces(tmp_path / "db", 16)
 
 
 def test_without_lmdb_the_error_says_what_to_install(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attfc_cuda.data.sources.mapped import DamagedFile
+from attfc_cuda.data.sources.checked_file import DamagedFile
 from attfc_cuda.evaluation import read_bin, verify
 from attfc_cuda.evaluation.restricted_pickle import Array, read_pickle
 

@@ -42,7 +42,6 @@ def test_reads_a_list(folder):
         ("ann/1.png\tann/2.png\t1", ValueError, r"hold 4 tab-separated columns .* got 3"),
         ("ann/1.png\tann/2.png\tyes\t1", ValueError, r"hold 0 or 1 in column 3 \(same\), got 'yes'"),
         ("ann/1.png\tann/2.png\t1\tone", ValueError, r"hold an integer in column 4 \(fold\), got 'one'"),
-        ("ann/1.png\tann/1.png\t1\t1", ValueError, r"pair two different images, got ann/1.png twice"),
         (
             "ann/1.png\tann/9.png\t1\t1",
             FileNotFoundError,
@@ -56,9 +55,21 @@ def test_a_bad_line_is_named(folder, line, kind, message):
         read_pairs(path, folder)
 
 
+def test_a_pair_of_an_image_with_itself_is_left_out_with_a_warning(folder):
+    path = written(folder, "ann/1.png\tann/1.png\t1\t1\nann/1.png\tann/2.png\t1\t3\nann/2.png\tann/2.png\t1\t1\n")
+    with pytest.warns(
+        UserWarning, match=f"read_pairs: 2 pairs .* left out, the first is ann/1.png in line 1 of {path}"
+    ):
+        pairs = read_pairs(path, folder)
+    assert pairs.fold.tolist() == [3]
+    path = written(folder, "ann/1.png\tann/1.png\t1\t1\n")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="hold at least one pair of two images, got none"):
+        read_pairs(path, folder)
+
+
 def test_an_empty_list_is_named(folder):
     path = written(folder, "\n# nothing\n")
-    with pytest.raises(ValueError, match=rf"^read_pairs: {path} must hold at least one pair, got none"):
+    with pytest.raises(ValueError, match=rf"^read_pairs: {path} must hold at least one pair of two images, got none"):
         read_pairs(path, folder)
 
 

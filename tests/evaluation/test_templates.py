@@ -155,6 +155,10 @@ def test_more_that_is_wrong_with_ijb(ijb):
     points.write_text(text.replace("0.9", "nan", 1))
     with pytest.raises(ValueError, match=r"row 1 of .*5pts_score.txt must hold finite numbers, got \[38.2946"):
         read_ijb(ijb)
+    for score in ("-1", "1e300"):
+        points.write_text(text.replace("0.9", score, 1))
+        with pytest.raises(ValueError, match=r"row 1 of .*_score.txt must end in a score of at least 0, got (-1|1e)"):
+            read_ijb(ijb)
     points.write_text(text.replace("0.9", "high", 1))
     with pytest.raises(ValueError, match="5pts_score.txt must hold numbers behind each image, got could not convert"):
         read_ijb(ijb)

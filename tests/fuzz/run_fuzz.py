@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from fuzz_targets import SHARES, TARGETS  # noqa: E402
+from fuzz_targets import SHARES, STRUCTURED, TARGETS  # noqa: E402
 
 # A hang is for ever. Time of this process, since a loaded machine may stop it for a minute; and the clock's, for what
 # waits without working.
@@ -127,7 +127,10 @@ def main() -> int:
             total = max(1, round(options.inputs * weight[target] / sum(weight.values())))
             rng, read = random.Random(f"{options.seed} {target}"), 0
             for number in range(total):
-                data = mutated(seeds[target], rng)
+                if target in STRUCTURED and rng.random() < 0.6:
+                    data = STRUCTURED[target](rng.choice(seeds[target]), rng)
+                else:
+                    data = mutated(seeds[target], rng)
                 start, reading[0] = time.monotonic(), target
                 limit(CPU_SECONDS_AN_INPUT, SECONDS_AN_INPUT)
                 try:

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from fuzz_targets import TARGETS
+from fuzz_targets import STRUCTURED, TARGETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_fuzz import mutated
 
-from attfc_cuda.data.sources.mapped import DamagedFile
+from attfc_cuda.data.sources.checked_file import DamagedFile
 from attfc_cuda.data.sources.recordio import RecordFile
 from attfc_cuda.evaluation.restricted_pickle import Array, read_pickle
 
@@ -36,8 +36,8 @@ def test_the_fuzzer_finds_a_planted_fault(tmp_path):
     """A reader that trusts a length: the fuzzer must notice within the short run."""
     plant = (
         "import sys; sys.argv[0] = sys.argv.pop(1); sys.path.insert(0, sys.argv.pop(1));"
-        "import attfc_cuda.data.sources.mapped as m;"
-        "m.MappedFile.view = lambda self, start, length: self._view[start : start + length];"
+        "import attfc_cuda.data.sources.checked_file as m;"
+        "m.CheckedFile.read = lambda self, start, length: self._file.seek(start) * 0 or self._file.read(length);"
         "import run_fuzz; sys.exit(run_fuzz.main())"
     )
     arguments = [str(SCRIPT), str(SCRIPT.parent), "--inputs", "600", "--targets", "rec", "--keep", str(tmp_path)]
@@ -60,6 +60,16 @@ def test_inputs_are_the_same_for_the_same_seed():
     seeds = [b"abcdefgh" * 20, b"xyz"]
     first, again, other = ([mutated(seeds, rng) for _ in range(50)] for rng in map(random.Random, (1, 1, 2)))
     assert first == again != other
+
+
+@pytest.mark.parametrize("name", list(STRUCTURED))
+def test_structured_changes_are_often_read(tmp_path, name):
+    import random
+
+    seeds, run = TARGETS[name]
+    rng, whole = random.Random(0), seeds(tmp_path)
+    changed = [STRUCTURED[name](rng.choice(whole), rng) for _ in range(60)]
+    assert len(set(changed)) > 50 and sum(run(data, tmp_path) for data in changed) > 20
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,31 @@ from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.stored import StoredFaces
 
 PathLike = str | os.PathLike
+# What file systems, file managers and notebooks put beside people's files. No identity is called so.
+_TOOL_FOLDERS = frozenset(
+    ["@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "system volume information", "__pycache__"]
+)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file's or folder's path, by `/`, has a part that no person gave an image: a leading dot (`._1.jpg`,
+    `.ipynb_checkpoints`) or a tool's folder (`@eaDir`, `__MACOSX`)."""
+    return any(
+        part.lower() in _TOOL_FOLDERS or (part[:1] == "." and part not in (".", "..")) for part in path.split("/")
+    )
+
+
+def is_inside(path: Path, root: Path) -> bool:
+    """Whether a file lies below a folder once every link is followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 class FolderFaces(StoredFaces):
     """Images of faces in folders, a folder for each identity; identities and images in sorted order.
 
     `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` in both modes. `dataset.path(i)`: its file.
-    Needs Pillow (`pip install attfc_cuda[data]`).
+    Hidden files and tools' folders (`.ipynb_checkpoints`, `@eaDir`, `__MACOSX`) and folders inside of identity folders
+    are counted, not read. Needs Pillow (`pip install attfc_cuda[data]`).
 
     Args:
         roots: A folder, or several. Several are concatenated: labels go on counting, and the same name in two roots is
@@ -94,6 +112,10 @@ class FolderFaces(StoredFaces):
     def _where(self, item: int) -> str:
         return str(self._path(item))
 
+    def _outside(self, item: int) -> bool:
+        path = self._path(item)
+        return not any(is_inside(path, root) for root in self.roots)
+
     def _where_identity(self, label: int, names: Sequence[str] | None) -> str:
         return self._folders[label]
 
@@ -111,7 +133,9 @@ class FolderFaces(StoredFaces):
         try:
             with os.scandir(root) as entries:
                 for entry in entries:
-                    if entry.is_dir():
+                    if is_hidden(entry.name):
+                        self.skipped.add("hidden files and folders of tools", entry.path)
+                    elif _is(entry.is_dir):
                         folders.append(entry.name)
                     else:
                         self.skipped.add("files beside the identity folders", entry.path)
@@ -133,9 +157,13 @@ class FolderFaces(StoredFaces):
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if os.path.splitext(entry.name)[1].lower() not in IMAGE_EXTENSIONS:
+                    if is_hidden(entry.name):
+                        self.skipped.add("hidden files and folders of tools", entry.path)
+                    elif _is(entry.is_dir):
+                        self.skipped.add("folders inside of identity folders, whose images are not read", entry.path)
+                    elif os.path.splitext(entry.name)[1].lower() not in IMAGE_EXTENSIONS:
                         self.skipped.add("files that are no images by their extension", entry.path)
-                    elif not entry.is_file():
+                    elif not _is(entry.is_file):
                         self.skipped.add("images that are no regular files", entry.path)
                     else:
                         found.append(entry.name)
@@ -150,6 +178,13 @@ class FolderFaces(StoredFaces):
         if self.on_bad_image == "raise":
             raise error("FolderFaces", "every identity folder", rule, where, 'on_bad_image="skip" leaves it out')
         self.skipped.add(what, where)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _as_list(value: PathLike | Sequence) -> list:

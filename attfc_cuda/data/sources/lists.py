@@ -11,6 +11,7 @@ import numpy as np
 from attfc_cuda._check import error
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.images import read_bytes
+from attfc_cuda.data.sources.folders import is_inside
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.stored import StoredFaces
 
@@ -88,6 +89,9 @@ class ListFaces(StoredFaces):
 
     def _where(self, item: int) -> str:
         return str(self._path(item))
+
+    def _outside(self, item: int) -> bool:
+        return not is_inside(self._path(item), self.root)
 
     def _nothing(self) -> Exception:
         got = f"{self.list}{self.skipped.text('; ')}"

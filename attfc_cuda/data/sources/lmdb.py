@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from attfc_cuda._check import error
+from attfc_cuda._check import error, printable
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import UnreadableImage
+from attfc_cuda.data.limits import TooLarge, require_bytes
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.stored import StoredFaces
 
@@ -25,18 +27,30 @@ except ImportError:  # every other data set works without it
 
 _OPEN: dict[Path, tuple[tuple[int, int, int], Any]] = {}
 _OPENING = threading.Lock()
+_VALUE = struct.Struct("<Q4s")
+_OTHERS = 1000  # entries of another layout that are looked at
+_NAMED_DATABASE = 48  # bytes of what LMDB keeps of one
+_MSGPACK = {bytes([head]) for head in (*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF)}
 
 
 class LmdbFaces(StoredFaces):
     """The images of an LMDB database with keys `<identity>/<image>` and the images' files as values.
 
-    path: the folder of data.mdb, or a database file. Keys without a slash (the `__len__` and `__keys__` of other tools)
-    are counted and left out. The whole database is visited once at the start by a second process, since LMDB's library
-    can crash on a damaged one; it must not be written meanwhile.
-    image_size, on_bad_image, check, cache: as `FolderFaces`.
+    Keys without a slash (the `__len__` and `__keys__` of other tools) are counted and left out. The whole database is
+    visited once at the start by a second process, since LMDB's library can crash on a damaged one; from then on it must
+    not be written, and one that has changed is an `UnreadableImage` by name. LMDB allows a process to open a database
+    once: close your own environment before. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming
+    the database and the key.
 
-    `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the database and the key.
-    Errors: ImportError without lmdb; ValueError for a database that cannot be read, is damaged or holds no image.
+    Args:
+        path: The folder of data.mdb, or a database file.
+        image_size, on_bad_image, cache, check: As for `FolderFaces`.
+
+    Raises:
+        ImportError: Without lmdb.
+        ValueError: For a database that cannot be read, is damaged, is open in this process already or holds no image;
+            for another layout the error says which it is and how to convert it.
+
     Source: the layout is our choice, that of a folder of identities; there is no common one.
     """
 
@@ -53,41 +67,85 @@ class LmdbFaces(StoredFaces):
             raise ImportError("LmdbFaces: needs lmdb; pip install lmdb")
         super().__init__(image_size, on_bad_image)
         self.database = Path(path)
-        names, keys, identities = {}, [], []
-        for key in _walk(self.database):
+        names, keys, identities, others = {}, [], [], {}
+        for key, length, head in _walk(self.database):
             identity, slash, _ = key.rpartition("/")
             if not slash:
                 self.skipped.add("entries without an identity in their key", f"{key!r} of {path}")
+                if len(others) < _OTHERS:
+                    others[key] = length, head
                 continue
             keys.append(key)
             identities.append(names.setdefault(identity, len(names)))
-        self._keys = PackedNames(keys)
+        self._keys, self._others = PackedNames(keys), others
+        self._stamp = _stamp(_file(self.database))
+        try:
+            _environment(self.database, self._stamp)
+        except lmdb.Error as cause:
+            remedy = "LMDB opens a database once a process: close yours first, or give that process another copy"
+            raise error("LmdbFaces", "path", "not be open already", f"{path} ({cause})", remedy) from cause
         self.start(np.array(identities, dtype=np.int64), list(names), check=check, cache=cache)
 
     def _content(self, item: int) -> bytes:
         try:
-            with _environment(self.database).begin() as transaction:
-                content = transaction.get(os.fsencode(self._keys[item]))
-        except (lmdb.Error, OSError) as cause:
-            raise UnreadableImage(f"LmdbFaces: {self._where(item)} ({cause})") from cause
-        if content is None:
-            raise UnreadableImage(f"LmdbFaces: {self._where(item)} is not there any more")
-        return content
+            environment = _environment(self.database, self._stamp)
+            with environment.begin(buffers=True) as transaction:
+                view = transaction.get(os.fsencode(self._keys[item]))
+                if view is not None:
+                    require_bytes(len(view))
+                    return bytes(view)
+        except (lmdb.Error, OSError, TooLarge) as cause:
+            raise UnreadableImage(printable(f"LmdbFaces: {self._where(item)} ({cause})")) from cause
+        raise UnreadableImage(printable(f"LmdbFaces: {self._where(item)} is not there any more"))
 
     def _where(self, item: int) -> str:
         return f"{self.database}, key {self._keys[item]!r}"
 
     def _nothing(self) -> Exception:
         got = f"{self.database}{self.skipped.text('; ')}"
-        return error("LmdbFaces", "path", "hold at least one image with a key <identity>/<image>", got)
+        rule = "hold at least one image with a key <identity>/<image>"
+        return error("LmdbFaces", "path", rule, got, _foreign_layout(self._others))
 
 
-def _environment(path: Path) -> Any:
-    """The open database, one for each file in a process, as LMDB demands; kept open, and used by forked processes too:
-    without locks and writers nothing in it belongs to one process."""
-    file = (path / "data.mdb" if path.is_dir() else path).resolve()
+def _foreign_layout(others: dict[str, tuple[int, bytes]]) -> str | None:
+    """What a database without our keys looks like, and how to convert it. others: length and first bytes by key."""
+    if not others:
+        return None
+    copy = (
+        'write a database of your own with `for k, (label, file) in enumerate(faces): new.put(b"%d/%d" % (label, k), '
+    )
+    copy += "file)`, where faces reads "
+    if any(re.fullmatch(r"image-\d+", key) for key in others):
+        return f"it has the keys image-%09d and label-%09d: {copy}both of each number"
+    numbered = [head for key, (_, head) in others.items() if key.isdecimal()]
+    if any(head[:1] == b"\x80" for head in numbered):
+        return f"it has numbered keys with pickles, which are never run here: {copy}it with the program that wrote it"
+    if any(head[:1] in _MSGPACK for head in numbered):
+        return f"it has numbered keys with msgpack lists or maps: {copy}it with msgpack.unpackb"
+    if numbered:
+        return f"it has numbered keys without labels: {copy}it together with its list of labels"
+    if all(length == _NAMED_DATABASE for length, _ in others.values()):
+        names = ", ".join(map(repr, list(others)[:3]))
+        return f"it holds named databases ({names}): {copy}one of them, open_db(name)"
+    return None
+
+
+def _file(path: Path) -> Path:
+    return (path / "data.mdb" if path.is_dir() else path).resolve()
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
     info = file.stat()
-    stamp = (info.st_ino, info.st_size, info.st_mtime_ns)
+    return info.st_ino, info.st_size, info.st_mtime_ns
+
+
+def _environment(path: Path, stamp: tuple[int, int, int]) -> Any:
+    """The open database, one for each file in a process, as LMDB demands; kept open, and used by forked processes too:
+    without locks and writers nothing in it belongs to one process. Errors: OSError where the file is not as `stamp`
+    says: LMDB maps it, and reading a page that was cut off would end the process."""
+    file = _file(path)
+    if _stamp(file) != stamp:
+        raise OSError("it has changed since it was opened")
     with _OPENING:
         if _OPEN.get(file, (None,))[0] != stamp:
             if file in _OPEN:
@@ -99,8 +157,8 @@ def _environment(path: Path) -> Any:
         return _OPEN[file][1]
 
 
-def _walk(path: Path) -> list[str]:
-    """The keys of a database that can be read from end to end."""
+def _walk(path: Path) -> list[tuple[str, int, bytes]]:
+    """Key, length and first bytes of each entry of a database that can be read from end to end."""
     file = path / "data.mdb" if path.is_dir() else path
     if not file.is_file():
         raise error("LmdbFaces", "path", "be an LMDB database", f"{path}, without a file {file.name}")
@@ -114,8 +172,8 @@ def _walk(path: Path) -> list[str]:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"LMDB's library died of signal {-done.returncode}"
         raise error("LmdbFaces", "path", "be an intact LMDB database", f"{file} ({reason})")
-    keys, at, output = [], 0, done.stdout
+    entries, at, output = [], 0, done.stdout
     while length := struct.unpack_from("<I", output, at)[0]:
-        keys.append(os.fsdecode(output[at + 4 : at + 4 + length]))
-        at += 4 + length + 8
-    return keys
+        entries.append((os.fsdecode(output[at + 4 : at + 4 + length]), *_VALUE.unpack_from(output, at + 4 + length)))
+        at += 4 + length + _VALUE.size
+    return entries

@@ -4,7 +4,8 @@ LMDB's library trusts its file: a damaged one can end the process that reads it.
 done here first: the same look-ups, the same bytes touched. A file that survives is safe to read (as long as nobody
 writes it); one that does not ends this process only.
 
-Output: for each key its length (uint32), the key, the length of its value (uint64), then an empty key.
+Output: for each key its length (uint32), the key, the length of its value (uint64) and the value's first 4 bytes (zeros
+behind a shorter one), then an empty key.
 """
 
 import os
@@ -36,6 +37,6 @@ with (
             sys.exit(f"looking for {name!r} does not find it")
         if len(found):
             touched = found[0] ^ found[-1]  # the ends of a value: what lies between is mapped with them
-        out.write(struct.pack("<I", len(name)) + name + struct.pack("<Q", len(value)))
+        out.write(struct.pack("<I", len(name)) + name + struct.pack("<Q4s", len(value), bytes(value[:4])))
         before = name
 out.write(struct.pack("<I", 0))

@@ -21,14 +21,15 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from attfc_cuda.data.sources.mapped import DamagedFile, MappedFile
+from attfc_cuda.data.limits import TooLarge, require_bytes
+from attfc_cuda.data.sources.checked_file import CheckedFile, DamagedFile
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 MAX_LENGTH = 2**29 - 1
 # float32 holds every whole number up to here, so a label above it may be another one rounded.
 MAX_LABEL = 2**24
 _LENGTH = struct.Struct("<I")
-_HEADER = struct.Struct("<IfQQ")
+HEADER = struct.Struct("<IfQQ")
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 
 
@@ -37,45 +38,47 @@ class FaceRecord(NamedTuple):
 
     flag: int
     labels: tuple[float, ...]
-    image: memoryview
+    image: bytes
 
 
 class RecordFile:
-    """Random access to the records of a .rec file, memory-mapped.
+    """Random access to the records of a .rec file, each read checked.
 
     Errors: `DamagedFile` naming file and offset for whatever is not a record; OSError for a file that cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.file = MappedFile(path)
+        self.file = CheckedFile(path)
 
-    def read(self, offset: int) -> tuple[memoryview, int]:
-        """The data of the record at `offset` and the offset behind it. One part is not copied, several are joined."""
+    def read(self, offset: int) -> tuple[bytes, int]:
+        """The data of the record at `offset` and the offset behind it. A record, all its parts together, is at most as
+        large as one image may be."""
         kind, data, offset_behind = self._part(offset)
         if kind == WHOLE:
             return data, offset_behind
         if kind != FIRST:
             raise self.file.damaged(offset, "be the start of a record", f"part kind {kind}")
-        parts = [data]
+        parts, size = [data], len(data)
         while kind != LAST:
             here = offset_behind
-            kind, data, offset_behind = self._part(here)
+            kind, data, offset_behind = self._part(here, size)
             if kind not in (MIDDLE, LAST):
                 raise self.file.damaged(here, f"go on with the record of byte {offset}", f"part kind {kind}")
             parts.append(data)
-        return memoryview(MAGIC.join(parts)), offset_behind
+            size += len(MAGIC) + len(data)
+        return MAGIC.join(parts), offset_behind
 
     def face(self, offset: int) -> tuple[FaceRecord, int]:
         """The record at `offset` taken apart, and the offset behind it."""
         data, offset_behind = self.read(offset)
-        if len(data) < _HEADER.size:
-            raise self.file.damaged(offset, f"hold a header of {_HEADER.size} bytes", f"{len(data)} bytes")
-        flag, label, _, _ = _HEADER.unpack_from(data)
-        start = _HEADER.size + 4 * flag
+        if len(data) < HEADER.size:
+            raise self.file.damaged(offset, f"hold a header of {HEADER.size} bytes", f"{len(data)} bytes")
+        flag, label, _, _ = HEADER.unpack_from(data)
+        start = HEADER.size + 4 * flag
         if len(data) < start:
             raise self.file.damaged(offset, f"hold the {flag} labels of its header", f"{len(data)} bytes")
         # Two are all that anyone here reads: a hostile flag must not make a tuple of 2^27 floats.
-        labels = struct.unpack_from(f"<{min(flag, 2)}f", data, _HEADER.size) if flag else (label,)
+        labels = struct.unpack_from(f"<{min(flag, 2)}f", data, HEADER.size) if flag else (label,)
         return FaceRecord(flag, labels, data[start:]), offset_behind
 
     def scan(self, damage: Callable[[DamagedFile], None]) -> Iterator[int]:
@@ -92,17 +95,23 @@ class RecordFile:
             yield offset
             offset = behind
 
-    def _part(self, offset: int) -> tuple[int, memoryview, int]:
+    def _part(self, offset: int, before: int = 0) -> tuple[int, bytes, int]:
+        """Kind, data and end of the part at `offset`, of a record with `before` bytes in earlier parts."""
         if offset % 4:
             raise self.file.damaged(offset, "start a record at a multiple of 4", offset)
-        head = self.file.view(offset, 8)
+        head = self.file.read(offset, 8)
         if head[:4] != MAGIC:
             raise self.file.damaged(offset, f"be the magic {MAGIC.hex()}", head[:4].hex())
         (word,) = _LENGTH.unpack_from(head, 4)
         kind, length = word >> 29, word & MAX_LENGTH
         if kind > LAST:
             raise self.file.damaged(offset + 4, "name a part kind of 0 to 3", kind)
-        data = self.file.view(offset + 8, length)
+        if offset + 8 + length <= self.file.size:  # else the file's end is what is wrong
+            try:
+                require_bytes(before + length)
+            except TooLarge as cause:
+                raise self.file.damaged(offset, "belong to a record within the limit", cause) from cause
+        data = self.file.read(offset + 8, length)
         return kind, data, offset + 8 + (length + 3) // 4 * 4
 
     def _next_start(self, offset: int) -> int:
@@ -111,7 +120,7 @@ class RecordFile:
             if (
                 found % 4 == 0
                 and found + 8 <= self.file.size
-                and self.file.view(found + 4, 4)[3] >> 5 in (WHOLE, FIRST)
+                and self.file.read(found + 4, 4)[3] >> 5 in (WHOLE, FIRST)
             ):
                 return found
             offset = found + 1

@@ -7,7 +7,7 @@ import os
 from attfc_cuda._check import error
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import UnreadableImage
-from attfc_cuda.data.sources.mapped import DamagedFile
+from attfc_cuda.data.sources.checked_file import DamagedFile
 from attfc_cuda.data.sources.recordio import RecordFile
 from attfc_cuda.data.sources.recordio_index import load_index
 from attfc_cuda.data.sources.stored import StoredFaces
@@ -64,7 +64,7 @@ class RecordFaces(StoredFaces):
             face, _ = self._records.face(int(self._offsets[item]))
         except DamagedFile as cause:
             raise UnreadableImage(f"RecordFaces: {cause}") from cause
-        return bytes(face.image)
+        return face.image
 
     def _where(self, item: int) -> str:
         return f"{self._records.file.path}, the record at byte {self._offsets[item]}"

@@ -21,8 +21,8 @@ import numpy as np
 
 from attfc_cuda._files import replacing
 from attfc_cuda.data.faces import SlowNotice
+from attfc_cuda.data.sources.checked_file import CheckedFile, DamagedFile
 from attfc_cuda.data.sources.duplicates import digest
-from attfc_cuda.data.sources.mapped import DamagedFile, MappedFile
 from attfc_cuda.data.sources.recordio import RecordFile, whole_label
 from attfc_cuda.data.sources.skipped import Skipped
 
@@ -124,17 +124,17 @@ def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Errors: `DamagedFile` naming the line for anything else, for a key that comes twice; OSError.
     """
-    file = MappedFile(path)
+    file = CheckedFile(path)
     parts, start = [np.empty(0, np.int64)], 0
     while start < file.size:
         stop = min(start + _CHUNK, file.size)
-        chunk = bytes(file.view(start, stop - start))
+        chunk = file.read(start, stop - start)
         if stop == file.size and not chunk.endswith(b"\n"):
             chunk += b"\n"
         chunk = chunk[: chunk.rfind(b"\n") + 1]
         good = _LINES.match(chunk).end()
         if good < len(chunk) or not chunk:
-            got = bytes(file.view(start + good, min(40, file.size - start - good)))
+            got = file.read(start + good, min(40, file.size - start - good))
             raise file.damaged(start + good, "be a line of key, tab and offset", repr(got))
         parts.append(np.array(chunk.split(), dtype="S18").astype(np.int64))
         start += len(chunk)
@@ -182,9 +182,9 @@ def _user_cache(path: Path) -> Path:
 
 def _read_cache(path: Path, identity: dict[str, Any], rec_size: int) -> RecordIndex | None:
     """None where it was made of other files. Its numbers are checked as a stranger's would be."""
-    file = MappedFile(path)
-    magic, json_length, crc = _CACHE_HEAD.unpack(file.view(0, _CACHE_HEAD.size))
-    body = file.view(_CACHE_HEAD.size, file.size - _CACHE_HEAD.size)
+    file = CheckedFile(path)
+    magic, json_length, crc = _CACHE_HEAD.unpack(file.read(0, _CACHE_HEAD.size))
+    body = file.read(_CACHE_HEAD.size, file.size - _CACHE_HEAD.size)
     if magic != _CACHE_MAGIC or json_length > min(_MAX_JSON, len(body)) or zlib.crc32(body) != crc:
         return None
     head, arrays = _head(bytes(body[:json_length])), body[json_length:]

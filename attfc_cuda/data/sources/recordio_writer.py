@@ -80,19 +80,23 @@ class RecordWriter:
                 part.unlink(missing_ok=True)
 
 
-def pack(dataset: StoredFaces, path: str | os.PathLike, *, image_size: int | None = None) -> str:
+def pack(
+    dataset: StoredFaces, path: str | os.PathLike, *, image_size: int | None = None, allow_outside: bool = False
+) -> str:
     """Write the images of `dataset` into a .rec with its .idx, as InsightFace lays them out.
 
     Record 0 holds the ranges of keys, then come the images by identity with keys from 1 on, then a record for each
     identity with its range. Where float32 cannot hold such a key (above 2^24) there are only images, from key 0 on:
-    readers know both. The file appears when all is written, or not at all.
+    readers know both. Each image is decoded before it is taken, so that a file that is none does not get in. The .rec
+    appears when all is written, or not at all.
 
     Args:
-        dataset: The images. One that cannot be read is left out and counted, or with its on_bad_image "raise" is an
-            `UnreadableImage`.
+        dataset: The images. One that cannot be decoded, or lies outside of the data set's folder, is left out and
+            counted, or with the data set's on_bad_image "raise" is an `UnreadableImage`.
         path: The .rec to write.
         image_size: None: images keep their bytes. Else each is decoded, cut to its square, resized and stored as JPEG
             of quality 95.
+        allow_outside: Take images that a link or a list's line fetches from outside of the data set's folder.
 
     Returns:
         A report, a few lines of text.
@@ -117,7 +121,7 @@ def pack(dataset: StoredFaces, path: str | os.PathLike, *, image_size: int | Non
             first = key
             for index in dataset.images_of(label).tolist():
                 try:
-                    image = _encoded(dataset, index, image_size)
+                    image = _encoded(dataset, index, image_size, allow_outside)
                 except UnreadableImage as failure:
                     if dataset.on_bad_image == "raise":
                         raise
@@ -141,11 +145,15 @@ def pack(dataset: StoredFaces, path: str | os.PathLike, *, image_size: int | Non
     return f"{path}: {count} images of {len(spans)} identities, {size:.1f} MiB{skipped.text(chr(10) + '  ')}"
 
 
-def _encoded(dataset: StoredFaces, index: int, image_size: int | None) -> bytes:
+def _encoded(dataset: StoredFaces, index: int, image_size: int | None, allow_outside: bool) -> bytes:
+    if not allow_outside and dataset.outside(index):
+        rule, remedy = "lie in the folder of the data set", "allow_outside=True (--allow-outside) takes it all the same"
+        raise error("pack", "every image", rule, dataset.where(index), remedy, UnreadableImage)
     content = dataset.content(index)
+    picture = decode_image(content, image_size or dataset.image_size, dataset.where(index))
     if image_size is None:
         return content
-    pixels = decode_image(content, image_size, dataset.where(index)).numpy().transpose(1, 2, 0)
+    pixels = picture.numpy().transpose(1, 2, 0)
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "JPEG", quality=JPEG_QUALITY)
     return stream.getvalue()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from attfc_cuda._check import printable
+
 
 class Skipped:
     """Counts of what was left out. `counts` and `examples` are keyed by the kind, in words that follow a number."""
@@ -14,8 +16,7 @@ class Skipped:
 
     def add(self, what: str, where: str, count: int = 1) -> None:
         self.counts[what] += count
-        # A file's name need not be UTF-8, but a report must be fit to print.
-        self.examples.setdefault(what, where.encode("utf-8", "backslashreplace").decode())
+        self.examples.setdefault(what, printable(where))
 
     def text(self, separator: str) -> str:
         """`<separator>skipped: <count> <kind>, e.g. <example>` for each kind, in the order they were first met."""

@@ -81,6 +81,10 @@ class StoredFaces(FaceDataset):
         """The encoded bytes of image `index`. Errors: `UnreadableImage`."""
         return self._content(self._item(index))
 
+    def outside(self, index: int) -> bool:
+        """Whether image `index` lies outside of the folder that the data set was given: by a link, or by `..`."""
+        return self._outside(self._item(index))
+
     def report(self) -> str:
         return "\n  ".join([super().report(), *self._facts]) + self.skipped.text("\n  ")
 
@@ -97,6 +101,9 @@ class StoredFaces(FaceDataset):
 
     def _where(self, item: int) -> str:
         raise NotImplementedError
+
+    def _outside(self, item: int) -> bool:
+        return False
 
     def _where_identity(self, label: int, names: Sequence[str] | None) -> str:
         return str(label) if names is None else names[label]

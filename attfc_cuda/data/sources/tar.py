@@ -1,44 +1,54 @@
 """Faces from WebDataset shards: tar files in which the files of one sample share a name up to its first dot.
 
-WebDataset itself streams shards; the attention loader needs any image at any time. So the shards are walked once with
-Python's tarfile, for the place of each image, and then read in place.
+WebDataset itself streams shards; the attention loader needs any image at any time. So the headers are walked once, for
+the place of each image, and images are read in place.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import tarfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from attfc_cuda._check import error
+from attfc_cuda._check import error, printable
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import SlowNotice, UnreadableImage
-from attfc_cuda.data.images import IMAGE_EXTENSIONS, MAX_BYTES
-from attfc_cuda.data.sources.mapped import DamagedFile, MappedFile
+from attfc_cuda.data.limits import TooLarge, require_bytes
+from attfc_cuda.data.sources.checked_file import CheckedFile, DamagedFile
 from attfc_cuda.data.sources.stored import StoredFaces
-
-# A label's file holds a number or a small JSON object; a larger one is not read.
-_MAX_LABEL_BYTES = 2**16
+from attfc_cuda.data.sources.tar_members import size_at
+from attfc_cuda.data.sources.tar_samples import LABEL_FIELDS, samples
 
 
 class TarFaces(StoredFaces):
     """The images of one or several tar shards (not compressed: a place in a compressed file cannot be read by itself).
 
-    shards: the files, in order; brace lists (`train-{0000..0099}.tar`) are for `build_dataset`.
-    A sample is an image, `<key>.<jpg, png, ...>`, and its identity: the whole number in `<key>.cls` or at "label" of
-    the object in `<key>.json`; without either, the folder of the key (`<identity>/<image>.jpg`). All samples of all
-    shards must use the same way.
-    image_size, check, cache: as `FolderFaces`. on_bad_image: "skip" leaves out and counts what is damaged or has no
-    identity; "raise" makes the first an error.
+    A sample is what shares a folder and a name up to its first dot, and lies together, as WebDataset demands. Its image
+    is `<key>.<jpg, png, ...>`; where it has none, every field that ends so is one (`<key>.left.jpg`, or names with dots
+    such as `A.B_0001.jpg`). Its identity is the whole number in `<key>.cls`, or at "label" of the object in
+    `<key>.json`; without either, the folder of the key (`<identity>/<image>.jpg`). All samples of all shards must use
+    the same way. A field that comes again begins the next sample. Hard and symbolic links are read as the member of the
+    shard that they lead to. Whatever else is not taken is counted in the report: a second image of a sample, links that
+    lead nowhere, hidden files, sparse files. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming
+    the shard, the offset and the member.
 
-    `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the shard, the offset and the member.
-    Errors: ValueError for a shard that cannot be read, for none with an image, or (on_bad_image "raise") for damage.
-    Source: the WebDataset file format; "label" in the JSON and the folder as identity are our choice.
+    Args:
+        shards: The files, in order; brace lists (`train-{0000..0099}.tar`) are for `build_dataset`.
+        image_size, cache, check: As for `FolderFaces`.
+        on_bad_image: "skip" leaves out and counts what is damaged or has no identity; "raise" makes the first an error.
+        label_field: Where a sample's identity stands: "cls", "json", "folder", or "auto" for the first of these that is
+            there; then a sample whose .cls and .json name different labels is an error.
+
+    Raises:
+        ValueError: For a shard that cannot be read, for none with an image, for samples that contradict themselves or
+            each other, or (on_bad_image "raise") for damage.
+
+    Source: the WebDataset file format; "label" in the JSON, the folder as identity and several images a sample are our
+    choice.
     """
 
     @renamed_keyword("on_error", "on_bad_image")
@@ -49,104 +59,70 @@ class TarFaces(StoredFaces):
         on_bad_image: str = "skip",
         cache: bool = False,
         check: bool = False,
+        label_field: str = "auto",
     ):
         super().__init__(image_size, on_bad_image)
+        if label_field not in LABEL_FIELDS:
+            raise error("TarFaces", "label_field", f"be one of {', '.join(LABEL_FIELDS)}", repr(label_field))
         paths = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
-        self._shards, self._notice = [], SlowNotice("looking for images")
-        places, identities = [], []
-        for path in paths:
+        self._shards, notice = [], SlowNotice("looking for images")
+        self._ends = np.zeros(len(paths), dtype=np.int64)  # of the shards laid end to end
+        places, identities, names = array("q"), array("q"), {}
+        numbered = None  # the first image's way to its identity, and where it stands
+        for number, path in enumerate(paths):
             try:
-                self._shards.append(MappedFile(path))
+                shard = CheckedFile(path)
             except (OSError, DamagedFile) as cause:
                 raise error("TarFaces", "shards", "be readable tar files", f"{path} ({cause})") from cause
-            for place, identity in self._samples(len(self._shards) - 1):
-                places.append(place)
-                identities.append(identity)
-            self._notice(f"{len(self._shards)} of {len(paths)} shards, {len(places)} images")
-        self._places = np.array(places, dtype=np.int64).reshape(-1, 3)  # shard, start, length
-        if any(isinstance(identity, str) for identity in identities):
-            numbered = next((k for k, identity in enumerate(identities) if not isinstance(identity, str)), None)
-            if numbered is not None:
-                got = f"folders and numbers, e.g. {identities[numbered]} of {self._where(numbered)}"
-                raise error("TarFaces", "shards", "give every image its identity in the same way", got)
-            names, labels = np.unique(np.array(identities, dtype=object), return_inverse=True)
-            self.start(labels, names.tolist(), check=check, cache=cache)
+            self._shards.append(shard)
+            base = int(self._ends[number - 1]) if number else 0
+            self._ends[number] = base + shard.size
+            for start, identity in samples(shard, label_field, self.skipped.add, self._damage):
+                by_number = isinstance(identity, int)
+                if numbered is None:
+                    numbered = by_number, identity, f"{shard.path}, the image at byte {start}"
+                elif numbered[0] != by_number:
+                    here = f"{identity} of {shard.path}, the image at byte {start}"
+                    got = f"folders and numbers: {numbered[1]} of {numbered[2]}, {here}"
+                    rule, remedy = "give every image its identity in the same way", 'label_field="folder" or "cls"'
+                    raise error("TarFaces", "shards", rule, got, remedy)
+                places.append(base + start)
+                identities.append(identity if by_number else names.setdefault(identity, len(names)))
+            notice(f"{len(self._shards)} of {len(paths)} shards, {len(places)} images")
+        self._places = np.frombuffer(places, dtype=np.int64) if places else np.empty(0, np.int64)
+        labels = np.frombuffer(identities, dtype=np.int64) if identities else np.empty(0, np.int64)
+        if names:
+            sorted_names = sorted(names)
+            rank = np.empty(len(names), dtype=np.int64)
+            rank[[names[name] for name in sorted_names]] = np.arange(len(names))
+            self.start(rank[labels], sorted_names, check=check, cache=cache)
         else:
-            self.start(np.array(identities, dtype=np.int64), None, check=check, cache=cache)
+            self.start(labels, None, check=check, cache=cache)
 
-    def _samples(self, shard: int) -> Iterator[tuple[tuple[int, int, int], int | str]]:
-        """Place and identity of every image of a shard, in its order. Samples lie together, as WebDataset demands."""
-        key, image, identity = None, None, None
-        for name, start, length in self._members(shard):
-            folder, _, file = name.rpartition("/")
-            stem, _, extension = file.partition(".")
-            if (folder, stem) != key:
-                yield from self._sample(shard, key, image, identity)
-                key, image, identity = (folder, stem), None, None
-            if f".{extension.lower()}" in IMAGE_EXTENSIONS:
-                image = (shard, start, length)
-            elif extension in ("cls", "json"):
-                try:
-                    identity = _identity(
-                        extension, bytes(self._shards[shard].view(start, min(length, _MAX_LABEL_BYTES)))
-                    )
-                except (ValueError, RecursionError) as cause:
-                    self._damage("samples whose label cannot be read", shard, start, f"hold the label of {name}", cause)
-                    key = None
-        yield from self._sample(shard, key, image, identity)
-
-    def _sample(
-        self, shard: int, key: tuple[str, str] | None, image: tuple[int, int, int] | None, identity: int | None
-    ) -> Iterator[tuple[tuple[int, int, int], int | str]]:
-        if key is None or image is None:
-            return
-        folder = PurePosixPath(key[0]).name
-        if identity is None and not folder:
-            rule = f"give an identity to {key[1]}"
-            self._damage("images without an identity", shard, image[1], rule, "no .cls, no .json, no folder")
-        else:
-            yield image, folder if identity is None else identity
-
-    def _members(self, shard: int) -> Iterator[tuple[str, int, int]]:
-        """Name, start and length of each regular file that lies within the shard, until the first damage."""
-        file, behind = self._shards[shard], -1
-        try:
-            with tarfile.open(file.path, "r:") as archive:
-                while (member := archive.next()) is not None:
-                    if member.offset <= behind:  # a header that points back would be walked for ever
-                        raise tarfile.ReadError(f"member {member.name!r} lies before the one it follows")
-                    behind = member.offset
-                    archive.members = []  # it would keep every member it has seen
-                    if not member.isreg() or member.issparse():
-                        continue
-                    file.view(member.offset_data, member.size)
-                    yield member.name.removeprefix("./"), member.offset_data, member.size
-                # After the first member a broken header ends the walk in silence; a real end is a block of zeros.
-                end = archive.offset
-                if any(file.view(end, min(tarfile.BLOCKSIZE, max(file.size - end, 0)))):
-                    raise tarfile.ReadError(f"what stands at byte {end} is no header")
-        except Exception as cause:  # a hostile header makes tarfile raise nearly any type
-            self._damage("damaged ends of shards", shard, max(behind, 0), "be followed by tar members", cause)
-
-    def _damage(self, what: str, shard: int, offset: int, rule: str, got: Any) -> None:
-        text = " ".join(str(got).split())[:200]
-        damage = self._shards[shard].damaged(offset, rule, f"{type(got).__name__}: {text}")
+    def _damage(self, what: str, shard: CheckedFile, offset: int, rule: str, got: Any) -> None:
+        damage = shard.damaged(offset, rule, got)
         if self.on_bad_image == "raise":
             raise error("TarFaces", "shards", "be intact", damage, 'on_bad_image="skip" leaves it out')
         self.skipped.add(what, str(damage))
 
+    def _place(self, item: int) -> tuple[CheckedFile, int]:
+        place = int(self._places[item])
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        return self._shards[number], place - (int(self._ends[number - 1]) if number else 0)
+
     def _content(self, item: int) -> bytes:
-        shard, start, length = self._places[item].tolist()
+        shard, start = self._place(item)
         try:
-            if length > MAX_BYTES:
-                raise self._shards[shard].damaged(start, f"hold an image of at most {MAX_BYTES} bytes", length)
-            return bytes(self._shards[shard].view(start, length))
-        except DamagedFile as cause:
-            raise UnreadableImage(f"TarFaces: {cause}") from cause
+            size = size_at(shard, start)
+            require_bytes(size)
+            return shard.read(start, size)
+        except (DamagedFile, TooLarge) as cause:
+            text = str(cause) if str(shard.path) in str(cause) else f"{self._where(item)} ({cause})"
+            raise UnreadableImage(printable(f"TarFaces: {text}")) from cause
 
     def _where(self, item: int) -> str:
-        shard, start, _ = self._places[item].tolist()
-        return f"{self._shards[shard].path}, the image at byte {start}"
+        shard, start = self._place(item)
+        return f"{shard.path}, the image at byte {start}"
 
     def _nothing(self) -> Exception:
         got = ", ".join(str(shard.path) for shard in self._shards) + self.skipped.text("; ")
@@ -164,12 +140,3 @@ def expand_braces(text: str) -> list[Path]:
         raise error("build_dataset", "spec", "hold braces as {000..123}", repr(text))
     shards = range(int(first), int(last) + 1)
     return [path for number in shards for path in expand_braces(f"{head}{number:0{len(first)}d}{tail}")]
-
-
-def _identity(extension: str, content: bytes) -> int:
-    label = json.loads(content)
-    if extension == "json":
-        label = label["label"] if isinstance(label, dict) and "label" in label else None
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < 2**62:
-        raise ValueError(f"no whole number: {str(label)[:40]}")
-    return label
