@@ -4,7 +4,8 @@
 
 Rows are matched by what they measure. A row whose median time or peak memory grew beyond the tolerance is a regression;
 where the 20/80 % marks of both times overlap it is noise. On another machine, with other threads or another torch,
-seconds and bytes say nothing: then only the multiple of the bare product is compared. The exit code is 1 with
+seconds and bytes say nothing: then only the multiple of the bare product is compared (of the faster product where both
+files have it). A row that was measured and now fails is a regression on any machine. The exit code is 1 with
 regressions, 0 without, 2 for files that cannot be compared or have no row in common.
 """
 
@@ -18,10 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from attfc_cuda._check import error
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-sys.path.insert(0, str(Path(__file__).parent))
 import reports  # noqa: E402
+
+from attfc_cuda._check import error  # noqa: E402
 
 MACHINE = ("cpu", "gpu", "threads", "torch", "torch_cpu_capability", "driver")
 # Less than this between two peaks of a resident set is the allocator's choice of pages, not the contender's.
@@ -95,7 +97,8 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = 0.
 def _difference(
     identity: tuple[Any, ...], old: dict[str, Any], new: dict[str, Any], tolerance: float, same_machine: bool
 ) -> Difference:
-    time_ratio, x_ratio, memory_ratio = (_ratio(old, new, key) for key in ("median_s", "x_product", "peak_mib"))
+    keys = ("median_s", _multiple(old, new), "peak_mib")
+    time_ratio, x_ratio, memory_ratio = (_ratio(old, new, key) for key in keys)
     verdict, why = _verdict(old, new, tolerance, same_machine)
     sizes = [row.get("measured_identities") for row in (old, new)]
     if sizes[0] != sizes[1] and verdict != SAME:
@@ -117,14 +120,14 @@ def _difference(
 def _verdict(old: dict[str, Any], new: dict[str, Any], tolerance: float, same_machine: bool) -> tuple[str, str]:
     was, is_ = old.get("status", "ok"), new.get("status", "ok")
     if was != is_:
-        # A machine with less memory, or without a package, says nothing about the code.
-        worse = was == "ok" and is_ == "out of memory" and same_machine
+        # A machine with less memory, or without a package, says nothing about the code; one that fails does anywhere.
+        worse = was == "ok" and (is_ == "failed" or (is_ == "out of memory" and same_machine))
         return (REGRESSION if worse else CHANGED), f"{was} -> {is_}" + (
             f": {new['reason']}" if new.get("reason") else ""
         )
     if was != "ok":
         return SAME, was
-    key = "median_s" if same_machine else "x_product"
+    key = "median_s" if same_machine else _multiple(old, new)
     verdict, why = _time_verdict(old, new, key, tolerance)
     if same_machine:
         memory, reason = _memory_verdict(old, new, tolerance)
@@ -137,8 +140,14 @@ def _verdict(old: dict[str, Any], new: dict[str, Any], tolerance: float, same_ma
     return verdict, why
 
 
+def _multiple(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """That of the faster product where both know it."""
+    known = all(_number(row, "x_best") is not None for row in (old, new))
+    return "x_best" if known else "x_product"
+
+
 def _time_verdict(old: dict[str, Any], new: dict[str, Any], key: str, tolerance: float) -> tuple[str, str]:
-    ratio, name = _ratio(old, new, key), "time" if key == "median_s" else "x product"
+    ratio, name = _ratio(old, new, key), "time" if key == "median_s" else key.replace("_", " ")
     if ratio is None:
         return UNJUDGED, f"no {name} in both"
     if 1 / (1 + tolerance) <= ratio <= 1 + tolerance:
@@ -186,7 +195,7 @@ def print_comparison(result: Comparison) -> None:
     # A pipe has no width: wide enough then that no number is cut.
     console = Console(width=None if os.isatty(1) else 160)
     if not result.same_machine:
-        text = f"warning: not the same machine ({'; '.join(result.other)}): only x product is compared"
+        text = f"warning: not the same machine ({'; '.join(result.other)}): only multiples of the product are compared"
         console.print(Text(text, style="yellow"))
     table = Table(title=f"{result.schema}: before and after", title_justify="left")
     for name in ("row", "before", "after", "time", "x product", "memory", "verdict"):

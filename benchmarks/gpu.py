@@ -20,7 +20,8 @@ The JSON is written after every stage, to benchmarks/results/ unless told otherw
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -34,12 +35,16 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import cases  # noqa: E402
 import gpu_timing  # noqa: E402
 import measure  # noqa: E402
+import oracle  # noqa: E402
+import reports  # noqa: E402
 import torch  # noqa: E402
+from contenders import Contender  # noqa: E402
+from problem import CONTAINER, TRAINED_CENTERS, Inputs, Problem, make_inputs  # noqa: E402
 
-from attfc_cuda import AdaSin, AttFC, _backend  # noqa: E402
+from attfc_cuda import AdaSin, AttFC  # noqa: E402
+from attfc_cuda.ops import backend as _backend  # noqa: E402
 
 # (B, S), the most telling first: a budget that runs out leaves out the last.
 SHAPES = ((384, 100_000), (384, 1_000_000), (1024, 1_000_000), (256, 100_000), (1024, 100_000), (256, 1_000_000))
@@ -81,8 +86,7 @@ class Report:
             print(f"[{self.budget_s - self.left():5.0f} s] {name} failed: {error}", flush=True)
 
     def write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.content, indent=1) + "\n")
+        reports.write(self.path, self.content)
 
 
 def build(report: Report, deadline: float, device: torch.device) -> None:
@@ -102,43 +106,35 @@ def usable_backends(device: torch.device, dtype: torch.dtype, dim: int) -> tuple
     return tuple(usable)
 
 
-def time_case(
-    report: Report,
-    deadline: float,
-    device: torch.device,
-    case: str,
-    shapes: tuple[tuple[int, int], ...],
-    dim: int,
+def time_task(
+    report: Report, deadline: float, device: torch.device, task: str, shapes: tuple[tuple[int, int], ...], dim: int
 ) -> None:
-    """Every contender of a case of cases.py on each shape, until the stage's time is up."""
-    dtype = torch.bfloat16
-    contenders = gpu_timing.contenders(case, device, usable_backends(device, dtype, dim))
-    contenders = {
-        name: each for name, each in contenders.items() if checked(report, case, name, each, device, dtype, dim)
-    }
+    """Every contender of a task on each shape, until the stage's time is up."""
     largest = max(rows for rows, _ in shapes)
-    made: dict[tuple[int, str], cases.Inputs] = {}
+    usual = Problem(0, largest, dim, "bfloat16", device.type, "adasin", task=task)
+    contenders = gpu_timing.contenders(task, usual, usable_backends(device, usual.torch_dtype, dim))
+    contenders = {name: each for name, each in contenders.items() if checked(report, task, name, *each)}
+    made: dict[tuple[int, str], Inputs] = {}
     for rows, slots in shapes:
         if time.monotonic() > deadline:
             print(f"  B {rows}, S {slots}: left out, the budget of this stage is used up")
             continue
         made = {key: value for key, value in made.items() if key[0] == slots}
-        for kind in ("random", "trained"):
-            if (slots, kind) not in made:
-                shape = cases.Shape(largest, slots, dim)
-                made[slots, kind] = moved(cases.make_inputs(shape, dtype, kind, cases.CASES[case].raw), device)
         named = {}
         torch._dynamo.reset()  # or the second shape would be compiled for any
-        for name, contender in contenders.items():
-            inputs = first_rows(made[slots, contender.kind], rows)
+        for name, (contender, own) in contenders.items():
+            if (slots, own.inputs) not in made:
+                made[slots, own.inputs] = make_inputs(dataclasses.replace(own, identities=slots))
+            inputs = first_rows(made[slots, own.inputs], rows)
+            step = contender.build(dataclasses.replace(own, identities=slots, batch=rows))
             try:
-                named[name] = gpu_timing.prepare(partial(contender.run, inputs), device)
+                named[name] = gpu_timing.prepare(partial(step.run, inputs), device)
             except Exception as cause:  # out of memory, or a peer's own trouble
-                leave_out(report, f"{case}, B {rows}, S {slots}, {name}", cause)
+                leave_out(report, f"{task}, B {rows}, S {slots}, {name}", cause)
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
         times = gpu_timing.time_all(named, device, deadline=deadline)
-        add_rows(report, case, cases.Shape(rows, slots, dim), named, times, contenders)
+        add_rows(report, dataclasses.replace(usual, identities=slots, batch=rows), named, times, contenders)
 
 
 def leave_out(report: Report, what: str, cause: Exception) -> None:
@@ -147,68 +143,57 @@ def leave_out(report: Report, what: str, cause: Exception) -> None:
     report.content.setdefault("left_out", {})[what] = text[:1000]
 
 
-def checked(
-    report: Report,
-    case: str,
-    name: str,
-    contender: cases.Contender,
-    device: torch.device,
-    dtype: torch.dtype,
-    dim: int,
-) -> bool:
+def checked(report: Report, task: str, name: str, contender: Contender, problem: Problem) -> bool:
     """Whether the contender agrees with float64 on a small shape; one that does not, or cannot run, is not timed."""
     if contender.truth is None:
         return True
+    small = dataclasses.replace(problem, identities=2_000, batch=64 if problem.dim >= 512 else 4)
     try:
-        shape = cases.Shape(64 if dim >= 512 else 4, 2_000, dim)
-        inputs = cases.make_inputs(shape, dtype, contender.kind, cases.CASES[case].raw)
-        errors = cases.check(contender, moved(inputs, device), dtype)
+        errors = oracle.check(contender, small)
     except Exception as cause:
-        leave_out(report, f"{case}, {name}", cause)
+        leave_out(report, f"{task}, {name}", cause)
         return False
-    report.content.setdefault("errors", {})[f"{case}, {name}"] = errors
+    report.content.setdefault("errors", {})[f"{task}, {name}"] = errors
     return True
 
 
-def moved(inputs: cases.Inputs, device: torch.device) -> cases.Inputs:
-    return cases.Inputs(**{name: value.to(device) for name, value in vars(inputs).items()})
-
-
-def first_rows(inputs: cases.Inputs, rows: int) -> cases.Inputs:
-    return cases.Inputs(inputs.embeddings[:rows], inputs.centers, inputs.labels[:rows], inputs.center_labels)
+def first_rows(inputs: Inputs, rows: int) -> Inputs:
+    embeddings = inputs.embeddings.detach()[:rows].requires_grad_()
+    return dataclasses.replace(inputs, embeddings=embeddings, labels=inputs.labels[:rows])
 
 
 def add_rows(
     report: Report,
-    case: str,
-    shape: cases.Shape,
+    problem: Problem,
     named: dict[str, gpu_timing.Timed],
     times: dict[str, dict[str, float]],
-    contenders: dict[str, cases.Contender],
+    contenders: dict[str, tuple[Contender, Problem]],
 ) -> None:
     bare = times.get("bare product", {}).get("median_s")
-    print(f"  {case}: B {shape.rows}, S {shape.slots}, D {shape.dim}, bfloat16")
-    print(f"    {'contender':<38} {'ms':>9} {'20%':>9} {'80%':>9} {'x product':>9} {'TFLOP/s':>8} {'MiB':>8}")
+    print(f"  {problem.task}: B {problem.batch}, S {problem.identities}, D {problem.dim}, {problem.dtype}")
+    print(f"    {'contender':<46} {'ms':>9} {'20%':>9} {'80%':>9} {'x product':>9} {'TFLOP/s':>8} {'MiB':>8}")
+    product_flop = 2 * problem.batch * problem.identities * problem.dim
     for name, timed in named.items():
-        seconds = times[name]["median_s"]
-        products = 1 if name == "bare product" else cases.CASES[case].products
+        seconds, contender = times[name]["median_s"], contenders[name][0]
         row = {
-            "case": case,
-            **vars(shape),
+            "case": problem.task,
+            "rows": problem.batch,
+            "slots": problem.identities,
+            "dim": problem.dim,
             "contender": name,
             **times[name],
             "x_product": None if bare is None else seconds / bare,
-            "tflop_per_s": products * shape.product_flop / seconds / 1e12,
+            "tflop_per_s": contender.products * product_flop / seconds / 1e12,
             "peak_mib": timed.peak_mib,
             "mode": timed.mode,
-            "note": contenders[name].note,
+            "note": contender.note,
         }
         report.content["rows"].append(row)
         ms = [1e3 * times[name][key] for key in ("median_s", "p20_s", "p80_s")]
         ratio = "-" if bare is None else f"{row['x_product']:.2f}"
         peak = "-" if timed.peak_mib is None else f"{timed.peak_mib:.0f}"
         print(
-            f"    {name:<38} {ms[0]:>9.3f} {ms[1]:>9.3f} {ms[2]:>9.3f} {ratio:>9} {row['tflop_per_s']:>8.1f} "
+            f"    {name:<46} {ms[0]:>9.3f} {ms[1]:>9.3f} {ms[2]:>9.3f} {ratio:>9} {row['tflop_per_s']:>8.1f} "
             f"{peak:>8}  {timed.mode}, {row['note']}",
             flush=True,
         )
@@ -261,17 +246,21 @@ def run_tests(report: Report, deadline: float, device: torch.device, name: str, 
     """pytest on tests/gpu in a process of its own, ended when its time is up."""
     variables = {"CUDA_VISIBLE_DEVICES": ""} if device.type == "cpu" else {}
     command = [sys.executable, "-m", "pytest", "-q", "-ra", "-p", "no:cacheprovider", *arguments]
-    with gpu_timing.variables({"PYTHONPATH": str(HERE.parent), **variables}):
-        process = subprocess.Popen(
-            command, cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        try:
-            output, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
-            ended = None
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            output, _ = process.communicate()
-            ended = "its time was up"
+    process = subprocess.Popen(
+        command,
+        cwd=HERE.parent,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
+        ended = None
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        output, _ = process.communicate()
+        ended = "its time was up"
     lines = output.splitlines()
     counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", lines[-1])}
     report.content["tests"][name] = {"counts": counts, "ended": ended, "output": lines[-60:]}
@@ -331,8 +320,8 @@ def main(argv: list[str] | None = None) -> int:
     selected = ["-k", "nothing_to_sum"] if tiny else ["--deselect", "tests/gpu/test_gpu_sanitizer.py"]
     stages = {
         "build": build,
-        "time": partial(time_case, case="container", shapes=shapes, dim=dim),
-        "trained": partial(time_case, case="trained-centers", shapes=TINY[:1] if tiny else TRAINED_SHAPES, dim=dim),
+        "time": partial(time_task, task=CONTAINER, shapes=shapes, dim=dim),
+        "trained": partial(time_task, task=TRAINED_CENTERS, shapes=TINY[:1] if tiny else TRAINED_SHAPES, dim=dim),
         "head": partial(time_head, rows=rows, capacity=capacity, dim=dim),
         "tests": partial(run_tests, name="gpu", arguments=["tests/gpu", *selected]),
         "sanitizer": partial(run_tests, name="sanitizer", arguments=["tests/gpu/test_gpu_sanitizer.py"]),

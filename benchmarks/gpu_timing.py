@@ -7,18 +7,15 @@ device, say) is timed as it runs, and marked.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import importlib
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import cases
 import measure
 import torch
+from contenders import CONTENDERS, Contender
+from problem import Problem
 
 ROUNDS = 12
 # Work of one measurement: short contenders are repeated until it is reached, so that a timer's error does not show.
@@ -35,53 +32,15 @@ class Timed:
     repeats: int = 1
 
 
-def contenders(case: str, device: torch.device, backends: tuple[str, ...]) -> dict[str, cases.Contender]:
-    """Those of a case of cases.py, ours once for each backend, and the peers' kernels that are installed."""
+def contenders(task: str, problem: Problem, backends: tuple[str, ...]) -> dict[str, tuple[Contender, Problem]]:
+    """Those of a task that can run, ours once for each backend, each with the problem as it runs it."""
     found = {}
-    for name, contender in cases.CASES[case].contenders.items():
-        if not name.startswith("attfc"):
-            found[name] = contender
-            continue
-        for backend in backends:
-            run = functools.partial(_with_backend, contender.run, backend)
-            found[f"{name} [{backend}]"] = dataclasses.replace(contender, run=run)
-    if device.type == "cuda":
-        of_loss = functools.partial(cases.of_trained_loss, normalize=False) if cases.CASES[case].raw else cases.of_loss
-        for name, loss_of in (("Liger", _liger_loss), ("cut-cross-entropy", _cut_cross_entropy_loss)):
-            with contextlib.suppress(ImportError):
-                run, truth = of_loss(loss_of()), of_loss(cases._softmax_loss)
-                found[name] = cases.Contender(run, "random", truth, "plain softmax, no margin")
+    for name, contender in CONTENDERS[task].items():
+        for backend in backends if contender.ours else (None,):
+            own = contender.applied(dataclasses.replace(problem, backend=backend or "auto"))
+            if contender.unavailable(own) is None:
+                found[name if backend is None else f"{name} [{backend}]"] = (contender, own)
     return found
-
-
-def _with_backend(run: Callable, backend: str, inputs: cases.Inputs) -> Any:
-    with variables({"ATTFC_BACKEND": backend}):
-        return run(inputs)
-
-
-@contextlib.contextmanager
-def variables(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for the length of a block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _liger_loss() -> cases.Loss:
-    layer = importlib.import_module("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss()
-    return lambda x, centers, labels: layer(centers, x * cases.SCALE, labels)
-
-
-def _cut_cross_entropy_loss() -> cases.Loss:
-    linear_cross_entropy = importlib.import_module("cut_cross_entropy").linear_cross_entropy
-    return lambda x, centers, labels: linear_cross_entropy(x * cases.SCALE, centers, labels)
 
 
 def prepare(run: Callable[[], Any], device: torch.device) -> Timed:

@@ -26,7 +26,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _CGROUP_1 = (("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),)
 
 
-def time_interleaved(functions: dict[str, Callable[[], Any]], rounds: int, tick: Callable[[str], None]) -> dict:
+def time_interleaved(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
     """Seconds of each function: best, median and 20/80 percentiles over `rounds`.
 
     All functions run once in every round, so that whatever else the machine does meets them alike, and each round in an
@@ -41,7 +41,6 @@ def time_interleaved(functions: dict[str, Callable[[], Any]], rounds: int, tick:
             functions[name]()
             if number:
                 seconds[name].append(time.perf_counter() - start)
-            tick(name)
     return {name: spread(values) for name, values in seconds.items()}
 
 
@@ -97,6 +96,11 @@ def available_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # absent, or "max": no limit
             found.append(int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
     return min(found)
+
+
+def free_bytes(device: str) -> int:
+    """90 % of what is free on the device: what a contender may take above its inputs unless told otherwise."""
+    return int(0.9 * (torch.cuda.mem_get_info()[0] if device == "cuda" else available_bytes()))
 
 
 def limit_memory(further_bytes: int) -> None:

@@ -1,9 +1,9 @@
-"""What others offer for the last layer, as training steps of the same inputs: plain PyTorch and packages.
+"""What others offer for the last layer, as steps of the same problems: plain PyTorch and packages.
 
 Plain PyTorch is our own restatement of how public trainers are built: InsightFace's (all logits stored, the target's
 replaced in place, a softmax in place; Partial FC by gathering centres and momentum and scattering them back) and that
 of AttFC's authors (a queue, logits over all of it stored, the own class masked, then enqueued).
-Packages without margins run a plain softmax over centres as they are, not normalised: less work than the others.
+Packages without margins run a plain softmax; where their centres are not normalised, that is less work than others'.
 """
 
 from __future__ import annotations
@@ -15,14 +15,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from heads import LEARNING_RATE, MOMENTUM, SCALE, Inputs, Problem, Step, initial_centers, initial_slots, sgd
+from problem import (
+    LEARNING_RATE,
+    M_RAD,
+    MOMENTUM,
+    SCALE,
+    TRAINED_CENTERS,
+    Inputs,
+    Problem,
+    Step,
+    initial_centers,
+    initial_slots,
+    sgd,
+)
 from torch import Tensor
 
 from attfc_cuda.plan.heads import container_slots, sampled_classes
 
-M_RAD = 0.5
-
-# (embeddings, centres, labels) -> mean loss, under the problem's autocast.
+# (unit embeddings, unit centres, labels) -> mean loss, under the problem's autocast; a softmax takes any centres.
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -46,33 +56,53 @@ class SoftmaxInPlace(torch.autograd.Function):
 
 def arcface_logits(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
     """Scaled float32 logits [B, K] with the target's angle moved by the margin, in place and without its derivative."""
-    logits = (F.normalize(x) @ F.normalize(centers).T).float().clamp(-1, 1)
+    logits = (x @ centers.T).float().clamp(-1, 1)
     rows = torch.arange(len(x), device=x.device)
     with torch.no_grad():
         logits[rows, labels] = torch.cos(torch.acos(logits[rows, labels]) + M_RAD)
     return logits * SCALE
 
 
-def eager_arcface(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
-    return SoftmaxInPlace.apply(arcface_logits(x, centers, labels), labels)
+def eager_arcface() -> Loss:
+    return lambda x, centers, labels: SoftmaxInPlace.apply(arcface_logits(x, centers, labels), labels)
 
 
-def eager_loss() -> Loss:
-    return eager_arcface
+def stored_arcface() -> Loss:
+    """For torch.compile, which fuses what follows the product."""
+    return lambda x, centers, labels: F.cross_entropy(arcface_logits(x, centers, labels), labels)
 
 
-def compiled_loss() -> Loss:
-    return torch.compile(lambda x, centers, labels: F.cross_entropy(arcface_logits(x, centers, labels), labels))
+def stored_adasin() -> Loss:
+    """AdaSin over all logits with its running state at 0, as a user of torch.compile would write it."""
+
+    def loss(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
+        logits = (x @ centers.T).float()
+        rows = torch.arange(len(x), device=x.device)
+        theta = torch.acos(logits[rows, labels].clamp(-1, 1))
+        phi = (1.5 * torch.sin(theta / 2)).detach()
+        threshold = torch.cos(theta + M_RAD).detach()
+        own = torch.arange(logits.shape[1], device=x.device)[None, :] == labels[:, None]
+        hard = (logits > threshold[:, None]) & ~own
+        target = torch.where(hard.any(dim=1), torch.cos(theta + phi * M_RAD), torch.cos(theta + M_RAD))
+        logits = torch.where(hard, phi[:, None] * logits, logits)
+        return F.cross_entropy(torch.where(own, target[:, None], logits) * SCALE, labels)
+
+    return loss
 
 
-def build_full(make_loss: Callable[[], Loss], compiles: bool = False) -> Callable[[Problem], Step]:
-    """A weight [N, D] under torch.optim.SGD and a loss of (embeddings, weight, labels).
+def build_full(make_loss: Callable[[], Loss], normalize: bool = True, compiles: bool = False) -> Callable:
+    """A head: a weight [N, D], normalised or not, under torch.optim.SGD.
 
     compiles: through torch.compile, which is then to make one graph for every number of identities.
     """
 
     def build(problem: Problem) -> Step:
         loss_of = make_loss()
+
+        def loss_of_rows(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
+            return loss_of(F.normalize(x), F.normalize(w) if normalize else w, labels)
+
+        whole = torch.compile(loss_of_rows) if compiles else loss_of_rows
         weight = initial_centers(problem.identities, problem.dim, problem.device).requires_grad_()
         if compiles:
             torch._dynamo.maybe_mark_dynamic(weight, 0)
@@ -82,7 +112,7 @@ def build_full(make_loss: Callable[[], Loss], compiles: bool = False) -> Callabl
             inputs.embeddings.grad = None
             optimizer.zero_grad()
             with problem.autocast():
-                loss = loss_of(inputs.embeddings, weight, inputs.labels)
+                loss = whole(inputs.embeddings, weight, inputs.labels)
             loss.backward()
             optimizer.step()
             return loss.detach()
@@ -92,12 +122,31 @@ def build_full(make_loss: Callable[[], Loss], compiles: bool = False) -> Callabl
     return build
 
 
+def build_gradient(make_loss: Callable[[], Loss], normalize: bool = True, compiles: bool = False) -> Callable:
+    """Loss and gradients over given centres; those that learn are normalised within the step, or not."""
+
+    def build(problem: Problem) -> Step:
+        loss_of, normalizes = make_loss(), normalize and problem.task == TRAINED_CENTERS
+
+        def loss_of_rows(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
+            return loss_of(x, F.normalize(w) if normalizes else w, labels)
+
+        whole = torch.compile(loss_of_rows) if compiles else loss_of_rows
+
+        def run(inputs: Inputs) -> Tensor:
+            return inputs.backward(whole(inputs.embeddings, inputs.centers, inputs.labels))
+
+        return Step(run, None, problem.identities)
+
+    return build
+
+
 def build_partial(share: float) -> Callable[[Problem], Step]:
     """Partial FC: own classes and random others are gathered with their momentum, trained, and scattered back."""
 
     def build(problem: Problem) -> Step:
         weight = initial_centers(problem.identities, problem.dim, problem.device)
-        momentum = torch.zeros_like(weight)
+        momentum, loss_of = torch.zeros_like(weight), eager_arcface()
         size = sampled_classes(share, len(weight), problem.batch)
 
         def run(inputs: Inputs) -> Tensor:
@@ -109,7 +158,8 @@ def build_partial(share: float) -> Callable[[Problem], Step]:
             optimizer = torch.optim.SGD([active], LEARNING_RATE, momentum=MOMENTUM)
             optimizer.state[active]["momentum_buffer"] = momentum[index]
             with problem.autocast():
-                loss = eager_arcface(inputs.embeddings, active, torch.searchsorted(index, inputs.labels))
+                x, w = F.normalize(inputs.embeddings), F.normalize(active)
+                loss = loss_of(x, w, torch.searchsorted(index, inputs.labels))
             loss.backward()
             optimizer.step()
             weight[index] = active.detach()
@@ -155,10 +205,10 @@ def build_queue(share: float) -> Callable[[Problem], Step]:
 
 
 def softmax_by(loss_of: Loss) -> Loss:
-    """A package's loss of scaled unit embeddings and raw centres, both in autocast's dtype where it is on."""
+    """A package's loss of scaled unit embeddings and centres, both in autocast's dtype where it is on."""
 
     def loss(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
-        x = SCALE * F.normalize(x)
+        x = SCALE * x
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, centers = x.to(dtype), centers.to(dtype)

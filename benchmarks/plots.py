@@ -26,12 +26,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
-from attfc_cuda._check import error
-from attfc_cuda._files import replacing
-from attfc_cuda.evaluation.plots import COLORS
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-sys.path.insert(0, str(Path(__file__).parent))
 import reports  # noqa: E402
+from problem import SOFTMAX  # noqa: E402
+
+from attfc_cuda._check import error  # noqa: E402
+from attfc_cuda._files import replacing  # noqa: E402
+from attfc_cuda.evaluation.plots import COLORS  # noqa: E402
 
 GROUP_COLORS = {
     "attfc 10 %": COLORS[0],
@@ -40,7 +42,6 @@ GROUP_COLORS = {
     "partial_fc 10 %": COLORS[3],
     "product": "#777777",
 }
-SOFTMAX = "none (softmax)"  # the margin of a peer that has none: less work, to be told
 PEER_MARKERS = "s^DvPX<>*h"
 PEER_DASHES = ((4, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (2.5, 1), (7, 2))
 PALE = (0.35, 0.0, 0.55, 0.2)  # shares of white in the shades of a group's peers
@@ -333,7 +334,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prefix", type=Path, default=Path("docs/benchmark"), help="start of the files' names")
     given = parser.parse_args(arguments)
     try:
-        paths = draw(reports.read("plots", given.report, ("heads/1",)), given.prefix)
+        paths = draw(reports.read("plots", given.report, (reports.HEADS,)), given.prefix)
     except ValueError as wrong:
         parser.exit(2, f"{wrong}\n")
     print("written:", *paths, sep="\n  ")

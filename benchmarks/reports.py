@@ -1,7 +1,7 @@
 """The JSON files of the benchmarks: read with a check, written whole or not at all, their numbers put in words.
 
-A report is {"schema": "heads/1" | "scaling/1" | "training/1", "environment": {...}, "command": str, "rows": [{...}]};
-one without a schema that has one shape is a sweep's.
+A report is {"schema": "heads/1" | "sweep/1" | "scaling/1" | "training/1", "environment": {...}, "command": str, "rows":
+[{...}]}; one without a schema that has one shape is a sweep's.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import Any
 from attfc_cuda._check import error
 from attfc_cuda._files import write_text
 
-SWEEP = "sweep/1"
+SWEEP, HEADS, SCALING, TRAINING = "sweep/1", "heads/1", "scaling/1", "training/1"
+# Of a measured row of heads, sweep and scaling. x_best: multiple of the faster of the bare products in float32 and in
+# the row's dtype; x_product: of the one in its dtype, which a processor without 16-bit arithmetic makes slow.
+NUMBERS = ("median_s", "p20_s", "p80_s", "best_s", "x_best", "x_product", "tflop_per_s", "gb_per_s", "peak_mib")
 # What makes a row the same measurement in two reports.
 KEYS: dict[str, tuple[str, ...]] = {
-    "heads/1": ("case", "identities", "batch", "dim", "contender", "margin", "dtype", "backend"),
+    HEADS: ("case", "identities", "batch", "dim", "contender", "margin", "dtype", "backend"),
     SWEEP: ("contender", "dtype"),
-    "scaling/1": ("centers", "batch", "dim", "dtype"),
-    "training/1": ("head", "identities", "batch", "image_size", "backbone"),
+    SCALING: ("centers", "batch", "dim", "dtype"),
+    TRAINING: ("head", "identities", "batch", "image_size", "backbone", "flags"),
 }
 
 
@@ -45,6 +48,8 @@ def read(function: str, path: Path, schemas: Sequence[str] = tuple(KEYS)) -> dic
         raise error(function, str(path), f"be of schema {' or '.join(schemas)}", repr(report["schema"]))
     if not isinstance(report.setdefault("environment", {}), dict):
         raise error(function, f"environment of {path}", "be a JSON object", repr(report["environment"]))
+    if report["schema"] in (SWEEP, HEADS, TRAINING):
+        report["rows"] = [_completed(row, report) for row in report["rows"]]
     keys, seen = KEYS[report["schema"]], set()
     for number, row in enumerate(report["rows"]):
         lacking = keys if not isinstance(row, dict) else [key for key in keys if key not in row]
@@ -54,6 +59,23 @@ def read(function: str, path: Path, schemas: Sequence[str] = tuple(KEYS)) -> dic
             raise error(function, f"row {number} of {path}", "be there once", f"{describe(identity)} a second time")
         seen.add(identity)
     return report
+
+
+def _completed(row: Any, report: dict[str, Any]) -> Any:
+    """A row with what files of an earlier version do not say."""
+    if not isinstance(row, dict):
+        return row
+    if report["schema"] == TRAINING:  # rows without flags are heads by their names
+        head = row.get("head")
+        return {"flags": f"--head {head}" if head in ("attfc", "fc", "partial_fc") else "", **row}
+    usual = dict.fromkeys((*NUMBERS, "many_classes", "margin", "backend"))
+    usual |= {"status": "ok", "reason": "", "note": "", "time_scaled": False, "memory_scaled": False}
+    if report["schema"] == SWEEP and isinstance(report.get("shape"), dict):
+        shape = report["shape"]
+        usual |= {"case": report["case"], "ours": str(row.get("contender")).startswith("attfc")}
+        usual |= {"identities": shape.get("slots"), "batch": shape.get("rows"), "dim": shape.get("dim")}
+        usual["tflop_per_s"] = row["gflop_per_s"] / 1e3 if "gflop_per_s" in row else None
+    return {name: value for name, value in usual.items() if name not in row} | row
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
@@ -71,6 +93,19 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """The flag that says how many threads measure."""
     parser.add_argument("--threads", type=_at_least_1, default=None, help="CPU threads (default: PyTorch's choice)")
+
+
+def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
+    """The flag that says how often each contender is timed."""
+    parser.add_argument(
+        "--rounds", type=_at_least_2, default=default, help=f"timed rounds (one more warms up; default: {default})"
+    )
+
+
+def _at_least_2(text: str) -> int:
+    if _at_least_1(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 2, got {text}")
+    return int(text)
 
 
 def _at_least_1(text: str) -> int:

@@ -10,11 +10,14 @@ A step is forward, backward to the embeddings, and the update of what the head k
 on the same inputs, is checked against float64 first (loss, gradient, moved centres) and is measured in a fresh process:
 
   time       median, 20 and 80 % and best over rounds in turn with the bare product X @ W.T of the step's centres;
-             "x product" is the multiple of it
+             "x best" is the multiple of the faster one of that product in float32 and in the row's dtype, "x product"
+             of the one in the row's dtype
   memory     the peak above the inputs, from before the head exists to the end of a step: CUDA's allocator on a GPU, the
              resident set on a CPU. A head that needs more than --memory-limit is a row "out of memory"
   TFLOP/s    useful ones: two products of the centres for AttFC (logits, gradient of the embeddings), three where
              centres are trained, one for the bare product
+  70k        right over 70 000 classes in float16, more than float16 can count: where a sum of as many probabilities
+             is held in it, the loss is infinite
   GB/s       the least bytes that a step must move: the container once, or trained centres and momentum read and written
 
 What takes longer than --row-seconds is measured on a half, a quarter, ... of the identities and multiplied up: "~" in
@@ -25,13 +28,9 @@ heads can skip none, their slowest case.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,19 +41,19 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import heads  # noqa: E402
 import measure  # noqa: E402
 import reports  # noqa: E402
 import table  # noqa: E402
 import worker  # noqa: E402
-from contenders import CONTENDERS  # noqa: E402
-from heads import CASES, Contender, Problem  # noqa: E402
+from contenders import CONTENDERS, Contender  # noqa: E402
+from problem import DTYPES, HEAD, Problem  # noqa: E402
 
 from attfc_cuda import margins  # noqa: E402
 from attfc_cuda.ops import backend as _backend  # noqa: E402
 from attfc_cuda.plan.report import parse_bytes  # noqa: E402
 
-SCHEMA = "heads/1"
+HEADS = CONTENDERS[HEAD]
+CASES = {"ms1mv3": 93_431, "glint360k": 360_232, "1m": 1_000_000, "webface42m": 2_059_906, "10m": 10_000_000}
 _RUN_SECONDS = 25 * 60  # of the default run
 _START_SECONDS = 6  # of a row before its budget begins: imports and the check
 _LEAST_ROW_SECONDS, _MOST_ROW_SECONDS = 2.0, 60.0
@@ -86,10 +85,10 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[384], help="rows of a step (default: 384)")
     parser.add_argument("--dim", type=int, default=512, help="length of an embedding (default: 512)")
     parser.add_argument(
-        "--heads", "--contenders", nargs="+", metavar="NAME", default=list(CONTENDERS), help="default: all of --list"
+        "--heads", "--contenders", nargs="+", metavar="NAME", default=list(HEADS), help="default: all of --list"
     )
     parser.add_argument(
-        "--dtypes", nargs="+", choices=heads.DTYPES, default=None, help="of the products; default: all (float16: a GPU)"
+        "--dtypes", nargs="+", choices=DTYPES, default=None, help="of the products; default: all (float16: a GPU)"
     )
     parser.add_argument(
         "--margins", nargs="+", choices=margins.NAMES, default=None,
@@ -99,7 +98,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds, 2 or more (one more warms up; default: 5)")
+    reports.add_rounds(parser, 5)
     parser.add_argument(
         "--row-seconds", type=float, default=None,
         help="for the memory and time of a row, start-up and check not counted (default: 25 minutes for the whole run)",
@@ -122,14 +121,12 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     elif arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     if arguments.dtypes is None:
-        arguments.dtypes = [name for name in heads.DTYPES if name != "float16" or arguments.device == "cuda"]
+        arguments.dtypes = [name for name in DTYPES if name != "float16" or arguments.device == "cuda"]
     elif "float16" in arguments.dtypes and arguments.device == "cpu":
         parser.error("--dtypes float16 needs a GPU")
     for name in arguments.heads:
-        if name not in CONTENDERS:
-            parser.error(f"--heads must be of {', '.join(map(repr, CONTENDERS))}, got {name!r}")
-    if arguments.rounds < 2:
-        parser.error("--rounds must be 2 or more")
+        if name not in HEADS:
+            parser.error(f"--heads must be of {', '.join(map(repr, HEADS))}, got {name!r}")
     if min(arguments.identities + arguments.batches + [arguments.dim]) < 1:
         parser.error("--identities, --batches and --dim must be 1 or more")
     if min(cases_of(arguments).values(), default=max(arguments.batches)) < max(arguments.batches):
@@ -154,7 +151,7 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
         for batch in arguments.batches:
             for dtype in arguments.dtypes:
                 for name in arguments.heads:
-                    contender = CONTENDERS[name]
+                    contender = HEADS[name]
                     for margin in margins_of(contender, arguments.margins):
                         for backend in arguments.backends if contender.ours else ["auto"]:
                             problem = Problem(
@@ -179,48 +176,18 @@ def row_seconds_of(arguments: argparse.Namespace, tasks: Sequence[Task]) -> floa
 
 
 def memory_limit_of(arguments: argparse.Namespace) -> int:
-    if arguments.memory_limit is not None:
-        return arguments.memory_limit
-    free = torch.cuda.mem_get_info()[0] if arguments.device == "cuda" else measure.available_bytes()
-    return int(0.9 * free)
+    return arguments.memory_limit or measure.free_bytes(arguments.device)
 
 
-def measured(task: Task, arguments: argparse.Namespace, seconds: float, limit_bytes: int) -> dict[str, Any]:
-    """The row of a task, from a fresh process. Ends the program where the contender's check fails."""
-    row = {"case": task.case, **worker.empty_row(task.contender, task.problem)}
-    if row["status"] == "unavailable":
-        return row
-    job = worker.Job(task.contender.name, task.problem, seconds, arguments.rounds, limit_bytes, arguments.threads)
-    command = [sys.executable, str(HERE / "worker.py"), json.dumps(dataclasses.asdict(job))]
-    # Compilers of a process of its own would outlive it and take memory of their own.
-    variables = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    allowed = 180 + 4 * seconds
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=allowed)
-    except subprocess.TimeoutExpired:
-        return {**row, "status": "unavailable", "reason": f"not done after {allowed:.0f} s"}
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        status = "out of memory" if name == "SIGKILL" else "unavailable"
-        return {**row, "status": status, "reason": f"the process was ended by {name}"}
-    found = _answer_of(done)
-    if "failed" in found or ("broken" in found and task.contender.ours):
-        where = f"{task.contender.name}, {task.case}, {task.problem.dtype}"
-        raise SystemExit(f"run.py: {where}: {found.get('failed') or found['broken']}")
-    if "broken" in found:
-        return {**row, "status": "unavailable", "reason": found["broken"].splitlines()[-1]}
-    return {**row, **found}
-
-
-def _answer_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """A worker's row; or {"failed": how it differs from float64}; or {"broken": why it has neither}."""
-    lines = done.stdout.splitlines()
-    if done.returncode == 0 and lines:
-        with contextlib.suppress(ValueError):
-            found = json.loads(lines[-1])
-            if isinstance(found, dict):
-                return found
-    return {"broken": done.stderr.strip()[-2000:] or f"the process ended with exit code {done.returncode} and no row"}
+def measured(
+    task: Task, arguments: argparse.Namespace, seconds: float, limit_bytes: int, many_classes: str | None
+) -> dict[str, Any]:
+    """The row of a task. many_classes: what an earlier row of its contender found."""
+    rounds, threads = arguments.rounds, arguments.threads
+    asks = many_classes is None and task.contender.truth is not None
+    job = worker.Job(task.contender.name, task.problem, seconds, rounds, limit_bytes, threads, many_classes=asks)
+    found = worker.in_fresh_process(job)
+    return {"case": task.case, **found, "many_classes": found["many_classes"] if asks else many_classes}
 
 
 class Report:
@@ -243,7 +210,7 @@ class Report:
         settings = {name: getattr(arguments, name) for name in names}
         settings.update(cases=cases_of(arguments), memory_limit=arguments.memory_limit)
         self.content: dict[str, Any] = {
-            "schema": SCHEMA,
+            "schema": reports.HEADS,
             "environment": measure.environment(),
             "command": "python " + shlex.join(["benchmarks/run.py", *sys.argv[1:]]),
             "settings": settings,
@@ -257,11 +224,11 @@ class Report:
         return self.content["rows"]
 
     def resume(self) -> None:
-        """Take the rows of the file over. Exits the program where they were measured under other conditions."""
+        """Take the file's rows over, but for failed ones. Exits the program where the conditions were others."""
         if not self.path.exists():
             return
         try:
-            before = reports.read("run.py --resume", self.path, (SCHEMA,))
+            before = reports.read("run.py --resume", self.path, (reports.HEADS,))
         except ValueError as wrong:
             raise SystemExit(str(wrong)) from None
         for part in ("settings", "environment"):
@@ -271,7 +238,7 @@ class Report:
                 raise SystemExit(
                     f"run.py: --resume: {part} of {self.path} must be this run's, but differs: {differing}"
                 )
-        self.content["rows"] = before["rows"]
+        self.content["rows"] = [row for row in before["rows"] if row["status"] != "failed"]
 
     def _both(self, before: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         # As the file would hold it: tuples and the like are gone.
@@ -291,7 +258,7 @@ def print_list(arguments: argparse.Namespace) -> None:
     for name, count in CASES.items():
         print(f"  {name:<12} {count:>10,} identities")
     print("heads:")
-    for contender in CONTENDERS.values():
+    for contender in HEADS.values():
         margin = margins_of(contender, None)[0]
         problem = Problem(1000, 8, arguments.dim, arguments.dtypes[0], arguments.device, margin)
         reason = contender.unavailable(problem)
@@ -336,7 +303,8 @@ def main(given: Sequence[str] | None = None) -> None:
         bar = progress.add_task("", total=len(missing))
         for task in missing:
             progress.update(bar, description=f"{task.case}, {task.problem.dtype}: {task.contender.name}")
-            report.add(measured(task, arguments, seconds, limit_bytes))
+            known = {row["contender"]: row.get("many_classes") for row in report.rows}
+            report.add(measured(task, arguments, seconds, limit_bytes, known.get(task.contender.name)))
             progress.advance(bar)
     if arguments.markdown:
         print(table.markdown(report.rows))
@@ -353,6 +321,7 @@ def main(given: Sequence[str] | None = None) -> None:
             plots.draw(report.content, arguments.plots)
         except ValueError as wrong:
             raise SystemExit(f"run.py: --plots: {wrong}") from None
+    worker.exit_on_failures("run.py", report.rows)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,20 @@
-"""Is the time of the sweep linear in the number of centres, and its memory flat? Loss and gradient, AdaSin, cold.
+"""Is the time of loss and gradient linear in the number of centres, and the memory flat? AdaSin, every tile matters.
 
     python benchmarks/scaling.py --output benchmarks/results/scaling.json --plot docs/scaling    # 4 minutes, 2 cores
     python benchmarks/scaling.py --centers 1000 10000 100000 --dtypes float32                # a quick look
 
-Each point is a fresh process: peak memory above the inputs at the first call, then medians over rounds interleaved with
-the bare X @ W.T, as many as a few seconds hold. The line is a least-squares fit of the relative error, so that small
-containers count as much as large ones: weights 1/S.
+Each point is the contender "attfc AdaSin, cold" of sweep.py in a fresh process: checked, then peak memory above the
+inputs, then medians over as many rounds as a few seconds hold. The line is a least-squares fit of the relative error,
+so that small containers count as much as large ones: weights 1/S.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
-import subprocess
+import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,20 +22,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from attfc_cuda import AdaSin, testing
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-sys.path.insert(0, str(Path(__file__).parent))
-import cases  # noqa: E402
 import measure  # noqa: E402
 import reports  # noqa: E402
+import worker  # noqa: E402
+from problem import CONTAINER, DTYPES, Problem  # noqa: E402
+
+CONTENDER = "attfc AdaSin, cold"
 
 CENTERS = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
 LARGE = 10_000  # from here on the fixed costs of a call are small against the sweep
 LINEAR_WITHIN = 0.15
 FLAT_WITHIN = 0.02  # of the growth of the container itself; a resident set is uncertain by some MiB
 SECONDS_A_POINT = 4.0
-LEAST_ROUNDS, MOST_ROUNDS = 3, 40
-STRETCH = 50_000  # centres made at a time, so that making them takes little more memory than they do
+MOST_ROUNDS = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,63 +71,16 @@ def fit(centers: Sequence[int], seconds: Sequence[float]) -> Fit:
     return Fit(*map(float, (slope, intercept, r_squared, off.max(), large.max() if len(large) else 0.0)))
 
 
-def make_inputs(shape: cases.Shape, dtype: torch.dtype) -> cases.Inputs:
-    """Random unit rows: every tile of centres carries probability."""
-    generator = torch.Generator().manual_seed(0)
-
-    def rows(count: int) -> torch.Tensor:
-        return testing.unit(torch.randn(count, shape.dim, generator=generator)).to(dtype)
-
-    centers = torch.empty(shape.slots, shape.dim, dtype=dtype)
-    for stretch in centers.split(STRETCH):
-        stretch.copy_(rows(len(stretch)))
-    labels = torch.randperm(shape.slots, generator=generator)[: shape.rows]
-    labels = labels.repeat(-(-shape.rows // len(labels)))[: shape.rows]
-    return cases.Inputs(rows(shape.rows), centers, labels, torch.arange(shape.slots))
-
-
-def measure_here(centers: int, dtype: str, batch: int, dim: int, seconds: float) -> dict[str, Any]:
-    """The row of one point; in a process that has done nothing else."""
-    step = cases.ours(AdaSin, grad_tolerance=0.0)
-    # Loads the library and starts its threads on a shape whose buffers are none of those that are measured.
-    step(make_inputs(cases.Shape(8, 32, dim), cases.DTYPES[dtype]))
-    inputs = make_inputs(cases.Shape(batch, centers, dim), cases.DTYPES[dtype])
-    results: list[tuple[torch.Tensor, ...]] = []
-    start = time.perf_counter()
-    peak = measure.peak_above_start_mib(lambda: results.append(step(inputs)))
-    one = time.perf_counter() - start
-    if not all(result.isfinite().all() for result in results[0]):
-        raise ArithmeticError(f"the sweep over {centers} centres must be finite, got {results[0]}")
-    if one < seconds / 8:  # the first call also brings its buffers into memory
-        start = time.perf_counter()
-        step(inputs)
-        one = time.perf_counter() - start
-    rounds = int(min(MOST_ROUNDS, max(LEAST_ROUNDS, seconds / (2 * one))))
-    functions = {"sweep": lambda: step(inputs), "product": lambda: cases.bare_product(inputs)}
-    times = measure.time_interleaved(functions, rounds, lambda _: None)
-    return {
-        "centers": centers,
-        "dtype": dtype,
-        "margin": "adasin",
-        "batch": batch,
-        "dim": dim,
-        "rounds": rounds,
-        **times["sweep"],
-        "x_product": times["sweep"]["median_s"] / times["product"]["median_s"],
-        "peak_mib": peak,
-        "container_mib": inputs.centers.nbytes / 2**20,
-    }
-
-
-def measure_fresh(centers: int, dtype: str, given: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--point", str(centers), "--dtypes", dtype, "--batch", str(given.batch)]
-    command += ["--dim", str(given.dim), "--seconds", str(given.seconds)]
-    if given.threads:
-        command += ["--threads", str(given.threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"measuring {centers} centres in {dtype} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+def measured(centers: int, dtype: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The row of one point. Exits the program where it cannot be measured."""
+    problem = Problem(centers, given.batch, given.dim, dtype, "cpu", "adasin", task=CONTAINER)
+    limit_bytes = measure.free_bytes("cpu")
+    row = worker.in_fresh_process(
+        worker.Job(CONTENDER, problem, given.seconds, MOST_ROUNDS, limit_bytes, given.threads, whole=True)
+    )
+    if row["status"] != "ok":
+        raise SystemExit(f"measuring {centers} centres in {dtype} failed: {row['status']}: {row['reason']}")
+    return {**row, "container_mib": centers * given.dim * DTYPES[dtype].itemsize / 2**20}
 
 
 def fits_of(rows: list[dict[str, Any]]) -> dict[str, Fit]:
@@ -214,7 +166,7 @@ def figure_of(report: dict[str, Any]) -> Any:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, fontsize="small")
     batch, dim = rows[0]["batch"], rows[0]["dim"]
     figure.suptitle(
-        f"The sweep: loss and gradient, AdaSin, every tile matters; batch {batch}, dim {dim}\n"
+        f"Loss and gradient, AdaSin, every tile matters; batch {batch}, dim {dim}\n"
         f"{reports.machine_text(report['environment'])}",
         fontsize="medium",
     )
@@ -226,29 +178,28 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table()
-    for name in ("dtype", "centres", "median", "20 %", "80 %", "x product", "MiB above inputs", "container", "rounds"):
+    times = ("median", "20 %", "80 %", "x best", "x product")
+    for name in ("dtype", "centres", *times, "MiB above inputs", "container", "rounds"):
         table.add_column(name, justify="left" if name == "dtype" else "right")
     for row in rows:
         times = [reports.seconds_text(row[key]) for key in ("median_s", "p20_s", "p80_s")]
         peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.1f}"
         size = reports.memory_text(row["container_mib"])
-        table.add_row(
-            row["dtype"], f"{row['centers']:,}", *times, f"{row['x_product']:.2f}", peak, size, str(row["rounds"])
-        )
+        multiples = [f"{row[key]:.2f}" for key in ("x_best", "x_product")]
+        table.add_row(row["dtype"], f"{row['centers']:,}", *times, *multiples, peak, size, str(row["rounds"]))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--centers", type=int, nargs="+", default=list(CENTERS), metavar="S")
-    parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=["float32", "bfloat16"])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
     parser.add_argument("--batch", type=int, default=384)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=SECONDS_A_POINT, help="aimed at for a point; default 4")
     reports.add_threads(parser)
     reports.add_output(parser)
     parser.add_argument("--plot", type=Path, default=None, help="write PLOT.png and PLOT.svg")
-    parser.add_argument("--point", type=int, default=None, help=argparse.SUPPRESS)  # how fresh processes are called
     given = parser.parse_args(arguments)
     reports.check_output(parser, given)
     if min(given.centers) < 1 or min(given.batch, given.dim) < 1:
@@ -259,17 +210,19 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     given = parse_arguments(arguments)
     if given.threads:
-        torch.set_num_threads(given.threads)
-    if given.point:
-        row = measure_here(given.point, given.dtypes[0], given.batch, given.dim, given.seconds)
-        print(json.dumps(row))
-        return
-    command = " ".join(["python benchmarks/scaling.py", *(sys.argv[1:] if arguments is None else arguments)])
-    report = {"schema": "scaling/1", "environment": measure.environment(), "command": command, "rows": [], "fit": {}}
+        torch.set_num_threads(given.threads)  # for the environment; the processes set their own
+    command = "python " + shlex.join(["benchmarks/scaling.py", *(sys.argv[1:] if arguments is None else arguments)])
+    report = {
+        "schema": reports.SCALING,
+        "environment": measure.environment(),
+        "command": command,
+        "rows": [],
+        "fit": {},
+    }
     for dtype in given.dtypes:
         for centers in sorted(set(given.centers)):
             print(f"{dtype}, {centers:,} centres ...", file=sys.stderr, flush=True)
-            report["rows"].append(measure_fresh(centers, dtype, given))
+            report["rows"].append(measured(centers, dtype, given))
             report["fit"] = {
                 dtype: {**dataclasses.asdict(line), "linear": line.linear}
                 for dtype, line in fits_of(report["rows"]).items()

@@ -1,49 +1,45 @@
-"""The rows of run.py as a table: all columns on a terminal, or what a README shows as Markdown.
+"""The rows of run.py and sweep.py as a table: all columns on a terminal, or what a README shows as Markdown.
 
     python benchmarks/table.py benchmarks/results/heads_NAME.json              # every column
     python benchmarks/table.py benchmarks/results/heads_NAME.json --markdown   # heads by identities: time and memory
 
-"~" marks a number that was measured on fewer identities and multiplied up.
+"~" marks a number that was measured on fewer identities and multiplied up. "(2x)" is the multiple of the faster bare
+product, in float32 or in the row's dtype; in files without it, of the one in the row's dtype.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+
+import reports  # noqa: E402
+
 Row = dict[str, Any]
-_UNITS = (("M", 1e6), ("k", 1e3))
+MANY_CLASSES = "70k classes, float16"
+_RATES = {
+    "x best": ("x_best", ".2f"),
+    "x product": ("x_product", ".2f"),
+    "TFLOP/s": ("tflop_per_s", ".3g"),
+    "GB/s": ("gb_per_s", ".3g"),
+}
 
 
 def seconds(row: Row, key: str = "median_s") -> str:
     """`~950 ms` or `12.3 s`."""
-    value = row[key]
-    if value is None:
-        return "-"
-    text = f"{value:.3g} s" if value >= 9.995 else f"{_short(1e3 * value)} ms"
-    return ("~" if row["time_scaled"] else "") + text
+    return "-" if row[key] is None else ("~" if row["time_scaled"] else "") + reports.seconds_text(row[key])
 
 
 def memory(row: Row) -> str:
     """`~896 MiB` or `12.3 GiB`."""
     value = row["peak_mib"]
-    if value is None:
-        return "-"
-    text = f"{value / 1024:.3g} GiB" if value >= 9995 else f"{value:.0f} MiB"
-    return ("~" if row["memory_scaled"] else "") + text
-
-
-def count(identities: int) -> str:
-    """`93 k`, `2.06 M`; a small number as it is."""
-    for unit, size in _UNITS:
-        if identities >= size:
-            return f"{identities / size:.3g} {unit}"
-    return str(identities)
+    return "-" if value is None else ("~" if row["memory_scaled"] else "") + reports.memory_text(value)
 
 
 def cell(row: Row) -> str:
@@ -51,7 +47,8 @@ def cell(row: Row) -> str:
     if row["status"] != "ok":
         needs = f", needs {memory(row)}" if row["peak_mib"] is not None else ""
         return row["status"] + needs
-    return f"{seconds(row)} ({row['x_product']:.2g}x), {memory(row)}"
+    multiple = row["x_product"] if row["x_best"] is None else row["x_best"]
+    return f"{seconds(row)} ({multiple:.2g}x), {memory(row)}"
 
 
 def label(row: Row) -> str:
@@ -77,12 +74,13 @@ def markdown(rows: Sequence[Row]) -> str:
         for row in shown:
             name = label(row) + (f" [{row['backend']}]" if len(backends) > 1 and row["backend"] else "")
             cells.setdefault(name, {})[row["identities"]] = cell(row)
-        lines += [
-            f"| batch {batch}, {dtype} | " + " | ".join(count(size) for size in sizes) + " |",
-            "| --- |" + " --- |" * len(sizes),
-            *(f"| {name} | " + " | ".join(by.get(size, "-") for size in sizes) + " |" for name, by in cells.items()),
-            "",
-        ]
+        many = {label(row): row["many_classes"] for row in shown if row["many_classes"]}
+        heads = [f"batch {batch}, {dtype}", *map(reports.count_text, sizes), *([MANY_CLASSES] if many else [])]
+        lines += [f"| {' | '.join(heads)} |", "| --- |" + " --- |" * (len(heads) - 1)]
+        for name, by_size in cells.items():
+            told = [by_size.get(size, "-") for size in sizes] + ([many.get(name, "-")] if many else [])
+            lines.append(f"| {' | '.join([name, *told])} |")
+        lines.append("")
     missing = unavailable(rows)
     return "\n".join(lines + (["Not measured: " + "; ".join(missing) + "."] if missing else []))
 
@@ -93,35 +91,26 @@ def show(rows: Sequence[Row]) -> None:
     from rich.table import Table
 
     # A pipe has no width: wide enough then that no number is cut.
-    console = Console(width=None if os.isatty(1) else 160)
-    right = ("time", "20 %", "80 %", "x product", "TFLOP/s", "GB/s", "memory")
+    console = Console(width=None if os.isatty(1) else 180)
+    right = ("time", "20 %", "80 %", *_RATES, "memory")
     for (case, batch, dtype), group in groups(rows, "case", "batch", "dtype"):
         title = f"{case}: {group[0]['identities']:,} identities, batch {batch}, dim {group[0]['dim']}, {dtype}"
         table = Table(title=title, title_justify="left")
-        for column in ("head", "margin", "backend", *right, "note"):
+        many = any(row["many_classes"] for row in group)
+        for column in ("head", "margin", "backend", *right, *([MANY_CLASSES] if many else []), "note"):
             table.add_column(column, justify="right" if column in right else "left", overflow="fold")
         for row in group:
             if row["status"] == "unavailable":
                 continue
-            numbers = [_number(row[key], digits) for key, digits in _RATES.items()]
+            numbers = ["-" if row[key] is None else format(row[key], form) for key, form in _RATES.values()]
             note = row["note"] if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
             times = [seconds(row, key) for key in ("median_s", "p20_s", "p80_s")]
-            head = [row["contender"], row["margin"], row["backend"] or ""]
-            table.add_row(*head, *times, *numbers, memory(row), note, style="bold" if row["ours"] else None)
+            head = [row["contender"], row["margin"] or "", row["backend"] or ""]
+            told = [memory(row), *([row["many_classes"] or "-"] if many else []), note]
+            table.add_row(*head, *times, *numbers, *told, style="bold" if row["ours"] else None)
         console.print(table)
     for line in unavailable(rows):
         console.print(f"not measured: {line}", highlight=False)
-
-
-_RATES = {"x_product": ".2f", "tflop_per_s": ".3g", "gb_per_s": ".3g"}
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def groups(rows: Sequence[Row], *keys: str) -> Iterator[tuple[tuple, list[Row]]]:
@@ -134,10 +123,13 @@ def groups(rows: Sequence[Row], *keys: str) -> Iterator[tuple[tuple, list[Row]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", type=Path, help="JSON of run.py")
+    parser.add_argument("report", type=Path, help="JSON of run.py or sweep.py")
     parser.add_argument("--markdown", action="store_true", help="heads by identities, for a README")
     arguments = parser.parse_args()
-    rows = json.loads(arguments.report.read_text())["rows"]
+    try:
+        rows = reports.read("table", arguments.report, (reports.HEADS, reports.SWEEP))["rows"]
+    except ValueError as wrong:
+        parser.exit(2, f"{wrong}\n")
     if arguments.markdown:
         print(markdown(rows))
     else:

@@ -1,9 +1,14 @@
-"""End to end: images/s of the demo's training with each head, so that nobody believes a head-only number.
+"""End to end: images/s of the demo's training with each head or setting, so that nobody believes a head-only number.
 
     python benchmarks/training.py                         # four heads, 100 steps each on the demo's drawn faces
     python benchmarks/training.py --markdown --output benchmarks/results/training.json
+    python benchmarks/training.py --heads fc attfc --backbone iresnet18 --image-size 112
+    python benchmarks/training.py --heads fc attfc --row "attfc, gallery of 1" "--gallery-size 1"
 
-Each head trains in a fresh process through `attfc_cuda.train`: the same faces, batches, backbone, schedule and seed. A
+--row takes any flags of `attfc train`. "of full FC's" is a row's images/s over those of the row `fc` of the same batch,
+image size and backbone.
+
+Each row trains in a fresh process through `attfc_cuda.train`: the same faces, batches, backbone, schedule and seed. A
 step's time is split with the clock at four borders: into and out of `Objective.forward`, around the encoders inside it,
 at the start of the backward pass, and where the gradient of the embeddings is complete, which is where the backbone's
 own backward pass begins. So
@@ -22,6 +27,7 @@ import argparse
 import json
 import resource
 import runpy
+import shlex
 import statistics
 import subprocess
 import sys
@@ -31,21 +37,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 
-from attfc_cuda.data import Batch
-from attfc_cuda.demo import IDENTITIES, demo_config
-from attfc_cuda.train import Objective, TrainConfig, train
-from attfc_cuda.train.log import read_log
-from attfc_cuda.train.objective import OBJECTIVES
-from attfc_cuda.train.training import pick_device
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-sys.path.insert(0, str(Path(__file__).parent))
 import measure  # noqa: E402
 import reports  # noqa: E402
 
+from attfc_cuda.data import Batch  # noqa: E402
+from attfc_cuda.demo import IDENTITIES, demo_config  # noqa: E402
+from attfc_cuda.train import Objective, TrainConfig, train  # noqa: E402
+from attfc_cuda.train.log import read_log  # noqa: E402
+from attfc_cuda.train.objective import OBJECTIVES  # noqa: E402
+from attfc_cuda.train.training import pick_device  # noqa: E402
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "full_fc_arcface.py"
 TEXTBOOK = "full FC ArcFace, textbook"
-HEADS = ("attfc", "fc", "partial_fc", TEXTBOOK)
+# The rows that have a name, by the flags of `attfc train` that make them; the textbook's is the script's own objective.
+HEADS = {**{head: f"--head {head}" for head in ("attfc", "fc", "partial_fc")}, TEXTBOOK: ""}
+SETTINGS = ("identities", "batch", "image_size", "backbone")
 WARM_UP_SHARE = 0.2  # of the steps, at the start, that are not counted
 
 
@@ -123,36 +133,44 @@ def timed(objective_type: type[Objective], clock: Clock) -> type[Objective]:
     return Timed
 
 
-def config_of(head: str, given: argparse.Namespace, run: Path) -> TrainConfig:
-    """The demo's training under `head`, of `given.steps` steps, verified once at the end."""
+def config_of(flags: str, given: argparse.Namespace, run: Path) -> TrainConfig:
+    """The demo's training of `given.steps` steps, verified once at the end, with `flags` of attfc train on top."""
     config = demo_config(run, identities=given.identities)
-    config.head.head = "attfc" if head == TEXTBOOK else head
     config.optim.steps = given.steps
     config.dataset.batch_size, config.dataset.image_size = given.batch, given.image_size
     config.model.backbone = given.backbone
     config.verify.verify_every, config.verify.verify_num_pairs = 0, given.pairs
     config.run.checkpoint_every, config.run.tensorboard, config.run.progress = 0, False, False
     config.run.log_every, config.run.threads, config.run.device = 1, given.threads, given.device
+    overwrite = config.run.overwrite
+    config = tyro.cli(TrainConfig, args=shlex.split(flags), default=config, config=(tyro.conf.OmitArgPrefixes,))
+    config.run.run, config.run.overwrite = run, overwrite
     return config
 
 
-def measure_here(head: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Train under `head` in this process; its row."""
-    objective_type = runpy.run_path(str(EXAMPLE))["FullFC"] if head == TEXTBOOK else OBJECTIVES[head]
+def measure_here(name: str, flags: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Train under `flags` in this process; the row."""
     with tempfile.TemporaryDirectory() as folder:
-        config = config_of(head, given, Path(folder) / "run")
+        config = config_of(flags, given, Path(folder) / "run")
+        objective_type = runpy.run_path(str(EXAMPLE))["FullFC"] if name == TEXTBOOK else OBJECTIVES[config.head.head]
         clock = Clock(pick_device(config.run.device))
         outcome = train(config, timed(objective_type, clock))
         steps = [record for record in read_log(config.run.run / "log.jsonl") if record["kind"] == "step"]
+    batch = config.dataset.batch_size
     if outcome.signal is not None:
         raise KeyboardInterrupt
     skipped = min(round(WARM_UP_SHARE * len(steps)), len(steps) - 2)
-    seconds = [given.batch / record["images_per_s"] for record in steps][skipped:]
+    seconds = [batch / record["images_per_s"] for record in steps][skipped:]
     total, counted = sum(seconds), len(seconds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
-        "head": head,
-        "images_per_s": given.batch * counted / total,
+        "head": name,
+        "flags": flags,
+        "identities": given.identities,
+        "batch": batch,
+        "image_size": config.dataset.image_size,
+        "backbone": config.model.backbone,
+        "images_per_s": batch * counted / total,
         "encoder_images_per_s": sum(clock.encoder_images[skipped : len(steps)]) / total,
         "head_share": sum(clock.head[skipped : len(steps)]) / total,
         "gallery_share": sum(clock.gallery[skipped : len(steps)]) / total,
@@ -167,45 +185,51 @@ def measure_here(head: str, given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure_fresh(head: str, given: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--of", head]
-    for name in ("steps", "identities", "batch", "image_size", "backbone", "pairs", "threads", "device"):
-        if getattr(given, name) is not None:
-            command += [f"--{name.replace('_', '-')}", str(getattr(given, name))]
+def measure_fresh(name: str, flags: str, given: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--of", name, flags]
+    for setting in ("steps", *SETTINGS, "pairs", "threads", "device"):
+        if getattr(given, setting) is not None:
+            command += [f"--{setting.replace('_', '-')}", str(getattr(given, setting))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"training under {head} failed:\n{done.stderr}")
+        raise SystemExit(f"training under {name} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 COLUMNS = (
     "head",
     "images/s",
+    "of full FC's",
     "through an encoder/s",
     "step",
     "head alone",
     "gallery encoder",
     "peak memory",
     "accuracy",
+    "flags",
 )
 
 
-def cells_of(row: dict[str, Any]) -> list[str]:
+def cells_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     peak = row["peak_mib"] if row["peak_gpu_mib"] is None else row["peak_gpu_mib"]
+    same = [other for other in rows if all(other[setting] == row[setting] for setting in SETTINGS)]
+    full_fc = next((other["images_per_s"] for other in same if other["head"] == "fc"), None)
     return [
         row["head"],
         f"{row['images_per_s']:.0f}",
+        "-" if full_fc is None else f"{row['images_per_s'] / full_fc:.2f}",
         f"{row['encoder_images_per_s']:.0f}",
         reports.seconds_text(row["median_s"]),
         f"{row['head_share']:.1%} ({reports.seconds_text(row['head_median_s'])})",
         f"{row['gallery_share']:.1%}" if row["gallery_share"] else "-",
         reports.memory_text(peak),
         "-" if row["accuracy"] is None else f"{row['accuracy']:.3f}",
+        row["flags"] or "-",
     ]
 
 
 def markdown_of(rows: list[dict[str, Any]]) -> str:
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells_of, rows)]
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells_of(row, rows) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -215,15 +239,19 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
     table = Table()
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name == "head" else "right")
+        table.add_column(name, justify="left" if name in ("head", "flags") else "right")
     for row in rows:
-        table.add_row(*cells_of(row))
+        table.add_row(*cells_of(row, rows))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=None, help="default, without --row: all of them")
+    parser.add_argument(
+        "--row", nargs=2, action="append", metavar=("NAME", "FLAGS"), default=[],
+        help="a row of your own: its name, and flags of attfc train in one word",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, default=100, help="3 or more; a fifth of them warms up")
     parser.add_argument("--identities", type=int, default=IDENTITIES)
     parser.add_argument("--batch", type=int, default=128)
@@ -234,9 +262,19 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     reports.add_output(parser)
-    parser.add_argument("--of", choices=HEADS, default=None, help=argparse.SUPPRESS)  # how fresh processes are called
+    parser.add_argument("--of", nargs=2, default=None, help=argparse.SUPPRESS)  # how fresh processes are called
     given = parser.parse_args(arguments)
     reports.check_output(parser, given)
+    named = given.heads if given.heads is not None else [] if given.row else list(HEADS)
+    given.rows = [(name, HEADS[name]) for name in named] + [tuple(row) for row in given.row]
+    names = [name for name, _ in given.rows]
+    if len(set(names)) < len(names):
+        parser.error(f"--row must have names of their own, got {', '.join(names)}")
+    for _, flags in given.rows:  # before the first row trains
+        try:
+            config_of(flags, given, Path("run")).check()
+        except ValueError as wrong:
+            parser.error(f"--row: {wrong}")
     if given.steps < 3:
         parser.error("--steps must be 3 or more")
     return given
@@ -245,16 +283,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     given = parse_arguments(arguments)
     if given.of:
-        print(json.dumps(measure_here(given.of, given)))
+        print(json.dumps(measure_here(*given.of, given)))
         return
     if given.threads:
         torch.set_num_threads(given.threads)  # for the environment; the processes set their own
-    command = " ".join(["python benchmarks/training.py", *(sys.argv[1:] if arguments is None else arguments)])
-    report = {"schema": "training/1", "environment": measure.environment(), "command": command, "rows": []}
-    settings = {name: getattr(given, name) for name in ("identities", "batch", "image_size", "backbone", "pairs")}
-    for head in given.heads:
-        print(f"training {given.steps} steps under {head} ...", file=sys.stderr, flush=True)
-        report["rows"].append({**measure_fresh(head, given), **settings})
+    command = "python " + shlex.join(["benchmarks/training.py", *(sys.argv[1:] if arguments is None else arguments)])
+    report = {"schema": reports.TRAINING, "environment": measure.environment(), "command": command, "rows": []}
+    for name, flags in given.rows:
+        print(f"training {given.steps} steps under {name} ...", file=sys.stderr, flush=True)
+        report["rows"].append(measure_fresh(name, flags, given))
         if given.output:
             reports.write(given.output, report)
     if given.markdown:

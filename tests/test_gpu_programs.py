@@ -34,7 +34,7 @@ def test_the_gpu_benchmark_runs_in_small(tmp_path):
     assert report["environment"]["torch"] and any("cuda extension" in line for line in report["info"])
     assert report["tests"]["gpu"]["counts"]["passed"] > 0
     timed = {(row["rows"], row["contender"]) for row in report["rows"] if row["case"] == "container"}
-    names = ("bare product", "attfc AdaSin, cold [cpu]", "attfc AdaSin, warm [cpu]", "eager ArcFace")
+    names = ("bare product", "attfc AdaSin, cold [cpu]", "attfc AdaSin, warm [cpu]", "eager ArcFace, as InsightFace")
     assert {(rows, name) for rows in (4, 8) for name in (*names, "torch.compile AdaSin")} <= timed
     trained = {row["contender"] for row in report["rows"] if row["case"] == "trained-centers"}
     assert {*names, "torch.compile AdaSin"} <= trained

@@ -80,6 +80,12 @@ def test_another_machine_leaves_only_the_multiple_of_the_product() -> None:
     assert verdict(heads_row(x_product=None), slower, cpu="Xeon") == ("-", "no x product in both")
 
 
+def test_the_multiple_of_the_faster_product_counts_where_both_files_have_it() -> None:
+    old, new = heads_row(x_best=3.0), heads_row(x_best=3.9)
+    assert verdict(old, new, cpu="Xeon") == ("REGRESSION", "x best x 1.30")
+    assert verdict(heads_row(), new, cpu="Xeon")[0] == "same"
+
+
 def test_marks_make_noise_of_the_multiple_too() -> None:
     old, new = heads_row(x_product=2.0), heads_row(median=10.0, x_product=2.4, p20_s=8.0, p80_s=12.0)
     assert verdict(old, new, cpu="Xeon")[0] == "noise"
@@ -97,6 +103,14 @@ def test_changes_of_status() -> None:
     assert verdict(lost, heads_row()) == ("changed", "out of memory -> ok")
     assert verdict(heads_row(), absent)[0] == "changed"
     assert verdict(lost, lost) == ("same", "out of memory")
+
+
+def test_what_was_measured_and_now_fails_is_a_regression_on_any_machine() -> None:
+    failed = heads_row(median=None, mib=None, status="failed", reason="must agree with float64")
+    for machine in ({}, {"cpu": "another"}):
+        assert verdict(heads_row(), failed, **machine) == ("REGRESSION", "ok -> failed: must agree with float64")
+        assert verdict(failed, heads_row(), **machine)[0] == "changed"
+    assert verdict(failed, failed) == ("same", "failed")
 
 
 def test_measurements_multiplied_up_from_different_sizes_say_so() -> None:
@@ -195,7 +209,7 @@ def test_the_table_shows_what_happened(tmp_path: Path, capsys: pytest.CaptureFix
     after["rows"][0]["x_product"] = 1.5
     assert run(tmp_path, json.dumps(before), json.dumps(after)) == 1
     out = capsys.readouterr().out
-    assert "warning: not the same machine (threads 2 and 4): only x product is compared" in out
+    assert "warning: not the same machine (threads 2 and 4): only multiples of the product are compared" in out
     assert "REGRESSION: x product x 1.50" in out and "1 regression\n" in out
     assert "missing in the second: ms1mv3, 93431, 384, 512, gone" in out
     assert "new in the second: ms1mv3, 93431, 384, 512, fresh" in out

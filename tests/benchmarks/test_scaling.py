@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import cases  # noqa: E402
+import measure  # noqa: E402
 import scaling  # noqa: E402
+import worker  # noqa: E402
 
 CENTERS = np.array(scaling.CENTERS, dtype=float)
 
@@ -107,58 +105,41 @@ def test_the_figure_shows_points_line_and_memory() -> None:
         assert axes.get_legend().get_window_extent().y1 < axes.get_window_extent().y0
 
 
-def test_inputs_are_unit_rows_with_an_own_centre_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "STRETCH", 7)
-    inputs = scaling.make_inputs(cases.Shape(40, 16, 24), torch.float32)
-    for rows, count in ((inputs.embeddings, 40), (inputs.centers, 16)):
-        assert rows.shape == (count, 24)
-        torch.testing.assert_close(rows.norm(dim=1), torch.ones(count))
-    assert inputs.centers.unique(dim=0).shape == (16, 24)
-    assert inputs.labels.shape == (40,) and inputs.labels.max() < 16 and inputs.labels.min() >= 0
-
-
 @pytest.mark.proof
 def test_a_small_run_measures_writes_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One point in a fresh process as always; the others here, to save the time of their imports."""
-    output, threads, fresh = tmp_path / "results" / "scaling.json", torch.get_num_threads(), scaling.measure_fresh
-
-    def measure(centers: int, dtype: str, given: argparse.Namespace) -> dict:
-        if centers == 200:
-            return fresh(centers, dtype, given)
-        return scaling.measure_here(centers, dtype, given.batch, given.dim, given.seconds)
-
-    monkeypatch.setattr(scaling, "measure_fresh", measure)
+    """In this process, to save the time of its imports; tests/benchmarks/test_run.py measures in fresh ones."""
+    output, asked = tmp_path / "results" / "scaling.json", []
+    monkeypatch.setattr(measure, "limit_memory", lambda further_bytes: None)
+    monkeypatch.setattr(worker, "in_fresh_process", lambda job: asked.append(job) or worker.measured(job))
     arguments = ["--centers", "200", "64", "400", "--dtypes", "float32", "--batch", "16", "--dim", "32"]
-    arguments += ["--seconds", "0.05", "--threads", "1", "--output", str(output), "--plot", str(tmp_path / "plot")]
-    try:
-        scaling.main(arguments)
-    finally:
-        torch.set_num_threads(threads)
+    arguments += ["--seconds", "0.05", "--output", str(output), "--plot", str(tmp_path / "plot")]
+    scaling.main(arguments)
+    assert all(job.whole and job.contender == "attfc AdaSin, cold" for job in asked)
     report = json.loads(output.read_text())
-    assert report["schema"] == "scaling/1" and report["environment"]["threads"] == 1
+    assert report["schema"] == "scaling/1" and report["command"].endswith(f"--plot {tmp_path / 'plot'}")
     assert [row["centers"] for row in report["rows"]] == [64, 200, 400]
     for row in report["rows"]:
         assert 0 < row["best_s"] <= row["p20_s"] <= row["median_s"] <= row["p80_s"] and row["x_product"] > 0
         assert row["peak_mib"] is None or 0 <= row["peak_mib"] < 100
-        assert row["rounds"] >= scaling.LEAST_ROUNDS
+        assert row["rounds"] >= 2 and row["measured_identities"] == row["centers"] and row["errors"]["loss"] < 1e-4
+        assert row["container_mib"] == row["centers"] * 32 * 4 / 2**20
     assert set(report["fit"]["float32"]) >= {"slope_s_per_center", "intercept_s", "r_squared", "largest_deviation"}
     assert all((tmp_path / f"plot.{kind}").stat().st_size > 5000 for kind in ("png", "svg"))
     assert "within 15%" in capsys.readouterr().out
 
 
-def test_a_process_that_fails_is_told_and_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_point_that_fails_is_told_and_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, row = tmp_path / "scaling.json", rows_of(CENTERS)[0]
 
-    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        if "2000" in command:
-            return subprocess.CompletedProcess(command, 1, "", "MemoryError")
-        return subprocess.CompletedProcess(command, 0, json.dumps(row) + "\n", "")
+    def measured(job: worker.Job) -> dict:
+        if job.problem.identities == 2000:
+            return {"status": "out of memory", "reason": "the process was ended by SIGKILL"}
+        return {**row, "status": "ok"}
 
-    monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(scaling.measure, "environment", dict)
-    with pytest.raises(SystemExit, match="measuring 2000 centres in float32 failed:\nMemoryError"):
+    monkeypatch.setattr(worker, "in_fresh_process", measured)
+    with pytest.raises(SystemExit, match="measuring 2000 centres in float32 failed: out of memory: the process"):
         scaling.main(["--centers", "1000", "2000", "--output", str(output)])
     assert [row["centers"] for row in json.loads(output.read_text())["rows"]] == [1000]
 

@@ -86,7 +86,7 @@ def test_watching_does_not_change_the_losses(head: str, tmp_path: Path) -> None:
     kind = runpy.run_path(str(training.EXAMPLE))["FullFC"] if head == training.TEXTBOOK else OBJECTIVES[head]
     losses, clock = [], training.Clock(torch.device("cpu"))
     for name, objective_type in (("plain", kind), ("watched", training.timed(kind, clock))):
-        train(training.config_of(head, given, tmp_path / name), objective_type)
+        train(training.config_of(training.HEADS[head], given, tmp_path / name), objective_type)
         records = read_log(tmp_path / name / "log.jsonl")
         losses.append([record["loss"] for record in records if record["kind"] == "step"])
     assert losses[0] == losses[1] and len(losses[0]) == 4
@@ -100,26 +100,36 @@ def test_watching_does_not_change_the_losses(head: str, tmp_path: Path) -> None:
 def test_a_small_run_of_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One head in a fresh process as always; the other here, to save the time of its imports."""
+    """One row in a fresh process as always; the others here, to save the time of its imports."""
     output, threads, fresh = tmp_path / "training.json", torch.get_num_threads(), training.measure_fresh
-    measure = {"attfc": fresh, "fc": training.measure_here}
-    monkeypatch.setattr(training, "measure_fresh", lambda head, given: measure[head](head, given))
+    here = training.measure_here
+    monkeypatch.setattr(
+        training, "measure_fresh", lambda name, *rest: (fresh if name == "one image" else here)(name, *rest)
+    )
+    row = ["--row", "one image", "--gallery-size 1 --batch-size 4"]
     try:
-        training.main([*SMALL, "--heads", "attfc", "fc", "--markdown", "--output", str(output)])
+        training.main([*SMALL, "--heads", "attfc", "fc", *row, "--markdown", "--output", str(output)])
     finally:
         torch.set_num_threads(threads)
     report = json.loads(output.read_text())
-    assert report["schema"] == "training/1" and [row["head"] for row in report["rows"]] == ["attfc", "fc"]
+    assert report["schema"] == "training/1" and [row["head"] for row in report["rows"]] == ["attfc", "fc", "one image"]
+    assert report["command"].endswith(f"--row 'one image' '{row[2]}' --markdown --output {output}")
     for row in report["rows"]:
         assert row["images_per_s"] > 0 and row["peak_mib"] > 50 and 0 <= row["accuracy"] <= 1
         assert 0 < row["head_share"] < 1 and 0 < row["head_share"] + row["gallery_share"] < 1
         assert row["steps"] == 4 and row["counted_steps"] == 3 and row["identities"] == 16
-    attfc, fc = report["rows"]
+    attfc, fc, own = report["rows"]
+    assert (own["flags"], own["batch"], fc["flags"], fc["batch"]) == (row[2], 4, "--head fc", 8)
+    assert own["encoder_images_per_s"] == pytest.approx(2 * own["images_per_s"])
     assert attfc["encoder_images_per_s"] == pytest.approx(3 * attfc["images_per_s"])
     assert fc["encoder_images_per_s"] == pytest.approx(fc["images_per_s"]) and fc["gallery_share"] == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert lines[0].startswith("| head | images/s |") and lines[2].startswith("| attfc | ")
-    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert lines[0].startswith("| head | images/s | of full FC's |") and lines[2].startswith("| attfc | ")
+    assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
+    cells = [line.split(" | ") for line in lines[2:]]
+    assert cells[0][2] == f"{attfc['images_per_s'] / fc['images_per_s']:.2f}" and cells[1][2] == "1.00"
+    assert cells[2][2] == "-", "of another batch than full FC's row"
+    assert cells[2][-1] == f"{row[2]} |"
 
 
 def test_a_training_that_fails_is_told_and_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +138,7 @@ def test_a_training_that_fails_is_told_and_what_is_there_stays(tmp_path: Path, m
     def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         if "fc" in command:
             return subprocess.CompletedProcess(command, 1, "", "ValueError: train: lr must be above 0")
-        row = {"head": "attfc", "images_per_s": 1.0}
+        row = {"head": "attfc", "flags": "--head attfc", "images_per_s": 1.0}
         return subprocess.CompletedProcess(command, 0, f"step 1\n{json.dumps(row)}\n", "")
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -138,7 +148,17 @@ def test_a_training_that_fails_is_told_and_what_is_there_stays(tmp_path: Path, m
     assert [row["head"] for row in json.loads(output.read_text())["rows"]] == ["attfc"]
 
 
-def test_too_few_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        training.parse_arguments(["--steps", "2"])
-    assert "--steps must be 3 or more" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "2"], "--steps must be 3 or more"),
+        (["--heads", "fc", "--row", "fc", ""], "--row must have names of their own, got fc, fc"),
+        (["--row", "mine", "--no-such-flag 3"], "no-such-flag"),
+        (["--row", "mine", "--batch-size 0"], "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_arguments_that_cannot_be_run(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        training.parse_arguments(arguments)
+    told = capsys.readouterr()
+    assert message in f"{stopped.value} {told.out} {told.err}"
