@@ -41,7 +41,7 @@ import oracle  # noqa: E402
 import reports  # noqa: E402
 import torch  # noqa: E402
 from contenders import Contender  # noqa: E402
-from problem import CONTAINER, TRAINED_CENTERS, Inputs, Problem, make_inputs  # noqa: E402
+from problem import CONTAINER, NO_LOSS, TRAINED_CENTERS, Inputs, Problem, make_inputs  # noqa: E402
 
 from attfc_cuda import AdaSin, AttFC  # noqa: E402
 from attfc_cuda.ops import backend as _backend  # noqa: E402
@@ -111,7 +111,7 @@ def time_task(
 ) -> None:
     """Every contender of a task on each shape, until the stage's time is up."""
     largest = max(rows for rows, _ in shapes)
-    usual = Problem(0, largest, dim, "bfloat16", device.type, "adasin", task=task)
+    usual = Problem(0, largest, dim, "bfloat16", device.type, NO_LOSS, task=task)
     contenders = gpu_timing.contenders(task, usual, usable_backends(device, usual.torch_dtype, dim))
     contenders = {name: each for name, each in contenders.items() if checked(report, task, name, *each)}
     made: dict[tuple[int, str], Inputs] = {}

@@ -37,7 +37,8 @@ def contenders(task: str, problem: Problem, backends: tuple[str, ...]) -> dict[s
     found = {}
     for name, contender in CONTENDERS[task].items():
         for backend in backends if contender.ours else (None,):
-            own = contender.applied(dataclasses.replace(problem, backend=backend or "auto"))
+            own = dataclasses.replace(problem, margin=contender.margins[0], backend=backend or "auto")
+            own = contender.applied(own)
             if contender.unavailable(own) is None:
                 found[name if backend is None else f"{name} [{backend}]"] = (contender, own)
     return found

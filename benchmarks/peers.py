@@ -19,7 +19,6 @@ from problem import (
     LEARNING_RATE,
     M_RAD,
     MOMENTUM,
-    SCALE,
     TRAINED_CENTERS,
     Inputs,
     Problem,
@@ -34,6 +33,7 @@ from attfc_cuda.plan.heads import container_slots, sampled_classes
 
 # (unit embeddings, unit centres, labels) -> mean loss, under the problem's autocast; a softmax takes any centres.
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+MakeLoss = Callable[[float], Loss]  # of the scale
 
 
 class SoftmaxInPlace(torch.autograd.Function):
@@ -54,25 +54,25 @@ class SoftmaxInPlace(torch.autograd.Function):
         return gradient.mul_(grad_loss / len(gradient)), None
 
 
-def arcface_logits(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
+def arcface_logits(x: Tensor, centers: Tensor, labels: Tensor, scale: float) -> Tensor:
     """Scaled float32 logits [B, K] with the target's angle moved by the margin, in place and without its derivative."""
     logits = (x @ centers.T).float().clamp(-1, 1)
     rows = torch.arange(len(x), device=x.device)
     with torch.no_grad():
         logits[rows, labels] = torch.cos(torch.acos(logits[rows, labels]) + M_RAD)
-    return logits * SCALE
+    return logits * scale
 
 
-def eager_arcface() -> Loss:
-    return lambda x, centers, labels: SoftmaxInPlace.apply(arcface_logits(x, centers, labels), labels)
+def eager_arcface(scale: float) -> Loss:
+    return lambda x, centers, labels: SoftmaxInPlace.apply(arcface_logits(x, centers, labels, scale), labels)
 
 
-def stored_arcface() -> Loss:
+def stored_arcface(scale: float) -> Loss:
     """For torch.compile, which fuses what follows the product."""
-    return lambda x, centers, labels: F.cross_entropy(arcface_logits(x, centers, labels), labels)
+    return lambda x, centers, labels: F.cross_entropy(arcface_logits(x, centers, labels, scale), labels)
 
 
-def stored_adasin() -> Loss:
+def stored_adasin(scale: float) -> Loss:
     """AdaSin over all logits with its running state at 0, as a user of torch.compile would write it."""
 
     def loss(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
@@ -85,19 +85,19 @@ def stored_adasin() -> Loss:
         hard = (logits > threshold[:, None]) & ~own
         target = torch.where(hard.any(dim=1), torch.cos(theta + phi * M_RAD), torch.cos(theta + M_RAD))
         logits = torch.where(hard, phi[:, None] * logits, logits)
-        return F.cross_entropy(torch.where(own, target[:, None], logits) * SCALE, labels)
+        return F.cross_entropy(torch.where(own, target[:, None], logits) * scale, labels)
 
     return loss
 
 
-def build_full(make_loss: Callable[[], Loss], normalize: bool = True, compiles: bool = False) -> Callable:
+def build_full(make_loss: MakeLoss, normalize: bool = True, compiles: bool = False) -> Callable:
     """A head: a weight [N, D], normalised or not, under torch.optim.SGD.
 
     compiles: through torch.compile, which is then to make one graph for every number of identities.
     """
 
     def build(problem: Problem) -> Step:
-        loss_of = make_loss()
+        loss_of = make_loss(problem.scale)
 
         def loss_of_rows(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
             return loss_of(F.normalize(x), F.normalize(w) if normalize else w, labels)
@@ -122,11 +122,11 @@ def build_full(make_loss: Callable[[], Loss], normalize: bool = True, compiles: 
     return build
 
 
-def build_gradient(make_loss: Callable[[], Loss], normalize: bool = True, compiles: bool = False) -> Callable:
+def build_gradient(make_loss: MakeLoss, normalize: bool = True, compiles: bool = False) -> Callable:
     """Loss and gradients over given centres; those that learn are normalised within the step, or not."""
 
     def build(problem: Problem) -> Step:
-        loss_of, normalizes = make_loss(), normalize and problem.task == TRAINED_CENTERS
+        loss_of, normalizes = make_loss(problem.scale), normalize and problem.task == TRAINED_CENTERS
 
         def loss_of_rows(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
             return loss_of(x, F.normalize(w) if normalizes else w, labels)
@@ -146,7 +146,7 @@ def build_partial(share: float) -> Callable[[Problem], Step]:
 
     def build(problem: Problem) -> Step:
         weight = initial_centers(problem.identities, problem.dim, problem.device)
-        momentum, loss_of = torch.zeros_like(weight), eager_arcface()
+        momentum, loss_of = torch.zeros_like(weight), eager_arcface(problem.scale)
         size = sampled_classes(share, len(weight), problem.batch)
 
         def run(inputs: Inputs) -> Tensor:
@@ -191,7 +191,7 @@ def build_queue(share: float) -> Callable[[Problem], Step]:
             negatives = (x.to(queue.dtype) @ queue.T).float()
             negatives = negatives.masked_fill(labels[:, None] == queue_labels[None, :], -math.inf)
             target = torch.cos(torch.acos(cosine) + M_RAD)
-            logits = SCALE * torch.cat([target[:, None], negatives], dim=1)
+            logits = problem.scale * torch.cat([target[:, None], negatives], dim=1)
             loss = F.cross_entropy(logits, torch.zeros_like(labels))
             loss.backward()
             place = torch.arange(pointer, pointer + len(labels), device=queue.device) % slots
@@ -204,11 +204,11 @@ def build_queue(share: float) -> Callable[[Problem], Step]:
     return build
 
 
-def softmax_by(loss_of: Loss) -> Loss:
+def softmax_by(loss_of: Loss, scale: float) -> Loss:
     """A package's loss of scaled unit embeddings and centres, both in autocast's dtype where it is on."""
 
     def loss(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
-        x = SCALE * x
+        x = scale * x
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, centers = x.to(dtype), centers.to(dtype)
@@ -217,40 +217,39 @@ def softmax_by(loss_of: Loss) -> Loss:
     return loss
 
 
-def torch_fused() -> Loss:
-    return softmax_by(F.linear_cross_entropy)
+def torch_fused(scale: float) -> Loss:
+    return softmax_by(F.linear_cross_entropy, scale)
 
 
-def cut_cross_entropy() -> Loss:
+def cut_cross_entropy(scale: float) -> Loss:
     package = importlib.import_module("cut_cross_entropy")
+
     # Without a GPU the package offers torch.compile over stored logits, with one its own kernels.
-    return softmax_by(
-        lambda x, centers, labels: package.linear_cross_entropy(
-            x, centers, labels, impl="cce" if x.is_cuda else "torch_compile"
-        )
-    )
+    def loss(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
+        return package.linear_cross_entropy(x, centers, labels, impl="cce" if x.is_cuda else "torch_compile")
+
+    return softmax_by(loss, scale)
 
 
-def liger() -> Loss:
+def liger(scale: float) -> Loss:
     function = importlib.import_module("liger_kernel.ops").LigerFusedLinearCrossEntropyFunction
 
     def loss(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
         result = function.apply(x, centers, labels)
         return result[0] if isinstance(result, tuple) else result
 
-    return softmax_by(loss)
+    return softmax_by(loss, scale)
 
 
-def quack() -> Loss:
-    return softmax_by(importlib.import_module("quack.linear_cross_entropy").chunked_linear_cross_entropy)
+def quack(scale: float) -> Loss:
+    return softmax_by(importlib.import_module("quack.linear_cross_entropy").chunked_linear_cross_entropy, scale)
 
 
 def build_metric_learning(problem: Problem) -> Step:
     """pytorch-metric-learning's ArcFaceLoss; its weight is [D, N]."""
     losses = importlib.import_module("pytorch_metric_learning.losses")
-    layer = losses.ArcFaceLoss(
-        problem.identities, problem.dim, margin=math.degrees(M_RAD), scale=SCALE, weight_init_func=lambda weight: weight
-    )
+    options = {"margin": math.degrees(M_RAD), "scale": problem.scale, "weight_init_func": lambda weight: weight}
+    layer = losses.ArcFaceLoss(problem.identities, problem.dim, **options)
     layer.W.data = initial_centers(problem.identities, problem.dim, problem.device).T.contiguous()
     optimizer = sgd([layer.W])
 

@@ -18,7 +18,7 @@ from attfc_cuda import margins, testing
 HEAD, CONTAINER, TRAINED_CENTERS = "head", "container", "trained-centers"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SOFTMAX, NO_LOSS = "none (softmax)", "none"  # the margins of contenders that have none
-SCALE, M_RAD = 64.0, 0.5  # as published; peers have no others
+SCALE, M_RAD = 64.0, 0.5  # as published; peers have no other margin
 LEARNING_RATE, MOMENTUM = 0.1, 0.9
 GALLERY = 2  # gallery embeddings of each row, for AttFC
 _BLOCK = 1024  # different rows in a head's first centres

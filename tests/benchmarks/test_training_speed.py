@@ -106,20 +106,22 @@ def test_a_small_run_of_the_command(
     monkeypatch.setattr(
         training, "measure_fresh", lambda name, *rest: (fresh if name == "one image" else here)(name, *rest)
     )
-    row = ["--row", "one image", "--gallery-size 1 --batch-size 4"]
+    flags = "--gallery-size 1 --batch-size 4"
     try:
-        training.main([*SMALL, "--heads", "attfc", "fc", *row, "--markdown", "--output", str(output)])
+        training.main(
+            [*SMALL, "--heads", "attfc", "fc", "--row", "one image", flags, "--markdown", "--output", str(output)]
+        )
     finally:
         torch.set_num_threads(threads)
     report = json.loads(output.read_text())
     assert report["schema"] == "training/1" and [row["head"] for row in report["rows"]] == ["attfc", "fc", "one image"]
-    assert report["command"].endswith(f"--row 'one image' '{row[2]}' --markdown --output {output}")
+    assert report["command"].endswith(f"--row 'one image' '{flags}' --markdown --output {output}")
     for row in report["rows"]:
         assert row["images_per_s"] > 0 and row["peak_mib"] > 50 and 0 <= row["accuracy"] <= 1
         assert 0 < row["head_share"] < 1 and 0 < row["head_share"] + row["gallery_share"] < 1
         assert row["steps"] == 4 and row["counted_steps"] == 3 and row["identities"] == 16
     attfc, fc, own = report["rows"]
-    assert (own["flags"], own["batch"], fc["flags"], fc["batch"]) == (row[2], 4, "--head fc", 8)
+    assert (own["flags"], own["batch"], fc["flags"], fc["batch"]) == (flags, 4, "--head fc", 8)
     assert own["encoder_images_per_s"] == pytest.approx(2 * own["images_per_s"])
     assert attfc["encoder_images_per_s"] == pytest.approx(3 * attfc["images_per_s"])
     assert fc["encoder_images_per_s"] == pytest.approx(fc["images_per_s"]) and fc["gallery_share"] == 0
@@ -129,7 +131,7 @@ def test_a_small_run_of_the_command(
     cells = [line.split(" | ") for line in lines[2:]]
     assert cells[0][2] == f"{attfc['images_per_s'] / fc['images_per_s']:.2f}" and cells[1][2] == "1.00"
     assert cells[2][2] == "-", "of another batch than full FC's row"
-    assert cells[2][-1] == f"{row[2]} |"
+    assert cells[2][-1] == f"{flags} |"
 
 
 def test_a_training_that_fails_is_told_and_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
