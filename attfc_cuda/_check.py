@@ -79,8 +79,8 @@ def require_labels(function: str, labels: Tensor, num_classes: int) -> None:
 
 
 def _host_may_read(x: Tensor, wait: bool) -> bool:
-    # `type(x)`: a fake or traced tensor is a subclass and holds no value.
-    if torch.compiler.is_compiling() or type(x) is not Tensor:
+    # A fake or traced tensor holds no value. It is of a subclass that dispatches by itself; others are plain tensors.
+    if torch.compiler.is_compiling() or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return False
     if x.is_cuda:
         return wait and not torch.cuda.is_current_stream_capturing()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import BACKENDS as RENAMED_BACKENDS
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.margins.base import Margin
@@ -257,6 +258,16 @@ def margin_softmax_loss(
     if reduction == "mean":
         loss = loss / valid.sum().clamp(min=1)
     return MarginSoftmaxOutput(loss, rows, negatives, target_logit, cosine)
+
+
+def check_sweep_options(name: str, grad_tolerance: float | None, backend: str, centers: Tensor | None = None) -> None:
+    """Raise what the functions above would raise for these options, before a caller moves any state; with `centers`
+    also where the backend cannot run on them."""
+    _tolerance(name, grad_tolerance, torch.float32)
+    if backend not in ("auto", *backends.BACKENDS, *RENAMED_BACKENDS):
+        raise error(name, "backend", f"be one of {', '.join(('auto', *backends.BACKENDS))}", repr(backend))
+    if centers is not None:
+        backends.choose(backend, centers, centers)
 
 
 @torch.no_grad()

@@ -115,6 +115,10 @@ class Shards:
     def __deepcopy__(self, memo: dict) -> Shards:
         return self  # a copied head stays in the group, which cannot be copied
 
+    def __reduce__(self) -> str | tuple:
+        remedy = "save head.state_dict(), or use attfc_cuda.distributed.checkpoint.save"
+        raise error("Shards", "a head with shards", "not be pickled whole", "torch.save or pickle", remedy, TypeError)
+
     def bounds(self, total: int, rank: int | None = None) -> tuple[int, int]:
         """[first, last) of the `total` rows that a process holds: equal parts, the last ones shorter or empty, as
         torch.chunk and DTensor's Shard(0) cut them."""

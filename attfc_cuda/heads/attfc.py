@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from attfc_cuda import functional
 from attfc_cuda._check import error
 from attfc_cuda.distributed.shards import Shards
-from attfc_cuda.heads.checks import check_inputs, checked_margin, require_finite
+from attfc_cuda.heads.checks import check_inputs, checked_margin, known_labels, require_finite, require_tensors
 from attfc_cuda.heads.class_codes import class_codes
 from attfc_cuda.heads.container import DynamicClassContainer
+from attfc_cuda.heads.refusals import refuse_ddp, refuse_recomputation, refuse_transforms
 from attfc_cuda.heads.statistics import own_class_pairs, step_statistics
 from attfc_cuda.heads.unit_rows import unit_rows, without_autocast
 from attfc_cuda.margins import Margin
@@ -27,9 +29,11 @@ _SAMPLE_ROWS, _SAMPLE_SLOTS = 64, 16384
 class CosineSample(NamedTuple):
     """Cosines of some rows of the last step, float32 on the CPU.
 
-    positive [P]: to the row's own class centre. negative [N]: to centres of other classes in the container.
-    age [N]: for each negative the steps since its centre came in, about: rows since then over rows a step; 0: with the
-    row itself.
+    Attributes:
+        positive: [P], to the row's own class centre.
+        negative: [N], to centres of other classes in the container.
+        age: [N], for each negative the number of steps since its centre came in, about: rows since then over rows a
+            step; 0 if it came in with the row itself.
     """
 
     positive: Tensor
@@ -41,48 +45,64 @@ class AttFC(nn.Module):
     """``loss = head(embeddings, labels, gallery_embeddings)``: the attention fully connected layer, in memory S x D.
 
     PyTorch equivalent, up to normalisation and the margin (class y's own slots masked out of the negatives):
+
         g = F.normalize((softmax(cos(x, G) / temperature) * G).sum(1))
         loss = F.cross_entropy(scale * cat([margin(cos(x, g)), cos(x, container.centers)], 1), zeros(B))
         container.enqueue(g, labels)
+
     without the B x S logits.
 
-    dim: length D of an embedding. capacity: slots S of the container, at least the rows enqueued per step.
-    margin: a `margins.Margin`; AdaSin() when None. Its scale is the head's.
-    policy, num_classes, dtype, check_labels: the container's, see `DynamicClassContainer`. dtype is also the one in
-        which the sweep over the container multiplies.
-    enqueue: `"before"`: the step's own centres enter the container before the loss and are fresh negatives for the
-        other rows (our choice, the default: without them every negative is staler than every positive, and a network
-        can learn that difference instead of faces). `"after"`: as published.
-    temperature: of the attention over the gallery, above 0. See `functional.generate_class_centers`.
-    grad_tolerance, backend: of the sweep, see `functional.negative_logsumexp`.
-    check_finite: report a NaN or an infinity among the inputs by a ValueError that names the row. It reads one value
-        back, so the host waits; compiled or captured, the device asserts instead and no row is named. Rows with a
-        negative label are not looked at. Off: a NaN in a row makes the loss NaN. It enters neither the container nor
-        the margin's state.
-    shards: a `distributed.Shards` to split the container over the processes of a group: each process brings its own
-        batch, every batch's fresh centres enter the one container in order of rank, and the loss is the mean over all
-        batches, the same on every process: that of one process given all batches in one. Do not wrap the head in
-        DistributedDataParallel; the backbone, do.
-    class_code: length c >= 0 of a fixed random direction of its class that is added to every unit class centre,
-        positive and negative, before it is normalised again: g <- F.normalize(g + c class_codes(y, dim)). Centres that
-        follow the embeddings alone leave them in the few directions of the untrained network, one of which can be
-        whatever sets apart a part of the data; codes give each class a target of its own from the first step, as the
-        random start of a full FC layer does, and cost no memory but, with num_classes, one number a class, by which
-        classes keep their codes when they are resized. 0: as published.
-    center_memory: share b in [0, 1) of the container's own centre of a class in its new one, so that a centre averages
-        over more images than a step shows: g <- F.normalize((1 - b) g + b stored). Needs policy="refresh", no shards.
+    In eval mode neither the container nor the margin's state moves, so that the loss of held-out data is against the
+    container as it stands (with enqueue="before" too).
 
-    Train and eval mode: in eval mode neither the container nor the margin's state moves, so that the loss of held-out
-    data is against the container as it stands (with enqueue="before" too).
+    Normalisation, margin and loss are computed in float32 (float64 with a float64 container) whatever autocast says.
+    The host never waits for the device (except for check_finite, and for the sizes that `Shards` exchanges) and no
+    shape depends on values: without shards a step compiles with fullgraph=True and can be captured in a CUDA graph.
+    The head is deterministic where the backend is.
 
-    Gradient: to `embeddings` only, through the normalisation; class centres have none, on either side.
-    Precision: normalisation, margin and loss in float32 (float64 with a float64 container) whatever autocast says.
-    No host synchronisation (but for check_finite, and for the sizes that `Shards` exchanges), no shape that depends on
-        values: without shards a step compiles with fullgraph=True and can be captured in a CUDA graph. Deterministic
-        where the backend is.
-    Source: AttFC, arXiv 2503.06839; masked empty slots, `"before"`, `"refresh"`, class_code, center_memory and
-        the attention's form are our choice.
-    Raises: ValueError or TypeError naming the argument.
+    Args:
+        dim: length D of an embedding.
+        capacity: slots S of the container, at least the rows enqueued per step.
+        margin: a `margins.Margin`; AdaSin() when None. Its scale is the head's.
+        policy: the container's, see `DynamicClassContainer`, as are num_classes, dtype and check_labels.
+        enqueue: `"before"`: the step's own centres enter the container before the loss and are fresh negatives for the
+            other rows (our choice, the default: without them every negative is staler than every positive, and a
+            network can learn that difference instead of faces). `"after"`: as published.
+        num_classes: number of classes of the data set.
+        temperature: of the attention over the gallery, above 0. See `functional.generate_class_centers`.
+        dtype: of the stored centres, and the one in which the sweep over the container multiplies.
+        grad_tolerance: of the sweep, see `functional.negative_logsumexp`, as is backend.
+        backend: of the sweep.
+        check_finite: report a NaN or an infinity among the inputs by a ValueError that names the row. It reads one
+            value back, so the host waits; compiled or captured, the device asserts instead and no row is named. Rows
+            with a negative label are not looked at. If off, a NaN in a row makes the loss NaN; it enters neither the
+            container nor the margin's state.
+        check_labels: report labels at or above num_classes, in eval mode too; if off, such rows are left out.
+        shards: a `distributed.Shards`, to split the container over the processes of a group: each process brings its
+            own batch, every batch's fresh centres enter the one container in order of rank, and the loss is the mean
+            over all batches, the same on every process: that of one process given all batches in one. Do not wrap the
+            head in DistributedDataParallel; wrap the backbone.
+        class_code: length c >= 0 of a fixed random direction of its class that is added to every unit class centre,
+            positive and negative, before it is normalised again: g <- F.normalize(g + c class_codes(y, dim)). Centres
+            that follow the embeddings alone leave them in the few directions of the untrained network, one of which can
+            be whatever sets apart a part of the data; codes give each class a target of its own from the first step, as
+            the random start of a full FC layer does. They cost no memory except, with num_classes, one number a class,
+            by which classes keep their codes when they are resized. 0: as published.
+        center_memory: share b in [0, 1) of the container's own centre of a class in its new one, so that a centre
+            averages over more images than a step shows: g <- F.normalize((1 - b) g + b stored). Needs policy="refresh"
+            and no shards.
+        device: of the container and the margin's state; None: torch's default device.
+
+    Gradient:
+        To `embeddings` only, through the normalisation; class centres have none, on either side.
+
+    Source:
+        AttFC, arXiv 2503.06839; masked empty slots, `"before"`, `"refresh"`, class_code, center_memory and the
+        attention's form are our choice.
+
+    Raises:
+        ValueError: naming the argument.
+        TypeError: naming the argument.
     """
 
     def __init__(
@@ -102,6 +122,7 @@ class AttFC(nn.Module):
         shards: Shards | None = None,
         class_code: float = 0.0,
         center_memory: float = 0.0,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         if enqueue not in ENQUEUE:
@@ -118,15 +139,37 @@ class AttFC(nn.Module):
         if center_memory and shards is not None:
             raise error("AttFC", "center_memory", "be 0 with shards", center_memory)
         margin = checked_margin("AttFC", margin)
-        self.container = DynamicClassContainer(capacity, dim, num_classes, policy, dtype, check_labels, shards)
+        functional.check_sweep_options("AttFC", grad_tolerance, backend)
+        self.container = DynamicClassContainer(
+            capacity, dim, num_classes, policy, dtype, check_labels, shards, device=device
+        )
+        margin = margin if device is None else margin.to(device)
         self.margin, self.shards = margin, shards
         self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
         self.class_code, self.center_memory = class_code, center_memory
         numbered = class_code > 0 and num_classes is not None
-        self.register_buffer("code_of_class", torch.arange(num_classes) if numbered else None)
+        self.register_buffer("code_of_class", torch.arange(num_classes, device=device) if numbered else None)
         self.grad_tolerance, self.backend = grad_tolerance, backend
         self._stats: dict[str, Tensor] = {}
         self._last_rows: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def reset_parameters(self) -> None:
+        """Empty the container and bring the margin's state and the class codes back to their start."""
+        self.container.reset()
+        self.margin.reset_parameters()
+        self._reset_codes()
+
+    def _reset_codes(self) -> None:
+        if self.code_of_class is not None and self.code_of_class.device.type != "meta":
+            torch.arange(len(self.code_of_class), out=self.code_of_class)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttFC:
+        """nn.Module's. What has just got memory, but no content yet, starts as after construction."""
+        nothing_yet = self.code_of_class is not None and self.code_of_class.device.type == "meta"
+        super()._apply(fn, recurse)
+        if nothing_yet:
+            self._reset_codes()
+        return self
 
     def extra_repr(self) -> str:
         own = f"class_code={self.class_code}, center_memory={self.center_memory}"
@@ -134,23 +177,24 @@ class AttFC(nn.Module):
 
     @property
     def stats(self) -> dict[str, Tensor]:
-        """What the last forward saw: detached 0-dim tensors on the head's device; empty before the first. Rows with a
-        negative label count nowhere, and a mean over nothing is 0.
+        """What the last forward saw: detached 0-dim tensors on the head's device; empty before the first forward.
 
-        loss: what forward returned.
-        positive_cosine: mean cosine of the rows to their own class centre.
-        hard_fraction: hard negatives over valid negatives, all rows together; 0 for a margin without hard negatives.
-        container_top1: share of rows that are nearer to their own centre than to every valid negative.
-        fill: slots in use during the sweep (int64).
-        omitted_mass: mean share of a row's softmax whose gradient the sweep left out.
-        t: the margin's curriculum state, for margins that have one.
+        Rows with a negative label count nowhere, and a mean over nothing is 0.
+
+            loss             what forward returned
+            positive_cosine  mean cosine of the rows to their own class centre
+            hard_fraction    hard negatives over valid negatives, all rows together; 0 for a margin without any
+            container_top1   share of rows that are nearer to their own centre than to every valid negative
+            fill             slots in use during the sweep (int64)
+            omitted_mass     mean share of a row's softmax whose gradient the sweep left out
+            t                the margin's curriculum state, for margins that have one
         """
         return dict(self._stats)
 
     @torch.no_grad()
     def sample_cosines(self) -> CosineSample | None:
         """Cosines of up to 64 rows of the last forward to their own centres and to up to 16384 of the container's, as
-        the container stands; None before the first forward. The host waits: call it now and then, not each step."""
+        the container stands; None before the first forward. The host waits: call it now and then, not at every step."""
         if self._last_rows is None:
             return None
         unit, labels, positive, step_rows = self._last_rows
@@ -182,22 +226,34 @@ class AttFC(nn.Module):
         extra_centers: Tensor | None = None,
         extra_labels: Tensor | None = None,
     ) -> Tensor:
-        """The mean loss of the batch, and one step of the container and of the margin's state (in train mode).
+        """The mean loss of the batch; in train mode also one step of the container and of the margin's state.
 
-        embeddings [B, D]: the probes', of any length, float32, bfloat16, float16 or float64. B may differ from call to
-            call; 0 gives loss 0. A row of zeros, or shorter than 1e-6, counts as orthogonal to everything: finite loss,
-            gradient 0.
-        labels [B] int64: a negative label leaves its row out of everything: no loss, no gradient, not enqueued,
-            whatever it holds.
-        gallery_embeddings [B, r, D], or [B, D] for r = 1: r >= 1 other images of each row's class, by the momentum
-            encoder. Taken without gradient.
-        extra_centers [M, D], extra_labels [M] int64: centres of classes that are negatives only, such as identities
-            with a single image, which have no second one to be a positive. Normalised and enqueued with the batch, as
-            its older part.
-        Returns: 0-dim loss, float32 (float64 with a float64 container); 0, with gradient 0, when no row counts.
-        Raises: ValueError for shapes, devices, B + M > capacity, labels out of range, values that are not finite
-            (`check_finite`); TypeError for dtypes. Nothing has moved then.
+        Args:
+            embeddings: [B, D], the probes', of any length, float32, bfloat16, float16 or float64. B may differ from
+                call to call; 0 gives loss 0. A row shorter than 1e-6 counts as orthogonal to everything: finite loss,
+                gradient 0.
+            labels: [B] int64; a negative label leaves its row out of everything: no loss, no gradient, not enqueued,
+                whatever the row holds.
+            gallery_embeddings: [B, r, D], or [B, D] for r = 1: r >= 1 other images of each row's class, by the momentum
+                encoder. Taken without gradient.
+            extra_centers: [M, D], centres of classes that are negatives only, such as identities with a single image,
+                which have no second one to be a positive. Normalised and enqueued with the batch, as its older part.
+            extra_labels: [M] int64, the classes of `extra_centers`.
+
+        Returns:
+            0-dim loss, float32 (float64 with a float64 container); 0, with gradient 0, when no row counts.
+
+        Raises:
+            ValueError: for shapes, devices, B + M > capacity, labels out of range, values that are not finite
+                (`check_finite`). Nothing has moved then, nor in the other cases.
+            TypeError: for dtypes, and for what is no tensor.
+            RuntimeError: where activation checkpointing would run it twice, inside a DistributedDataParallel that would
+                overwrite the container, or where the backend cannot run.
+            NotImplementedError: under torch.func.vmap or jvp; in train mode under torch.func.grad too.
         """
+        given = {"embeddings": embeddings, "labels": labels, "gallery_embeddings": gallery_embeddings}
+        extra = {"extra_centers": extra_centers, "extra_labels": extra_labels}
+        require_tensors("AttFC", given | {name: value for name, value in extra.items() if value is not None})
         if gallery_embeddings.ndim == 2:
             gallery_embeddings = gallery_embeddings[:, None]
         if extra_centers is None and extra_labels is None:
@@ -210,7 +266,7 @@ class AttFC(nn.Module):
         self, embeddings: Tensor, labels: Tensor, gallery: Tensor, extra_centers: Tensor, extra_labels: Tensor
     ) -> Tensor:
         container = self.container
-        counts = labels >= 0
+        counts = known_labels(labels, container.num_classes) >= 0
         # Rows that do not count are zeroed at the door: a NaN in one would come back as 0 * NaN in the gradient.
         unit, norm = unit_rows(torch.where(counts[:, None], embeddings, 0))
         centers = functional.generate_class_centers(unit.detach(), gallery, self.temperature)
@@ -236,8 +292,12 @@ class AttFC(nn.Module):
             new, new_labels = torch.cat([extra, centers]), torch.cat([extra_labels, labels])
             # Before anything moves, so that a refused batch leaves the state as it was.
             container.check(new, new_labels)
+            functional.check_sweep_options("AttFC", self.grad_tolerance, self.backend, container.centers)
             if self.enqueue == "before":
                 container.enqueue(new, new_labels)
+        else:
+            container.require_labels("AttFC", labels)
+        labels = known_labels(labels, container.num_classes)
         output = functional.margin_softmax_loss(
             unit,
             container.centers,
@@ -281,6 +341,11 @@ class AttFC(nn.Module):
         if (extra_centers is None) != (extra_labels is None):
             missing = "extra_centers" if extra_centers is None else "extra_labels"
             raise error("AttFC", missing, "be given together with the other of the two", None)
+        moves = "its container and the margin's state" if self.training else None
+        refuse_transforms("AttFC", moves)
+        refuse_recomputation("AttFC", moves)
+        if self.training:
+            refuse_ddp(self, "AttFC", (self.container.centers,), split=self.shards is not None, fused=False)
         rows = embeddings.shape[0] if embeddings.ndim else 0
         if embeddings.shape != (rows, dim):
             raise error("AttFC", "embeddings", f"have shape [B, {dim}]", list(embeddings.shape))

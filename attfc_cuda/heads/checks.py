@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,10 +21,33 @@ def checked_margin(head: str, margin: Margin | None) -> Margin:
     return margin
 
 
+def require_count(function: str, argument: str, value: Any) -> None:
+    """Demand a whole number of at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise error(function, argument, "be a whole number of at least 1", repr(value), kind=TypeError) from None
+    if number < 1:
+        raise error(function, argument, "be at least 1", value)
+
+
+def require_tensors(head: str, values: dict[str, Any]) -> None:
+    """Demand tensors, before anything asks for their shape."""
+    for argument, value in values.items():
+        if not isinstance(value, Tensor):
+            raise error(head, argument, "be a tensor", type(value).__name__, f"torch.as_tensor({argument})", TypeError)
+
+
+def known_labels(labels: Tensor, num_classes: int | None) -> Tensor:
+    """`labels` [B] with -1, which leaves a row out, in place of those at or above `num_classes` (None: there is no
+    limit). They are an error where labels are checked; elsewhere they must at least come to nothing."""
+    return labels if num_classes is None else torch.where(labels < num_classes, labels, -1)
+
+
 def check_inputs(
     head: str, floats: dict[str, Tensor], integers: dict[str, tuple[Tensor, int]], device: torch.device
 ) -> None:
-    """Demand floating dtypes, int64 labels [count], and the head's device; shapes of `floats` are the caller's."""
+    """Demand floating dtypes, int64 labels [count], and the head's device; the caller checks the shapes of `floats`."""
     for argument, value in floats.items():
         if not value.is_floating_point():
             raise error(head, argument, "have a floating dtype", value.dtype, kind=TypeError)

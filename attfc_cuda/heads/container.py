@@ -7,6 +7,7 @@ step can be captured in a CUDA graph or compiled in one piece.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from attfc_cuda._check import error, require_labels, require_mapping, require_rows
 from attfc_cuda.distributed.shards import Shards
+from attfc_cuda.heads.checks import known_labels, require_count
 
 POLICIES = ("fifo", "refresh")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -25,39 +27,52 @@ class DynamicClassContainer(nn.Module):
     PyTorch equivalent: the memory queue of MoCo, with a label on each entry:
     ``centers[pointer : pointer + B] = new; labels[pointer : pointer + B] = y; pointer = (pointer + B) % capacity``.
 
-    capacity: number of slots S, at least 1.
-    dim: length D of a centre.
-    num_classes: number of classes of the data set. `"refresh"` needs it (it keeps one int32 per class to find a
-        class's slot); with `"fifo"` it only serves the check of the labels.
-    policy: which centre leaves when a new one comes.
-        `"fifo"`: the oldest. A class that came several times fills several slots, some stale; readers mask by label.
-        `"refresh"`: a class has at most one slot. A class that is there is overwritten where it stands; a new one
-        takes an empty slot, else the slot of the class that has gone longest without being refreshed.
-    dtype: of `centers`: float32, bfloat16, float16 or float64.
-    check_labels: whether `enqueue` reports labels at or above `num_classes`: on the CPU by a ValueError that names the
-        row; on another device, and in compiled code, by an assertion on the device (nothing waits for it; on CUDA it
-        ends the process's use of the GPU, as any device assertion does; ATTFC_DEBUG=1 makes the host wait and names the
-        row). While a CUDA graph is captured nothing is checked. With False, or in a graph, such rows are left out
-        silently; never is anything else overwritten.
-    shards: a `distributed.Shards` to split the slots over the processes of a group: `centers` is then this process's
-        part of them [n, D], slots `first` to `last` - 1, and all processes enqueue the same rows in the same order.
-        What says which slot is whose (the buffers below `centers`) is small and whole on each, so nothing needs to be
-        asked.
+    Args:
+        capacity: number of slots S, at least 1.
+        dim: length D of a centre.
+        num_classes: number of classes of the data set. `"refresh"` needs it (it keeps one int32 per class, to find the
+            class's slot); with `"fifo"` it only serves the check of the labels.
+        policy: which centre leaves when a new one comes.
+            `"fifo"`: the oldest. A class that came several times fills several slots, some stale; readers mask by
+            label.
+            `"refresh"`: a class has at most one slot. A class that is there is overwritten where it stands; a new one
+            takes an empty slot, or else the slot of the class that has gone longest without being refreshed.
+        dtype: of `centers`: float32, bfloat16, float16 or float64.
+        check_labels: whether `enqueue` reports labels at or above `num_classes`: on the CPU by a ValueError that names
+            the row; on another device, and in compiled code, by an assertion on the device (nothing waits for it; on
+            CUDA it ends the process's use of the GPU, as any device assertion does; ATTFC_DEBUG=1 makes the host wait
+            and names the row). While a CUDA graph is captured nothing is checked. With False, or in a graph, such rows
+            are left out silently; nothing else is ever overwritten.
+        shards: a `distributed.Shards`, to split the slots over the processes of a group: `centers` is then this
+            process's part of them [n, D], slots `first` to `last` - 1, and all processes enqueue the same rows in the
+            same order. What says which slot is whose (the buffers below `centers`) is small and whole on each, so that
+            no process needs to ask another.
+        device: of the buffers; None: torch's default device.
 
-    Buffers, none of them in the optimizer, all but the last in the state_dict, which therefore restores the container
-    exactly:
-        centers [S, D] dtype: unit rows. A slot whose label is -1 is empty: its row must not be read.
-        labels [S] int64: the class of each slot, -1 where empty.
-        clock [] int64: rows written so far (`"fifo"`) or rows offered so far (`"refresh"`).
-        stamps [S] int64, `"refresh"` only: the clock of each slot's last refresh. No two are equal, so no tie ever
+    Attributes:
+        centers: [S, D] dtype, unit rows. A slot whose label is -1 is empty: its row must not be read.
+        labels: [S] int64, the class of each slot, -1 where empty.
+        clock: [] int64, rows written so far (`"fifo"`) or rows offered so far (`"refresh"`).
+        stamps: [S] int64, `"refresh"` only: the clock of each slot's last refresh. No two are equal, so no tie ever
             decides which centre leaves; empty slots carry -S..-1 and go first, in their order.
-        slot_of_class [num_classes + 1] int32, `"refresh"` only, not saved: derived from `labels`, rebuilt on loading.
+        slot_of_class: [num_classes + 1] int32, `"refresh"` only, not saved: derived from `labels`, rebuilt on loading.
 
-    Gradient: none; centres are detached on entry.
-    Deterministic: the slots written by one call are distinct, so repeated runs agree bit by bit.
-    Source: AttFC, arXiv 2503.06839 (the Dynamic Class Container; its public code is a queue with stale copies,
-        `"fifo"`). `"refresh"`, and empty slots instead of random vectors at the start, are our choice.
-    Raises: ValueError for a capacity, dim, num_classes or policy out of range; TypeError for another dtype.
+    None of these buffers is in the optimizer, and all but the last are in the state_dict, which therefore restores the
+    container exactly. A container on the meta device that gets memory (`to_empty`) is empty.
+
+    Gradient:
+        None; centres are detached on entry.
+
+    Deterministic:
+        The slots written by one call are distinct, so that repeated runs agree bit by bit.
+
+    Source:
+        AttFC, arXiv 2503.06839 (the Dynamic Class Container; its public code is a queue with stale copies, `"fifo"`).
+        `"refresh"`, and empty slots instead of random vectors at the start, are our choice.
+
+    Raises:
+        ValueError: for a capacity, dim, num_classes or policy out of range.
+        TypeError: for another dtype, or a number that is not whole.
     """
 
     centers: Tensor
@@ -75,12 +90,14 @@ class DynamicClassContainer(nn.Module):
         dtype: torch.dtype = torch.float32,
         check_labels: bool = True,
         shards: Shards | None = None,
+        *,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         name = "DynamicClassContainer"
         for argument, value in (("capacity", capacity), ("dim", dim), ("num_classes", num_classes)):
-            if value is not None and value < 1:
-                raise error(name, argument, "be at least 1", value)
+            if value is not None:
+                require_count(name, argument, value)
         if policy not in POLICIES:
             raise error(name, "policy", f"be one of {POLICIES}", repr(policy))
         if policy == "refresh" and num_classes is None:
@@ -91,13 +108,13 @@ class DynamicClassContainer(nn.Module):
         self.capacity, self.dim, self.num_classes = capacity, dim, num_classes
         self.policy, self.check_labels, self.shards = policy, check_labels, shards
         self.first, self.last = (0, capacity) if shards is None else shards.bounds(capacity)
-        self.register_buffer("centers", torch.zeros(self.last - self.first, dim, dtype=dtype))
-        self.register_buffer("labels", torch.full((capacity,), -1))
-        self.register_buffer("clock", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("centers", torch.zeros(self.last - self.first, dim, dtype=dtype, device=device))
+        self.register_buffer("labels", torch.full((capacity,), -1, device=device))
+        self.register_buffer("clock", torch.zeros((), dtype=torch.int64, device=device))
         if num_classes is not None and policy == "refresh":
-            self.register_buffer("stamps", torch.arange(-capacity, 0))
+            self.register_buffer("stamps", torch.arange(-capacity, 0, device=device))
             # One entry more than there are classes: rows that write nothing look up and write the last one: always -1.
-            slot_of_class = torch.full((num_classes + 1,), -1, dtype=torch.int32)
+            slot_of_class = torch.full((num_classes + 1,), -1, dtype=torch.int32, device=device)
             self.register_buffer("slot_of_class", slot_of_class, persistent=False)
             self.register_load_state_dict_post_hook(_rebuild_slot_of_class)
 
@@ -119,7 +136,7 @@ class DynamicClassContainer(nn.Module):
 
     @property
     def age(self) -> Tensor:
-        """Rows that came after each slot's own [S] int64: 0 for the newest centre; of an empty slot it means nothing.
+        """Rows that came after each slot's own, [S] int64: 0 for the newest centre; meaningless for an empty slot.
 
         With `"refresh"` rows that wrote nothing count as well, as in `clock`.
         """
@@ -129,9 +146,14 @@ class DynamicClassContainer(nn.Module):
 
     @torch.no_grad()
     def lookup(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The stored centre of each class, `policy="refresh"` only: centers [B, D], held [B] bool.
+        """The stored centre of each class, with `policy="refresh"` only.
 
-        labels [B] int64. Where held is False (class not there, label negative or too large) the centre is 0.
+        Args:
+            labels: [B] int64.
+
+        Returns:
+            centers [B, D] and held [B] bool. Where held is False (the class is not there, or the label is negative or
+            too large) the centre is 0.
         """
         if self.policy != "refresh":
             raise error("DynamicClassContainer.lookup", "policy", 'be "refresh"', repr(self.policy))
@@ -145,23 +167,42 @@ class DynamicClassContainer(nn.Module):
     @torch.no_grad()
     def reset(self) -> None:
         """Empty every slot in place, as after construction; the centres' old content stays, unread."""
+        if self.labels.device.type == "meta":
+            return
         self.labels.fill_(-1)
         self.clock.zero_()
         if self.policy == "refresh":
             self.stamps.copy_(torch.arange(-self.capacity, 0, device=self.stamps.device))
             self.slot_of_class.fill_(-1)
 
+    def reset_parameters(self) -> None:
+        """`reset`, by the name that PyTorch's tools call after `to_empty`."""
+        self.reset()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DynamicClassContainer:
+        """nn.Module's. Memory that nothing was written to (a module of the meta device, after `to_empty`) counts as an
+        empty container."""
+        nothing_yet = self.labels.device.type == "meta"
+        super()._apply(fn, recurse)
+        if nothing_yet:
+            self.reset()
+        return self
+
     @property
     def split_rows(self) -> dict[str, int]:
-        """The buffers of which `shards` leave a part here, and their rows over all processes."""
+        """The buffers of which this process holds a part, and their rows over all processes."""
         return {"centers": self.capacity}
 
     @torch.no_grad()
     def resize_classes(self, mapping: Tensor) -> None:
-        """Number the classes anew: `mapping` [new N] int64 is each new class's old number, -1 for one that is new.
+        """Renumber the classes. The centres stay in their slots; those of classes that are gone leave theirs empty.
 
-        The centres stay in their slots; those of classes that are named no more leave theirs empty.
-        Raises: ValueError for another shape, an entry that is no class, a class named twice; TypeError for a dtype.
+        Args:
+            mapping: [new N] int64, each new class's old number, -1 for one that is new.
+
+        Raises:
+            ValueError: for another shape, an entry that is no class, a class named twice.
+            TypeError: for another dtype.
         """
         require_mapping("DynamicClassContainer.resize_classes", mapping, self.num_classes)
         mapping = mapping.to(self.labels.device)
@@ -197,33 +238,42 @@ class DynamicClassContainer(nn.Module):
         if centers.shape[0] > self.capacity:
             remedy = "use a larger capacity or fewer rows per batch (probes and extra centres count together)"
             raise error(name, "centers", f"have at most capacity = {self.capacity} rows", centers.shape[0], remedy)
+        self.require_labels(name, labels)
+
+    def require_labels(self, function: str, labels: Tensor) -> None:
+        """Raise for labels at or above `num_classes`, where `check_labels` and `num_classes` say so."""
         if self.check_labels and self.num_classes is not None:
-            require_labels(name, labels, self.num_classes)
+            require_labels(function, labels, self.num_classes)
 
     @torch.no_grad()
     def enqueue(self, centers: Tensor, labels: Tensor) -> None:
         """Write the rows of a batch, in order, into the slots that the policy gives them.
 
-        centers [B, D]: unit rows, any floating dtype (converted to the container's), B from 0 to capacity; not
-            normalised here.
-        labels [B] int64. A class may come several times: `"fifo"` keeps every row, `"refresh"` the last one.
-        Not written: rows with a negative label, and rows that hold a NaN or an infinity in the container's dtype.
-
         Equals, row by row, with `slots` a list (`"fifo"`) or an LRU dict (`"refresh"`):
+
             fifo:    slots[clock % capacity] = (label, center); clock += 1
             refresh: slots.pop(label, None); slots[label] = center; if len(slots) > capacity: drop the oldest
+
         (for `"refresh"` the same set of classes and centres; which slot a new class gets is our own order).
-        Raises: ValueError for shapes or devices that do not fit, more rows than slots, and labels out of range (see
-            `check_labels`); TypeError for a dtype that does not fit.
+
+        Not written: rows with a negative label, and rows that hold a NaN or an infinity in the container's dtype.
+
+        Args:
+            centers: [B, D], unit rows, any floating dtype (converted to the container's), B from 0 to capacity; not
+                normalised here.
+            labels: [B] int64. A class may come several times: `"fifo"` keeps every row, `"refresh"` the last one.
+
+        Raises:
+            ValueError: for shapes or devices that do not fit, more rows than slots, and labels out of range (see
+                `check_labels`).
+            TypeError: for a dtype that does not fit.
         """
         self.check(centers, labels)
         rows = centers.shape[0]
         if rows == 0:
             return
         new = centers.to(self.centers.dtype)
-        write = (labels >= 0) & new.isfinite().all(dim=1)
-        if self.num_classes is not None:
-            write = write & (labels < self.num_classes)
+        write = (known_labels(labels, self.num_classes) >= 0) & new.isfinite().all(dim=1)
         if self.policy == "fifo":
             # Rows that write nothing get the slots after those that do, and rewrite them with what is there: the B
             # slots are distinct (B <= capacity), and the number of rows written never reaches the host.
@@ -299,5 +349,7 @@ def _rebuild_slot_of_class(container: DynamicClassContainer, incompatible_keys: 
     )
     slots = torch.arange(container.capacity, device=labels.device)
     filled = labels >= 0
+    if container.slot_of_class.device != labels.device:  # after a load with assign=True
+        container.slot_of_class = torch.empty_like(container.slot_of_class, device=labels.device)
     container.slot_of_class.fill_(-1)
     container.slot_of_class.index_put_((torch.where(filled, labels, classes),), torch.where(filled, slots, -1).int())

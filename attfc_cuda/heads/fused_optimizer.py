@@ -19,44 +19,65 @@ from torch.optim.sgd import sgd
 from attfc_cuda._check import error
 
 KINDS = ("sgd", "adamw")
+_SETTINGS = {"sgd": ("lr", "momentum", "weight_decay"), "adamw": ("lr", "betas", "eps", "weight_decay")}
 _STATES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
 class FusedOptimizer(torch.optim.Optimizer):
-    """Updates `weight` [N, D] from inside the backward pass; see `FullyConnected.fuse_optimizer`, which makes one.
+    """Updates `weight` [N, D] from inside the backward pass; `FullyConnected.fuse_optimizer` makes one.
 
-    To the outside an optimizer: `param_groups` carries lr, momentum and weight_decay (learning-rate schedules work on
-    it), `state_dict` saves and restores it. `step` does nothing: by then the centres have moved. Call it or not (a
-    schedule warns where it never was), but not by a GradScaler's `step`, which looks for gradients that are not there.
-    A copy of the head takes the optimizer along, with the same GradScaler.
+    From the outside it is an optimizer: `param_groups` carries the settings of its kind (learning-rate schedules work
+    on it) and `state_dict` saves and restores it. A copy of the head takes the optimizer along, with the same
+    GradScaler.
+
+    Only the backward pass of a forward in train mode moves the centres, and only one that reaches them: not
+    `torch.autograd.grad(loss, embeddings)`, not `loss.backward(inputs=[embeddings])`. Each such pass is a step, so that
+    gradients cannot be accumulated: a loss whose forward came before the last step is refused, and so is a second
+    backward pass between two calls of `step`.
+
+    `step` itself does nothing: by then the centres have moved. Call it after each backward pass or never (a schedule
+    warns where it never was), but not through a GradScaler's `step`, which looks for gradients that are not there.
+
+    Args:
+        weight: the parameter that is updated.
+        kind: "sgd" or "adamw".
+        settings: lr, weight_decay, and momentum for "sgd", betas and eps for "adamw".
+        grad_scaler: the GradScaler that scales the loss, if there is one.
+        max_row_norm: the largest norm of one centre's gradient; None: any.
     """
+
+    # Of this process's own course, so not in a state_dict: the steps made, whether anyone calls `step`, and whether a
+    # backward pass has moved the centres since.
+    steps, _step_is_called, _moved_since_step = 0, False, False
 
     def __init__(
         self,
         weight: Tensor,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
         kind: str,
-        betas: tuple[float, float],
-        eps: float,
+        settings: dict[str, Any],
         grad_scaler: torch.amp.GradScaler | None,
+        max_row_norm: float | None,
     ) -> None:
         name = "fuse_optimizer"
+        if not isinstance(weight, torch.nn.Parameter):
+            rule, remedy = "be the head's parameter", "remove the parametrization of centers first"
+            raise error(name, "centers", rule, "a tensor that is computed from others", remedy)
         if kind not in KINDS:
             raise error(name, "kind", f"be one of {KINDS}", repr(kind))
-        for argument, value in {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eps": eps}.items():
-            if not value >= 0:
-                raise error(name, argument, "be at least 0", value)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise error(name, "betas", "lie in [0, 1)", betas)
-        super().__init__(
-            [weight], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "betas": betas, "eps": eps}
-        )
-        self.kind, self.grad_scaler = kind, grad_scaler
+        for argument in ("lr", "momentum", "weight_decay", "eps"):
+            if not settings[argument] >= 0:
+                raise error(name, argument, "be at least 0", settings[argument])
+        if not all(0 <= beta < 1 for beta in settings["betas"]):
+            raise error(name, "betas", "lie in [0, 1)", settings["betas"])
+        if max_row_norm is not None and not max_row_norm > 0:
+            raise error(name, "max_row_norm", "be above 0", max_row_norm)
+        # A schedule such as OneCycleLR takes what it finds here for what the update uses.
+        super().__init__([weight], {setting: settings[setting] for setting in _SETTINGS[kind]})
+        self.kind, self.grad_scaler, self.max_row_norm = kind, grad_scaler, max_row_norm
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "kind": self.kind, "grad_scaler": self.grad_scaler}
+        own = {"kind": self.kind, "grad_scaler": self.grad_scaler, "max_row_norm": self.max_row_norm}
+        return {**super().__getstate__(), **own}
 
     def __deepcopy__(self, memo: dict) -> FusedOptimizer:
         memo.setdefault(id(self.grad_scaler), self.grad_scaler)
@@ -100,15 +121,53 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Nothing: the backward pass has made the step."""
-        return None if closure is None else closure()
+        loss = None if closure is None else closure()
+        self._step_is_called, self._moved_since_step = True, False
+        return loss
+
+    def require_state_beside_weight(self, head: str) -> None:
+        """Raise a ValueError for `head` where it was cast or moved after the first step, and the state was not."""
+        for name in self.split_states:
+            value = self.state.get(self.weight, {}).get(name)
+            if value is not None and (value.dtype, value.device) != (self.weight.dtype, self.weight.device):
+                rule = f"stay {value.dtype} on {value.device} after the first fused step"
+                got = f"{self.weight.dtype} on {self.weight.device}"
+                raise error(head, "centers", rule, got, "cast or move the head before, or call fuse_optimizer again")
+
+    def require_latest(self, steps: int) -> None:
+        """Raise a RuntimeError unless the centres are those that a forward pass met after `steps` steps."""
+        if self.steps != steps:
+            rule = "run before the fused optimizer's next step"
+            got = "that of an earlier forward (gradient accumulation?)"
+            remedy = "make one batch of them, or leave fuse_optimizer out"
+            raise error("FusedOptimizer", "backward", rule, got, remedy, RuntimeError)
+
+    def _begin(self) -> None:
+        """The start of a step, before anything moves."""
+        if self._step_is_called and self._moved_since_step:
+            rule, got = "run once between two calls of step", "a second one (gradient accumulation?)"
+            remedy = "make one batch of them, or leave fuse_optimizer out"
+            raise error("FusedOptimizer", "backward", rule, got, remedy, RuntimeError)
+        self._moved_since_step = True
+        self.steps += 1
 
     @torch.no_grad()
     def apply(self, first: int, gradient: Tensor, rows: Tensor | None = None) -> None:
-        """One step for the centres `rows[first : first + n]` (None: those very numbers) from their gradient [n, D].
+        """One step for some of the centres. The first block of a backward pass comes first.
 
         A block whose gradient is not finite (a loss scale too large) is left as it is, and a step in which no block
         moved is not counted.
+
+        Args:
+            first: the place of the block's first row among `rows`.
+            gradient: [n, D].
+            rows: int64, the numbers of the centres that take part; None: all. The block is `rows[first : first + n]`.
+
+        Raises:
+            RuntimeError: for a second backward pass between two calls of `step`.
         """
+        if first == 0:
+            self._begin()
         weight, state, finite = self.weight, self.make_state(), gradient.isfinite().all()
         if self.kind == "adamw" and first == 0:
             state["step"] += 1
@@ -117,7 +176,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         buffers = [weight.detach(), *(state[key] for key in self.split_states if key in state)]
         # A slice is a view and changes in place; chosen rows are a copy that goes back.
         parts = [buffer[place] for buffer in buffers]
-        self._update(parts[0], gradient.to(weight.dtype), parts[1:], finite)
+        self._update(parts[0], self._clipped(gradient).to(weight.dtype), parts[1:], finite)
         if rows is not None:
             for buffer, part in zip(buffers, parts, strict=True):
                 buffer.index_copy_(0, place, part)
@@ -128,15 +187,28 @@ class FusedOptimizer(torch.optim.Optimizer):
         # The fused updates do not tell autograd: a forward from before this step must not be differentiated after it.
         torch.autograd.graph.increment_version(weight)
 
+    def _scale(self) -> Tensor | None:
+        """The factor of the loss and so of its gradients, 0-dim; None without a GradScaler."""
+        return None if self.grad_scaler is None else self.grad_scaler.scale(torch.ones((), device=self.weight.device))
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        """`gradient` [n, D], with rows longer than `max_row_norm` scaled down to it."""
+        if self.max_row_norm is None:
+            return gradient
+        scale = self._scale()
+        largest = self.max_row_norm if scale is None else self.max_row_norm * scale
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True, dtype=wide)
+        return gradient * (largest / norm.clamp_min(largest)).to(gradient.dtype)
+
     def _update(self, weight: Tensor, gradient: Tensor, parts: list[Tensor], finite: Tensor) -> None:
         group = self.param_groups[0]
-        scale = None if self.grad_scaler is None else self.grad_scaler.scale(torch.ones((), device=weight.device))
         common = {
             "lr": group["lr"],
             "weight_decay": group["weight_decay"],
             "maximize": False,
             "fused": True,
-            "grad_scale": scale,
+            "grad_scale": self._scale(),
             "found_inf": (~finite).float(),
         }
         if self.kind == "sgd":

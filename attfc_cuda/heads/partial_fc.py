@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -15,19 +16,30 @@ from attfc_cuda.margins import Margin
 class PartialFC(FullyConnected):
     """``loss = head(embeddings, labels)``: `FullyConnected` whose negatives are a fresh sample of the classes.
 
-    sample_rate: share of the classes, in (0, 1], that take part in a step: the classes of the batch always, the rest
-        drawn evenly. At least as many take part as the batch has rows. With shards each process samples its own part.
-    Other arguments, gradient and errors: as `FullyConnected`. In eval mode all classes take part.
+    Any margin works, including those that re-weight hard negatives (AdaSin, CurricularFace, MV-Softmax): each negative
+    in the sample is re-weighted as in the full layer. In eval mode all classes take part. The sample is drawn on the
+    device from torch's generator, without host synchronisation.
 
-    Any margin works, those that re-weight hard negatives (AdaSin, CurricularFace, MV-Softmax) included: a negative is
-    bent where it is sampled. The sample is drawn on the device from torch's generator: no host synchronisation.
-    Source: Partial FC (arXiv 2203.15565).
+    Args:
+        dim: length D of an embedding.
+        num_classes: N.
+        sample_rate: share of the classes, in (0, 1], that take part in a step: the classes of the batch always, the
+            rest drawn evenly. At least as many take part as the batch has rows. With shards each process samples its
+            own part.
+        margin: a `margins.Margin`; AdaSin() when None.
+        **options: as for `FullyConnected`, as are gradient and errors.
+
+    Source:
+        Partial FC (arXiv 2203.15565).
     """
 
     def __init__(
         self, dim: int, num_classes: int, sample_rate: float = 0.1, margin: Margin | None = None, **options
     ) -> None:
         super().__init__(dim, num_classes, margin, **options)
+        if not isinstance(sample_rate, numbers.Real):
+            remedy = "the margin comes after it, or by name: margin=..."
+            raise error(self._name, "sample_rate", "be a number in (0, 1]", repr(sample_rate), remedy, TypeError)
         if not 0 < sample_rate <= 1:
             raise error(self._name, "sample_rate", "lie in (0, 1]", sample_rate)
         self.sample_rate = sample_rate

@@ -80,6 +80,10 @@ class AdaSin(Margin):
         self.curriculum = curriculum
         self.register_buffer("t", torch.zeros((), dtype=torch.float32))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.t.zero_()
+
     def phi(self, theta: Tensor) -> Tensor:
         """Phi = t + h D(theta), [B]; theta [B] in radians."""
         difficulty = torch.sin(theta / 2 if self.difficulty == "half_angle" else theta)

@@ -8,6 +8,7 @@ of `Margin` with one method, `target_cosine`; re-weighting hard negatives takes 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -61,9 +62,15 @@ class Margin(nn.Module):
 
     needs_norm = False
 
-    def __init__(self, scale: float = 64.0, gradient: str = "exact", interclass_filter: float | None = None) -> None:
+    def __init__(
+        self, scale: float = 64.0, gradient: str = "exact", interclass_filter: float | None = None, **unknown: Any
+    ) -> None:
         super().__init__()
         name = type(self).__name__
+        if unknown:
+            remedy = "the factor of the logits is called scale" if "s" in unknown else None
+            rule = f"be one of {', '.join(_arguments_of(type(self)))}"
+            raise error(name, "a keyword", rule, ", ".join(unknown), remedy, TypeError)
         require(name, "scale", "be a finite number above 0", scale, 0 < scale < math.inf)
         require(
             name, "gradient", 'be "exact" or "straight_through"', gradient, gradient in ("exact", "straight_through")
@@ -140,16 +147,21 @@ class Margin(nn.Module):
     def move(self, cosine: Tensor, norm: Tensor | None, valid: Tensor) -> None:
         """How `update` moves a subclass's buffers, from the rows in `valid`, without gradient. Default: not at all."""
 
+    def reset_parameters(self) -> None:
+        """Bring the running state back to its start; a subclass with state of its own says how. Default: nothing."""
+
     def extra_repr(self) -> str:
         return f"scale={self.scale}, gradient={self.gradient!r}, interclass_filter={self.interclass_filter}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Margin:
         """nn.Module's (the way of every .to(), .half() and .to_empty()), but for the dtype of the running state."""
-        before = dict(self._buffers)
+        before = {name: old for name, old in self._buffers.items() if old is not None}
         super()._apply(fn, recurse)
         for name, old in before.items():
-            if old is not None and old.is_floating_point() and self._buffers[name].dtype != old.dtype:
+            if old.is_floating_point() and self._buffers[name].dtype != old.dtype:
                 self._buffers[name] = old.to(self._buffers[name].device)
+        if any(old.is_meta and not self._buffers[name].is_meta for name, old in before.items()):
+            self.reset_parameters()  # memory that nothing was written to yet
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
@@ -162,6 +174,16 @@ class Margin(nn.Module):
 
 
 renamed_method(Margin, "bend", "target_cosine")
+
+
+def _arguments_of(margin: type[Margin]) -> list[str]:
+    """The names of the arguments of a margin's constructor and of `Margin`'s."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names: dict[str, None] = {}
+    for owner in (margin, Margin):
+        parameters = inspect.signature(owner.__init__).parameters.values()
+        names |= dict.fromkeys(p.name for p in parameters if p.kind in kinds and p.name != "self")
+    return list(names)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

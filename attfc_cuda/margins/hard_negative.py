@@ -62,6 +62,10 @@ class CurricularFace(ArcFace):
         self.momentum = momentum
         self.register_buffer("t", torch.zeros((), dtype=torch.float32))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.t.zero_()
+
     def modulation(self, cosine: Tensor, norm: Tensor | None = None) -> Modulation:
         zero = torch.zeros_like(cosine)
         # `zero + t` is a copy: a view of the buffer would be overwritten by the next step's update before backward.

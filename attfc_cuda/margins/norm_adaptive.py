@@ -44,8 +44,14 @@ class AdaFace(Margin):
         require("AdaFace", "h", "be a finite number of at least 0", h, 0 <= h < math.inf)
         require("AdaFace", "momentum", "lie in [0, 1]", momentum, 0 <= momentum <= 1)
         self.m, self.h, self.momentum = m, h, momentum
-        self.register_buffer("norm_mean", torch.tensor(20.0, dtype=torch.float32))
-        self.register_buffer("norm_std", torch.tensor(100.0, dtype=torch.float32))
+        self.register_buffer("norm_mean", torch.empty((), dtype=torch.float32))
+        self.register_buffer("norm_std", torch.empty((), dtype=torch.float32))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.norm_mean.fill_(20.0)
+        self.norm_std.fill_(100.0)
 
     def target_cosine(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
         quality = (self._clipped(norm) - self.norm_mean) / (self.norm_std + 1e-3)

@@ -152,3 +152,48 @@ def test_another_network_is_refused():
     without = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.PReLU(), nn.Linear(5, 3))
     with pytest.raises(ValueError, match=r"module must have the 3 buffers of the module that was copied, got 0"):
         encoder.update(without)
+
+
+class Caching(nn.Module):
+    """A network that keeps what it has computed, as attention maps and features are kept for a look at them."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.last, self.kept = None, {}
+
+    def forward(self, inputs):
+        self.last = self.linear(inputs)
+        self.kept["features"] = [self.last * 2]
+        return self.last
+
+
+@pytest.mark.parametrize("normed", ["caching", "hook", "parametrization"])
+def test_a_network_that_holds_computed_tensors_is_copied_and_followed(normed):
+    source = Caching()
+    if normed == "hook":
+        with pytest.warns(FutureWarning):
+            nn.utils.weight_norm(source.linear)
+    elif normed == "parametrization":
+        nn.utils.parametrizations.weight_norm(source.linear)
+    inputs = torch.randn(4, 6)
+    source(inputs).sum().backward()
+    encoder = MomentumEncoder(source, momentum=0.0)
+    assert torch.equal(encoder(inputs), source(inputs)) and source.last.requires_grad
+    shift(source, 1.0)
+    encoder.update(source)
+    assert torch.equal(encoder(inputs), source(inputs)) and not encoder(inputs).requires_grad
+
+
+def test_a_copy_that_was_cast_to_16_bits_is_refused_by_update():
+    source = network()
+    encoder = MomentumEncoder(source).half()
+    with pytest.raises(TypeError, match=r"^MomentumEncoder.update: module must have float32 parameters, got torch"):
+        encoder.update(source)
+
+
+def test_a_source_that_was_cast_to_16_bits_is_followed_in_float32():
+    source = network()
+    encoder = MomentumEncoder(source, momentum=0.0, buffers="copy")
+    encoder.update(source.bfloat16())
+    assert torch.equal(parameters_to_vector(encoder.parameters()), parameters_to_vector(source.parameters()).float())
