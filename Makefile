@@ -5,8 +5,9 @@
 # make bench  measures training steps of the heads and their peers by identities (25 minutes), into build/
 # make lint   checks formatting and types
 # make docs   builds the documentation into build/docs, with warnings as errors
+# make findings  shows the surprises in other packages that findings/ records; each in a folder and environment of its own
 # make ext    compiles what has changed in the CPU extension since the last time, and nothing else
-# All of them first make .venv and install and compile the package into it, once.
+# All of them but findings first make .venv and install and compile the package into it, once.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ TORCH ?= torch
 # Processes that run tests: as many as there are cores, four at most (each imports torch).
 WORKERS ?= auto
 
-.PHONY: demo test proof gpu bench lint docs ext clean
+.PHONY: demo test proof gpu bench lint findings docs ext clean
 .DELETE_ON_ERROR:
 
 # Compiled again whenever a source changes.
@@ -68,6 +69,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 	$(BIN)/mypy
+
+# Runs every script even after one has failed.
+findings:
+	@failed=0; for script in findings/*.sh; do \
+	  if bash "$$script"; then echo "pass: $$script"; else echo "FAIL: $$script"; failed=1; fi; \
+	done; exit $$failed
 
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

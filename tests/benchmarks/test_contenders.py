@@ -28,7 +28,7 @@ SMALL = Problem(identities=300, batch=24, dim=48, dtype="float32", device="cpu",
 # Through torch.compile, which takes seconds for each; AdaSin's is checked by tests/test_gpu_programs.py.
 COMPILED = ("full fc, torch.compile", "cut-cross-entropy", "torch.compile AdaSin")
 CHECKED = [
-    (task, name, margin, dtype)
+    pytest.param(task, name, margin, dtype, marks=[pytest.mark.proof] if name in COMPILED else [])
     for task, contenders in CONTENDERS.items()
     for name, contender in contenders.items()
     if contender.truth is not None and not contender.only_gpu
