@@ -7,6 +7,7 @@ to embeddings [B, embedding_dim], not normalised. Compare them by their cosine. 
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import json
 import os
@@ -33,8 +34,8 @@ _CHECKED_BATCHES = (1, 3)
 def to_onnx(backbone: nn.Module, path: str | os.PathLike) -> float:
     """Write `backbone` as one ONNX file: "images" [batch, 3, S, S] to "embeddings" [batch, D], the batch dynamic.
 
-    backbone: a `backbones.Backbone` (its `image_size` is S), on any device; exported in eval mode in float32, and left
-        as it was.
+    backbone: a `backbones.Backbone` (its `image_size` is S), on any device; exported in eval mode in float32, whatever
+        its dtype (onnxruntime 1.32 has no convolution in bfloat16), and left as it was.
     Returns: the largest difference between a component of torch's and of onnxruntime's unit embeddings, over random
         images in batches of 1 and 3.
     Raises: ArithmeticError when that is above `TOLERANCE`, with no file written; ImportError naming what to install.
@@ -42,6 +43,9 @@ def to_onnx(backbone: nn.Module, path: str | os.PathLike) -> float:
     _need("to_onnx", "onnxscript")
     runtime, path = _need("to_onnx", "onnxruntime"), Path(path)
     size = backbone.image_size
+    dtypes = {tensor.dtype for tensor in backbone.state_dict().values() if tensor.is_floating_point()}
+    if dtypes != {torch.float32}:
+        backbone = copy.deepcopy(backbone).float()
     with _in_eval_mode(backbone) as (network, device):
         generator = torch.Generator().manual_seed(0)
         images = [torch.rand(batch, 3, size, size, generator=generator) * 2 - 1 for batch in _CHECKED_BATCHES]

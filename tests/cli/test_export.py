@@ -51,11 +51,24 @@ def test_onnx_gives_the_embeddings_of_torch_for_any_batch(name: str, onnxruntime
     assert [module.training for module in backbone.modules()] == modes and backbone.training
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # weights inside, nothing left beside
     backbone.eval()
-    for rows in (1, 2, 5):
+    for rows in (0, 1, 2, 5):
         images = torch.rand(rows, 3, 32, 32) * 2 - 1
         got, expected = embed(onnxruntime, tmp_path / "model.onnx", images), backbone(images).detach()
-        assert (F.normalize(got) - F.normalize(expected)).abs().max() < 1e-4
-        assert (got.norm(dim=1) / expected.norm(dim=1) - 1).abs().max() < 1e-4
+        assert got.shape == (rows, 24)
+        torch.testing.assert_close(F.normalize(got), F.normalize(expected), rtol=0, atol=1e-4)
+        torch.testing.assert_close(got.norm(dim=1), expected.norm(dim=1), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_network_of_another_dtype_is_exported_in_float32(dtype: torch.dtype, onnxruntime, tmp_path: Path) -> None:
+    """onnxruntime 1.32 runs no convolution in bfloat16, and would run one in float16 with inputs of float16 only."""
+    backbone = used("small").to(dtype).eval()
+    assert export.to_onnx(backbone, tmp_path / "model.onnx") <= 1e-4
+    assert {parameter.dtype for parameter in backbone.parameters()} == {dtype}
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    got, expected = embed(onnxruntime, tmp_path / "model.onnx", images), backbone.float()(images).detach()
+    torch.testing.assert_close(F.normalize(got), F.normalize(expected), rtol=0, atol=1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 class Mended(backbones.SmallResNet):
