@@ -23,8 +23,7 @@ from torch import Tensor
 
 from attfc_cuda._check import error
 from attfc_cuda._deprecated import current_backend
-from attfc_cuda.ops import autograd as _ops
-from attfc_cuda.ops import build as _build
+from attfc_cuda.ops import autograd, build
 
 BACKENDS = ("eager", "cpu", "triton", "cuda")
 # What `auto` takes on a type of device: the first that can run the call. Eager runs everywhere.
@@ -46,7 +45,7 @@ def _prebuilt(name: str) -> ModuleType:
 
 
 def _sources() -> Path:
-    csrc = _build.source_root(_PACKAGE)
+    csrc = build.source_root(_PACKAGE)
     if csrc is None:
         raise FileNotFoundError(f"no C++ sources beside {_PACKAGE}")
     return csrc
@@ -59,18 +58,18 @@ def _tell_build(what: str, minutes: str) -> None:
 def _build_cpu() -> ModuleType:
     from torch.utils import cpp_extension
 
-    sources = _build.cpu_sources(_sources())
+    sources = build.cpu_sources(_sources())
     _tell_build("CPU extension", "about a minute")
     return cpp_extension.load(
         name="attfc_cuda_C",
         sources=[str(path) for path in sources],
-        extra_cflags=_build.compile_flags(),
+        extra_cflags=build.compile_flags(),
         verbose=os.environ.get("ATTFC_DEBUG") == "1",
     )
 
 
-def _plan_cuda() -> _build.CudaBuild | str:
-    return _build.plan_cuda_build(torch.version.cuda, _capabilities())
+def _plan_cuda() -> build.CudaBuild | str:
+    return build.plan_cuda_build(torch.version.cuda, _capabilities())
 
 
 def _build_cuda() -> ModuleType:
@@ -79,9 +78,9 @@ def _build_cuda() -> ModuleType:
     plan = _plan_cuda()
     if isinstance(plan, str):
         raise RuntimeError(plan)
-    sources = _build.cuda_sources(_sources())
+    sources = build.cuda_sources(_sources())
     _tell_build(f"CUDA extension for {', '.join(plan.architectures)}", "a minute or two")
-    with _build.torch_uses(plan.toolkit, cpp_extension):
+    with build.torch_uses(plan.toolkit, cpp_extension):
         return cpp_extension.load(
             name="attfc_cuda_C_cuda",
             sources=[str(path) for path in sources],
@@ -97,11 +96,11 @@ def _reason(step: str, exception: Exception) -> str:
     return f"{step}: {text}"
 
 
-def _load(name: str, build: Callable[[], ModuleType]) -> _Loaded:
+def _load(name: str, build_it: Callable[[], ModuleType]) -> _Loaded:
     reasons = []
     for step, load, origin in (
         ("import of the installed extension", functools.partial(_prebuilt, name), "built at installation"),
-        ("build at first use", build, "built at first use"),
+        ("build at first use", build_it, "built at first use"),
     ):
         try:
             return _Loaded(load(), origin, reasons)
@@ -114,7 +113,7 @@ def _load(name: str, build: Callable[[], ModuleType]) -> _Loaded:
 def _extension() -> _Loaded:
     loaded = _load("_C", _build_cpu)
     if loaded.module:
-        _ops.register()
+        autograd.register()
     return loaded
 
 
@@ -122,7 +121,7 @@ def _extension() -> _Loaded:
 def _cuda_extension() -> _Loaded:
     loaded = _load("_C_cuda", _build_cuda)
     if loaded.module:
-        _ops.register("_cuda")
+        autograd.register("_cuda")
     return loaded
 
 
@@ -138,8 +137,8 @@ def _triton_reason() -> str | None:
         from attfc_cuda.ops.triton.sweep import negative_logsumexp_forward
     except ImportError as exception:
         return _reason("import of Triton", exception)
-    _ops.register_kernel("negative_logsumexp", "cuda", negative_logsumexp_forward)
-    _ops.register_kernel("center_gradient", "cuda", center_gradient_forward)
+    autograd.register_kernel("negative_logsumexp", "cuda", negative_logsumexp_forward)
+    autograd.register_kernel("center_gradient", "cuda", center_gradient_forward)
     return None
 
 
@@ -239,7 +238,7 @@ def _cuda_device_reason(index: int, dtype: torch.dtype, dim: int) -> str | None:
     capability, shared_bytes = module.device_limits(index)
     built = module.build_config()["architectures"].split(",")
     reason = module.why_not(capability, shared_bytes, str(dtype).removeprefix("torch."), dim)
-    if reason is None and not _build.runs_on(built, divmod(capability, 10)):
+    if reason is None and not build.runs_on(built, divmod(capability, 10)):
         return f"it was compiled for {', '.join(built)}, and the device has {capability / 10}"
     return reason
 
