@@ -78,6 +78,14 @@ def require_labels(function: str, labels: Tensor, num_classes: int) -> None:
     )
 
 
+def active_transforms() -> set[str]:
+    """The transforms of torch.func that are running, in lower case ("grad", "vmap", "jvp", ...); empty in compiled
+    code."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return set()
+    return {transform.key().name.lower() for transform in torch._C._functorch.get_interpreter_stack() or ()}
+
+
 def _host_may_read(x: Tensor, wait: bool) -> bool:
     # A fake or traced tensor holds no value. It is of a subclass that dispatches by itself; others are plain tensors.
     if torch.compiler.is_compiling() or type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:

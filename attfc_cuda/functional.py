@@ -37,7 +37,8 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TOLERANCE_16_BIT = 2.0**-12
 # Above this, softplus(x) is x to the last bit of float64 (e^-40 < 2^-53 * 40). PyTorch's default of 20 is not.
 _SOFTPLUS_LINEAR = 40.0
-_SMALLEST_NORM = 1e-12
+# A row shorter than this has no meaningful direction; dividing by its length would end a training run.
+SHORTEST_ROW = 1e-6
 _NORM_BLOCK_NUMBERS = 1 << 18
 
 
@@ -141,6 +142,7 @@ def margin_softmax_loss(
     target_cosine: Tensor | None = None,
     target_slot: Tensor | None = None,
     center_scale: Tensor | None = None,
+    one_slot_per_class: bool = False,
     gradient_sink: GradientSink | None = None,
     norm: Tensor | None = None,
     shards: Shards | None = None,
@@ -164,6 +166,8 @@ def margin_softmax_loss(
         has none here, its cosine is 0. For centers that learn: their gradient, as positives and as negatives, is one
         [S, D] buffer, written once.
     center_scale: [S] as in `negative_logsumexp`, for centers that are not normalised.
+    one_slot_per_class: a promise that goes with target_slot: a row's class is in the slot that it names and in no
+        other, and in none where it names none. The compiled backends then make the gradient of centers in one go.
     gradient_sink: with target_slot, a function of (first slot, gradient of a block of slots [n, D]) that takes the
         gradient of centers in the backward pass in place of autograd: an optimizer, so that no buffer for all of it is
         needed.
@@ -201,18 +205,27 @@ def margin_softmax_loss(
     swept_centers, link = centers, None
     if target_slot is None:
         _check_rows(name, "target_cosine", target_cosine, embeddings)
+        backends.choose(backend, centers, centers, product_dtype)  # what it raises comes before the state moves
     else:
         _check_labels(name, "target_slot", target_slot, embeddings)
         backend = backends.choose(backend, embeddings, centers, product_dtype)
         if backend == "eager":
             if gradient_sink is not None:
-                centers = swept_centers = trained_centers.leaf_into(gradient_sink, centers)
+                centers = swept_centers = trained_centers.into_sink(gradient_sink, centers)
             target_cosine = eager.own_cosine(embeddings, centers, target_slot, labels, center_scale)
         else:
             scale = None if center_scale is None else center_scale.detach()
             row_value_count = len(RowValues._fields) if margin.modulates else 1
             sweep = trained_centers.Sweep(
-                labels, center_labels, scale, product_dtype, margin.scale, grad_tolerance, row_value_count, backend
+                labels,
+                center_labels,
+                scale,
+                product_dtype,
+                margin.scale,
+                grad_tolerance,
+                row_value_count,
+                one_slot_per_class,
+                backend,
             )
             target_cosine, link = trained_centers.own_cosine(embeddings, centers, target_slot, sweep, gradient_sink)
             swept_centers = centers.detach()
@@ -308,8 +321,9 @@ def generate_class_centers(probe: Tensor, gallery: Tensor, temperature: float = 
 def inverse_norms(centers: Tensor) -> Tensor:
     """1 / |w_j| [S] of raw class centres [S, D], the `center_scale` of the functions above; one read of the centres.
 
-    Equals: 1 / centers.float().norm(dim=1).clamp(min=1e-12)
-    float32 (float64 for float64 centers), without gradient. A centre of zeros gets 1e12: its cosines are 0.
+    Equals: where(norm < 1e-6, 0, 1 / norm) with norm = centers.float().norm(dim=1)
+    float32 (float64 for float64 centers), without gradient. A centre shorter than 1e-6 gets 0: its cosines and its
+    gradient are 0.
     Raises: ValueError for a shape, TypeError for other than floating dtypes.
     """
     _check_floating("inverse_norms", "centers", centers)
@@ -320,7 +334,8 @@ def inverse_norms(centers: Tensor) -> Tensor:
     copies = centers.device.type == "cpu" and centers.dtype != dtype and not torch.compiler.is_compiling()
     blocks = centers.split(max(1, _NORM_BLOCK_NUMBERS // max(1, centers.shape[1]))) if copies else (centers,)
     norms = [torch.linalg.vector_norm(block, dim=1, dtype=dtype) for block in blocks]
-    return torch.cat(norms).clamp_(min=_SMALLEST_NORM).reciprocal_()
+    norms = torch.cat(norms)
+    return torch.where(norms < SHORTEST_ROW, 0, norms.clamp(min=SHORTEST_ROW).reciprocal_())
 
 
 def _sweep(

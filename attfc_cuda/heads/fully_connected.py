@@ -181,6 +181,7 @@ class FullyConnected(nn.Module):
             selected.center_labels,
             self.margin,
             target_slot=selected.target_slot,
+            one_slot_per_class=True,
             center_scale=functional.inverse_norms(selected.centers),
             gradient_sink=selected.gradient_sink,
             norm=norm if self.margin.needs_norm else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 
@@ -60,10 +61,5 @@ class PartialFC(FullyConnected):
         key.scatter_reduce_(0, slot, torch.where(here, 2.0, 0.0), "amax")
         index = key.topk(size, sorted=False).indices.sort().values
         target_slot = torch.where(here, torch.searchsorted(index, slot), -1)
-        if whole.gradient_sink is None:
-            return Selection(self.centers.index_select(0, index), self.classes[index], target_slot, None)
-        fused = self._fused
-        chosen = self.centers.detach().index_select(0, index).requires_grad_()
-        return Selection(
-            chosen, self.classes[index], target_slot, lambda first, gradient: fused.apply(first, gradient, index)
-        )
+        sink = None if whole.gradient_sink is None else functools.partial(self._fused.apply, rows=index)
+        return Selection(self.centers.index_select(0, index), self.classes[index], target_slot, sink)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from attfc_cuda._check import error
+from attfc_cuda._check import active_transforms, error
 
 
 def refuse_recomputation(head: str, moves: str | None) -> None:
@@ -41,16 +41,14 @@ def refuse_transforms(head: str, moves: str | None) -> None:
     Raises:
         NotImplementedError: inside one of them.
     """
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-        return
-    names = {transform.key().name.lower() for transform in torch._C._functorch.get_interpreter_stack() or ()}
+    names = active_transforms()
     refused = sorted(names & {"vmap", "jvp"})
     if refused:
         remedy = "use torch.func.grad, or a loop over the batches"
         raise error(head, "forward", "not run under vmap or jvp", refused[0], remedy, NotImplementedError)
-    if moves is not None:
+    if names and moves is not None:
         remedy = f"call head.eval() first: in train mode it moves {moves}"
-        got = ", ".join(sorted(names)) or "a transform"
+        got = ", ".join(sorted(names))
         raise error(head, "forward", "not move state in train mode under torch.func", got, remedy, NotImplementedError)
 
 

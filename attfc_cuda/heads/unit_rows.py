@@ -7,19 +7,18 @@ import contextlib
 import torch
 from torch import Tensor
 
-# An embedding shorter than this has no meaningful direction: see `unit_rows`.
-_SHORTEST = 1e-6
+from attfc_cuda.functional import SHORTEST_ROW
 
 
 def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(x / |x| [B, D], |x| [B]) in float32 (float64 stays), 0 and without gradient where |x| is below `_SHORTEST`.
+    """(x / |x| [B, D], |x| [B]) in float32 (float64 stays), 0 and without gradient where |x| is below `SHORTEST_ROW`.
 
     F.normalize would divide such a row, and its gradient, by 1e-12: finite, and enough to end a training run.
     """
     x = x if x.dtype == torch.float64 else x.float()
     norm = torch.linalg.vector_norm(x, dim=1)
     # Written so that a NaN fails the comparison and stays NaN in the product.
-    inverse = torch.where(norm < _SHORTEST, 0, 1 / norm.clamp_min(_SHORTEST))
+    inverse = torch.where(norm < SHORTEST_ROW, 0, 1 / norm.clamp_min(SHORTEST_ROW))
     return x * inverse[:, None], norm
 
 

@@ -29,14 +29,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attfc_cuda._check import active_transforms, error
+
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class _FirstOrderOnly(torch.autograd.Function):
-    """Passes ``gradient`` through and refuses to be differentiated: unit_grad is a number, not a function of x."""
+    """Passes ``gradient`` through and refuses to be differentiated: it is a number, not a function of `inputs`."""
 
     @staticmethod
-    def forward(gradient: Tensor, embeddings: Tensor) -> Tensor:
+    def forward(gradient: Tensor, *inputs: Tensor) -> Tensor:
         return gradient.clone()
 
     @staticmethod
@@ -82,27 +84,29 @@ def _fake(
 def _setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
     lse, hard_count, max_cosine, omitted_mass, unit_grad, moments = output
     # Centres that learn need the sweep's inputs again; others are not kept alive.
-    again = (lse, *inputs[1:6]) if ctx.needs_input_grad[1] else ()
-    ctx.save_for_backward(inputs[0], unit_grad, moments, *again)
+    again = (lse, *inputs[1:5]) if ctx.needs_input_grad[1] else ()
+    ctx.save_for_backward(inputs[0], inputs[5], unit_grad, moments, *again)
     ctx.scale, ctx.grad_tolerance = inputs[6:8]
     ctx.mark_non_differentiable(hard_count, max_cosine, omitted_mass, unit_grad, moments)
 
 
 def _backward(backend: str, ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
-    embeddings, unit_grad, moments, *again = ctx.saved_tensors
+    embeddings, row_values, unit_grad, moments, *again = ctx.saved_tensors
+    # What lse depends on: whichever of these is differentiated a second time must meet the refusal.
+    inputs = (embeddings, row_values, *again[1:2])
     needs = ctx.needs_input_grad
     grads: list[Tensor | None] = [None] * 10
     if needs[0]:
-        grads[0] = first_order_only((grad_lse[:, None] * unit_grad).to(embeddings.dtype), embeddings)
+        grads[0] = first_order_only((grad_lse[:, None] * unit_grad).to(embeddings.dtype), *inputs)
     if needs[1]:
         lse, *rest = again
         grads[1] = center_gradient_operator(backend)(
-            grad_lse.contiguous(), lse, None, embeddings, *rest, ctx.scale, ctx.grad_tolerance
+            grad_lse.contiguous(), lse, None, embeddings, *rest, row_values, ctx.scale, ctx.grad_tolerance
         )
     if needs[5]:
         # The moments are the gradients of the last rows of the table; the target logit and the threshold have none.
         of_coefficients = (grad_lse[:, None] * moments).T
-        grads[5] = first_order_only(torch.nn.functional.pad(of_coefficients, (0, 0, 2, 0)), embeddings)
+        grads[5] = first_order_only(torch.nn.functional.pad(of_coefficients, (0, 0, 2, 0)), *inputs)
     return tuple(grads)
 
 
@@ -171,8 +175,11 @@ def negative_logsumexp(
     made in the forward sweep, so the operator must know which one is wanted."""
     need_grad = torch.is_grad_enabled() and embeddings.requires_grad
     need_moments = torch.is_grad_enabled() and row_values.requires_grad
-    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    operator = _transformable(backend) if transformed else negative_logsumexp_operator(backend)
+    transforms = active_transforms()
+    if transforms & {"vmap", "jvp"}:
+        got, remedy = ", ".join(sorted(transforms)), "pass backend='eager'"
+        raise error("negative_logsumexp", "a transform", "be torch.func.grad or vjp", got, remedy, NotImplementedError)
+    operator = _transformable(backend) if transforms else negative_logsumexp_operator(backend)
     lse, hard_count, max_cosine, omitted_mass, _, _ = operator(
         embeddings, centers, labels, center_labels, center_scale, row_values, scale, grad_tolerance, need_grad,
         need_moments,

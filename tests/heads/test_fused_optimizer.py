@@ -27,7 +27,7 @@ OPTIMIZERS = {
 
 @pytest.fixture(params=[1 << 21, 7 * 16], ids=["one block", "many blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_trained_centers.STRETCH_NUMBERS, "cpu", request.param)
+    monkeypatch.setitem(_trained_centers.BLOCK_NUMBERS, "cpu", request.param)
 
 
 @pytest.mark.parametrize("backend", ["eager", "cpu"])

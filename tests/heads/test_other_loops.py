@@ -52,7 +52,62 @@ def test_a_head_with_state_refuses_to_be_recomputed(reentrant: bool) -> None:
             checkpoint(head.eval(), embeddings, *data[1:], use_reentrant=reentrant).backward()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("kind", [FullyConnected, PartialFC])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_head_without_state_may_be_recomputed(kind: type, reentrant: bool, backend: str, fused: bool) -> None:
+    results = []
+    for recomputed in (False, True):
+        head = make(kind, backend=backend, **({"sample_rate": 0.5} if kind is PartialFC else {}))
+        if fused:
+            head.fuse_optimizer(0.1)
+        x, labels = batch()
+        x.requires_grad_()
+        torch.manual_seed(5)  # of the sample
+        loss = checkpoint(head, x, labels, use_reentrant=reentrant) if recomputed else head(x, labels)
+        loss.backward()
+        results.append([loss.detach(), x.grad, head.centers.detach() if fused else head.centers.grad])
+    assert all(map(torch.equal, *results))
+
+
 # Backward passes that do not ask for the centres
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", [FullyConnected, PartialFC])
+def test_only_a_backward_in_train_mode_that_reaches_the_centers_moves_them(kind: type, backend: str) -> None:
+    head = make(kind, backend=backend)
+    head.fuse_optimizer(0.1)
+    before = head.centers.detach().clone()
+    x, labels = batch(rows=3)
+    x.requires_grad_()
+    torch.manual_seed(0)
+    (expected,) = torch.autograd.grad(head(x, labels), x)
+    torch.manual_seed(0)
+    head(x, labels).backward(inputs=[x])
+    assert torch.equal(x.grad, expected) and expected.any()
+    head.eval()
+    head(x, labels).backward()
+    assert torch.equal(head.centers, before) and head.centers.grad is None
+    head.train()
+    head(x, labels).backward(inputs=[head.centers])
+    assert not torch.equal(head.centers, before) and head.centers.grad is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_func_grad_of_a_head_without_state(backend: str) -> None:
+    head = make(FullyConnected, backend=backend)
+    x, labels = batch()
+    parameters = dict(head.named_parameters())
+
+    def loss(parameters: dict, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(head, parameters, (x, labels))
+
+    found = torch.func.grad(loss, argnums=(0, 1))({name: p.detach() for name, p in parameters.items()}, x)
+    x = x.clone().requires_grad_()
+    head(x, labels).backward()
+    assert torch.equal(found[1], x.grad) and torch.equal(found[0]["centers"], head.centers.grad)
 
 
 def test_two_backward_passes_between_two_steps_are_refused() -> None:

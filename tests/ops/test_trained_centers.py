@@ -58,6 +58,7 @@ def gradients(case: dict, margin: margins.Margin, raw: bool = True, **options) -
     centers = case["centers"] if raw else testing.unit(case["centers"])
     x, w = case["embeddings"].clone().requires_grad_(), centers.clone().requires_grad_()
     labels = case["labels"]
+    options = {"one_slot_per_class": True, **options}
     output = margin_softmax_loss(
         x, w, labels, torch.arange(len(w)), margin, target_slot=labels, norm=case["norm"],
         center_scale=inverse_norms(w) if raw else None, reduction="none", **options,
@@ -153,6 +154,120 @@ def test_a_row_without_a_center_here_has_cosine_zero() -> None:
         assert not output.target_cosine.any()
 
 
+@pytest.mark.parametrize("with_sink", [False, True])
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "unit"])
+@pytest.mark.parametrize("name", ["arcface", "adasin"])
+def test_only_the_slot_that_a_row_names_is_its_positive(name: str, raw: bool, with_sink: bool) -> None:
+    """Classes with several slots, and rows that name none although their class has some, as the eager backend."""
+    case = inputs()
+    center_labels = torch.arange(53) % 20  # two or three slots a class
+    labels = torch.where(case["labels"] < 0, -1, case["labels"] % 20)
+    target_slot = torch.where(labels >= 0, labels + 20, -1)
+    target_slot[2], target_slot[5] = -1, int(labels[5])
+    target_slot[0] = target_slot[1]
+    labels[0] = labels[1]
+    found = {}
+    for backend in BACKENDS:
+        centers = case["centers"] if raw else testing.unit(case["centers"])
+        x, w = case["embeddings"].clone().requires_grad_(), centers.clone().requires_grad_()
+        taken: list[Tensor] = []
+        sink = (lambda _, gradient, taken=taken: taken.append(gradient)) if with_sink else None
+        output = margin_softmax_loss(
+            x, w, labels, center_labels, make(name), target_slot=target_slot, gradient_sink=sink, backend=backend,
+            center_scale=inverse_norms(w) if raw else None, reduction="none",
+        )  # fmt: skip
+        output.loss.backward(case["upstream"])
+        found[backend] = (output.loss.detach(), x.grad.nan_to_num(), torch.cat(taken) if with_sink else w.grad)
+    for ours, theirs in zip(found["cpu"], found["eager"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_one_slot_for_each_class_is_a_promise_that_changes_nothing_else(dtype: torch.dtype) -> None:
+    case, truth = inputs(dtype=dtype), gradients(inputs(), make("arcface"), backend="eager")[2]
+    promised, general = (
+        gradients(case, make("arcface"), backend="cpu", one_slot_per_class=promise) for promise in (True, False)
+    )
+    assert torch.equal(promised[0], general[0]) and torch.equal(promised[1].nan_to_num(), general[1].nan_to_num())
+    # A row of the general gradient is rounded once more, as a negative, before its part as a positive is added.
+    testing.assert_gradient_close(general[2], truth, 24 * 8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_center_without_a_direction_has_no_gradient(backend: str) -> None:
+    """Divided by its length of 1e-12 it would be 1e12 times that of the others."""
+    case = inputs()
+    for length in (0.0, 1e-9):
+        w = case["centers"].clone()
+        w[[3, int(case["labels"][0])]] *= length
+        _, grad_x, grad_w = gradients(case | {"centers": w}, make("arcface"), backend=backend)
+        assert not grad_w[3].any() and not grad_w[case["labels"][0]].any()
+        assert grad_w.isfinite().all() and grad_w.abs().max() < 1e3 and grad_x[case["labels"] >= 0].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backward_passes_that_do_not_reach_the_centers_leave_the_sink_alone(backend: str) -> None:
+    case, taken = inputs(), []
+    x, w = case["embeddings"].clone().requires_grad_(), case["centers"].clone().requires_grad_()
+
+    def loss() -> Tensor:
+        return margin_softmax_loss(
+            x, w, case["labels"], torch.arange(53), make("arcface"), target_slot=case["labels"], backend=backend,
+            center_scale=inverse_norms(w), one_slot_per_class=True, gradient_sink=lambda *part: taken.append(part),
+        ).loss  # fmt: skip
+
+    (expected,) = torch.autograd.grad(loss(), x)
+    loss().backward(inputs=[x])
+    assert torch.equal(x.grad, expected) and expected[0].any() and not taken
+    loss().backward(inputs=[w])
+    assert len(taken) == 1 and w.grad is None
+    loss().backward()
+    assert len(taken) == 2 and torch.equal(taken[0][1], taken[1][1])
+
+
+def test_func_grad_is_the_gradient() -> None:
+    case = inputs()
+    _, grad_x, grad_w = gradients(case, make("adasin").eval(), backend="cpu")
+
+    def loss(x: Tensor, w: Tensor) -> Tensor:
+        rows = margin_softmax_loss(
+            x, w, case["labels"], torch.arange(53), make("adasin").eval(), target_slot=case["labels"], reduction="none",
+            center_scale=inverse_norms(w), backend="cpu", one_slot_per_class=True,
+        ).loss  # fmt: skip
+        return (rows * case["upstream"]).sum()
+
+    found = torch.func.grad(loss, argnums=(0, 1))(case["embeddings"], case["centers"])
+    kept = case["labels"] >= 0
+    assert torch.equal(found[0][kept], grad_x[kept]) and torch.equal(found[1], grad_w)
+
+
+def test_vmap_and_jvp_of_a_compiled_sweep_are_refused_by_name() -> None:
+    case = inputs()
+    x = case["embeddings"].nan_to_num()
+
+    def lse(x: Tensor) -> Tensor:
+        return negative_logsumexp(x, case["centers"], case["labels"], torch.arange(53), backend="cpu").lse
+
+    with pytest.raises(NotImplementedError, match="a transform must be torch.func.grad or vjp, got vmap; pass"):
+        torch.func.vmap(lse)(x[None])
+    with pytest.raises(NotImplementedError, match="a transform must be torch.func.grad or vjp, got jvp; pass"):
+        torch.func.jvp(lse, (x,), (x,))
+
+
+@pytest.mark.parametrize("name", ["quad", "lin", "const"])
+def test_a_second_derivative_by_a_coefficient_alone_is_refused(name: str) -> None:
+    case = testing.make_case((9, 40, 16), torch.float64, kind="trained", modulation="quadratic")
+    values = {"threshold": case.threshold, "quad": case.quad, "lin": case.lin, "const": case.const}
+    values[name] = values[name].clone().requires_grad_()
+    lse = negative_logsumexp(
+        case.embeddings, case.centers, case.labels, case.center_labels, scale=case.scale, backend="cpu", **values
+    ).lse
+    (gradient,) = torch.autograd.grad(lse[lse.isfinite()].sum(), values[name], create_graph=True)
+    assert gradient.any()
+    with pytest.raises(RuntimeError, match="must be used once, got a second differentiation"):
+        torch.autograd.grad((gradient * values[name]).sum(), values[name])
+
+
 def test_the_sink_gets_every_center_once_and_autograd_none(monkeypatch: pytest.MonkeyPatch) -> None:
     case = inputs()
     _, grad_x, expected = gradients(case, make("adasin"), backend="cpu")
@@ -245,8 +360,8 @@ def test_inverse_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     w = torch.randn(7, 5, dtype=torch.bfloat16)
     w[2] = 0
     found = inverse_norms(w)
-    assert found.dtype == torch.float32 and found[2] == 1e12
-    torch.testing.assert_close(found, 1 / w.float().norm(dim=1).clamp(min=1e-12), rtol=2**-22, atol=0)
+    assert found.dtype == torch.float32 and found[2] == 0
+    torch.testing.assert_close(found[3:], 1 / w[3:].float().norm(dim=1), rtol=2**-22, atol=0)
     assert inverse_norms(w.double()).dtype == torch.float64 and inverse_norms(w[:0]).shape == (0,)
     with pytest.raises(ValueError, match=r"inverse_norms: centers must be \[S, D\], got \[5\]"):
         inverse_norms(torch.ones(5))
