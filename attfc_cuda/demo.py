@@ -22,20 +22,38 @@ def demo_config(run: Path, identities: int = IDENTITIES, epochs: float = EPOCHS,
     """AttFC with AdaSin on drawn identities of 8 images at 64 x 64 pixels, verified on others not trained on.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run; an earlier demo in it is to be replaced, another run is not.
         identities: Drawn identities to train on.
         epochs: Length of the run.
         seed: Of the run.
     """
     config = TrainConfig()
+    _make_demo(config, identities, epochs)
+    config.run.run, config.run.seed = run, seed
+    config.run.overwrite = _is_demo(run)
+    return config
+
+
+def _is_demo(run: Path) -> bool:
+    """Whether the run in the folder has the settings of a demo, and so may be replaced by another one."""
+    try:
+        then = TrainConfig.load(run / "config.json")
+        count = int(then.dataset.data.removeprefix("procedural:").removesuffix("x8"))
+    except ValueError:
+        return False
+    demo_of_then = TrainConfig()
+    _make_demo(demo_of_then, count, then.optim.epochs)
+    demo_of_then.run.run, demo_of_then.run.seed = then.run.run, then.run.seed
+    return then.to_dict() == demo_of_then.to_dict()
+
+
+def _make_demo(config: TrainConfig, identities: int, epochs: float) -> None:
     config.dataset.data, config.dataset.image_size = f"procedural:{identities}x8", 64
     config.model.embedding_dim = 128
     # Drawn faces are all of one kind, so that no direction sets a part of them apart: class codes only cost there.
     config.head.class_code = 0.0
     config.optim.epochs = epochs
     config.verify.verify_num_pairs = 4000
-    config.run.run, config.run.seed, config.run.overwrite = run, seed, True
-    return config
 
 
 def demo(config: TrainConfig) -> tuple[list[SetResult], int | None]:

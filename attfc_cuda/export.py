@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from attfc_cuda import backbones
 from attfc_cuda._check import error
 from attfc_cuda._files import replacing
+from attfc_cuda.backbones.options_from_files import options_from_file
 
 SUFFIXES = (".onnx", ".safetensors")
 TOLERANCE = 1e-4  # of a component of a unit embedding, between torch and onnxruntime
@@ -107,9 +108,10 @@ def from_safetensors(path: str | os.PathLike) -> backbones.Backbone:
         raise error("from_safetensors", "path", f"carry the metadata of {FORMAT}", f"{metadata or None} in {path}")
     try:
         build = json.loads(metadata["build"])
-        network = backbones.build(build["name"], build["embedding_dim"], build["image_size"], **build["options"])
+        options = options_from_file(build["name"], build["options"], path)
+        network = backbones.build(build["name"], build["embedding_dim"], build["image_size"], **options)
         network.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as cause:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as cause:
         got = f"{path} ({' '.join(str(cause).split())[:300]})"
         raise error("from_safetensors", "path", "hold a network of `backbones.build` and its tensors", got) from cause
     return network.eval()

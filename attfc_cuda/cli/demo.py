@@ -13,7 +13,7 @@ class Command:
     """Train a small network on drawn faces for a few minutes, verify it on other drawn faces, and draw the results."""
 
     run: Path = Path("runs/demo")
-    """Folder for the run, the table and the PNGs; an earlier demo in it is replaced."""
+    """Folder for the run, the table and the PNGs; an earlier demo in it is replaced, another run is left alone."""
     identities: int = IDENTITIES
     """Number of drawn identities to train on, with 8 images each."""
     epochs: float = EPOCHS

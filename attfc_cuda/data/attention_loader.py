@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from attfc_cuda._check import error
+from attfc_cuda._signals import ignore_stop_signals
 from attfc_cuda.data._checks import checked_int
 from attfc_cuda.data.augment import Augmentation, mirror_images, normalize_images
 from attfc_cuda.data.faces import FaceDataset, UnreadableImage
@@ -187,6 +188,7 @@ class AttentionLoader:
             num_workers=self.num_workers,
             collate_fn=_as_is,
             generator=torch.Generator(),  # else each iteration draws from the global one
+            worker_init_fn=ignore_stop_signals,
         )
         for batch_index, item in enumerate(loader, first):
             if isinstance(item, UnreadableImage):

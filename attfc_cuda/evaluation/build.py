@@ -9,7 +9,7 @@ import torch
 
 from attfc_cuda._check import error
 from attfc_cuda.data import FaceDataset, read_image
-from attfc_cuda.evaluation.pairs import make_pairs, read_pairs
+from attfc_cuda.evaluation.pairs import make_pairs, pair_capacity, read_pairs
 from attfc_cuda.evaluation.sets import VerificationSet
 
 FOLDS = 10
@@ -53,18 +53,24 @@ def from_lists(text: str, root: Path | None, image_size: int) -> list[Verificati
 
 
 def from_dataset(name: str, dataset: FaceDataset, num_pairs: int, seed: int = 0) -> VerificationSet:
-    """The set of pairs drawn from a data set, in ten folds.
+    """The set of pairs drawn from a data set, in ten folds, or as many as it has genuine pairs for.
 
     Args:
         name: The set's name.
         dataset: Faces by identity.
-        num_pairs: Number of pairs, half of them of the same identity.
+        num_pairs: Number of pairs, half of them of the same identity; at most as many as there are.
         seed: Of the draw.
 
     Raises:
-        ValueError: Where the data set has too few pairs, as `make_pairs` does.
+        ValueError: Where there are fewer than two genuine or impostor pairs.
     """
-    pairs = make_pairs(dataset, num_pairs, FOLDS, seed)
+    genuine, impostors = pair_capacity(dataset)
+    half = min(num_pairs // 2, genuine, impostors)
+    if half < 2:
+        got = f"{genuine} genuine and {impostors} impostor pairs in {name}, {num_pairs} pairs wanted"
+        remedy = "two identities with two images each make two of either kind"
+        raise error("verify", "data", "give at least 2 genuine and 2 impostor pairs", got, remedy)
+    pairs = make_pairs(dataset, 2 * half if half < num_pairs // 2 else num_pairs, min(FOLDS, half), seed)
     used, position = np.unique(np.concatenate([pairs.a, pairs.b]), return_inverse=True)
     images = torch.stack([dataset[i] for i in used.tolist()])
     return VerificationSet(name, images, pairs._replace(a=position[: len(pairs.a)], b=position[len(pairs.a) :]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -188,6 +188,14 @@ def make_pairs(dataset: LabelledImages, num_pairs: int = 6000, folds: int = 10, 
     return PairIndices(pairs[:, 0], pairs[:, 1], same, fold)
 
 
+def pair_capacity(dataset: LabelledImages) -> tuple[int, int]:
+    """How many genuine and impostor pairs there are among a data set's images; negative labels are left out."""
+    labels = np.asarray(dataset.labels)
+    counts = np.unique(labels[labels >= 0], return_counts=True)[1].tolist()
+    identities = [range(count) for count in counts]
+    return _genuine_capacity(identities), _impostor_capacity(identities)
+
+
 def _shares(total: int, parts: int) -> list[int]:
     return [total // parts + (k < total % parts) for k in range(parts)]
 
@@ -203,11 +211,11 @@ def _images_by_identity(labels: np.ndarray, rng: np.random.Generator) -> list[np
     return sorted(shuffled, key=len, reverse=True)
 
 
-def _genuine_capacity(identities: Sequence[np.ndarray]) -> int:
+def _genuine_capacity(identities: Sequence[Sized]) -> int:
     return sum(len(images) * (len(images) - 1) // 2 for images in identities)
 
 
-def _impostor_capacity(identities: Sequence[np.ndarray]) -> int:
+def _impostor_capacity(identities: Sequence[Sized]) -> int:
     counts = [len(images) for images in identities]
     return (sum(counts) ** 2 - sum(count * count for count in counts)) // 2
 

@@ -9,17 +9,25 @@ from torch import nn
 
 from attfc_cuda import backbones
 from attfc_cuda._check import error
+from attfc_cuda.backbones.options_from_files import options_from_file
 from attfc_cuda.train import checkpoint
 from attfc_cuda.train.config import TrainConfig, parse_options
 
 
-def build_backbone(config: TrainConfig) -> nn.Module:
+def build_backbone(config: TrainConfig, source: Path | None = None) -> nn.Module:
     """The network of the config, freshly initialised from torch's global generator.
 
+    Args:
+        config: Of the run.
+        source: The file that the config is from, where it is not the user's own: it may set some options only.
+
     Raises:
-        ValueError: For an unknown name, an option that the network does not have, or sizes it cannot take.
+        ValueError: For an unknown name, an option that the network does not have or that no file may set, or sizes it
+            cannot take.
     """
     options = parse_options(config.model.backbone_options, "backbone_options")
+    if source is not None:
+        options = options_from_file(config.model.backbone, options, source)
     sizes = {"embedding_dim": config.model.embedding_dim, "image_size": config.dataset.image_size}
     try:
         return backbones.build(config.model.backbone, **sizes, **options)
@@ -43,7 +51,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, str]:
     """
     state = checkpoint.open_any(path)
     config = TrainConfig.from_dict(state["config"])
-    backbone = build_backbone(config)
+    backbone = build_backbone(config, path)
     backbone.load_state_dict(state["backbone"])
     # channels_last is the layout convolution libraries compute in.
     return backbone.eval().to(memory_format=torch.channels_last), config.model.backbone

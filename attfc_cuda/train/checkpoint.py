@@ -3,16 +3,20 @@
 A checkpoint is one dict of tensors, numbers and strings (`torch.load(weights_only=True)` suffices), at
 `<run>/checkpoints/step_00001234.pt`. A file of that name is complete: the name appears only once its bytes are on the
 disk. Where a run has several processes, the folder `step_00001234.shards` beside it holds what is split over them
-(`split_state`), and is complete before the file appears.
+(`split_state`), and is complete before the file appears. Loading checks a checksum of every byte of both: the file is
+a zip archive, which has one for each tensor, and it holds those of the shards. Only files that the run's manifest names
+are ever deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import random
+import re
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,24 +26,50 @@ import torch
 
 from attfc_cuda._check import error
 from attfc_cuda._files import replacing
+from attfc_cuda.train.manifest import Manifest
 
 FORMAT = "attfc-checkpoint-1"
+_NAME = re.compile(r"step_(\d{8,})\.pt")
+_PART = re.compile(r"\.(step_\d{8,}\.pt)\.\d+\.tmp")  # as `replacing` names what it writes
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, truncated, or not one of ours. The message names the file and the reason."""
+    """A checkpoint that is missing, damaged, or not one of ours. The message names the file and the reason."""
+
+
+def announce(folder: Path, step: int) -> Path:
+    """Name the checkpoint of `step` in the run's manifest, as `save` does, for whoever writes shards before it."""
+    path = path_of(folder, step)
+    Manifest(folder.parent).add([path])
+    return path
 
 
 def save(state: dict[str, Any], folder: Path, step: int, keep: int) -> Path:
     """Write `state` as the checkpoint of `step`, then delete all but the newest `keep` up to it.
 
     Checkpoints of later steps (they did not load, or the run went on from before them) are deleted too, once this one
-    is safe. Raises OSError naming the file where it cannot be written; those that were there stay.
+    is safe. What the manifest in the folder above does not name stays.
+
+    Args:
+        state: Tensors, numbers and strings, in dicts and lists.
+        folder: `<run>/checkpoints`; made where it is not there.
+        step: Steps done.
+        keep: Number of checkpoints that stay.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        OSError: Naming the file where it cannot be written; those that were there stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, step)
-    _sweep(folder, path)
+    if shards_of(path).is_dir():
+        state = {**state, "shards_crc32": _checksums(shards_of(path))}
     try:
+        announce(folder, step)
+        own = Manifest(folder.parent)
+        _sweep(folder, path, own)
         with replacing(path) as part, open(part, "wb") as file:
             torch.save({"format": FORMAT, "step": step, **state}, file)
     except (OSError, RuntimeError) as cause:
@@ -49,9 +79,11 @@ def save(state: dict[str, Any], folder: Path, step: int, keep: int) -> Path:
         remedy = "the checkpoints before it are whole: make room, then --resume"
         raise error("checkpoint", str(path), "be written", reason, remedy, OSError) from cause
     _sync_folder(folder)
-    paths = find(folder)
+    paths = [p for p in find(folder) if p in own]
     newest = paths.index(path)
-    delete(paths[:newest] + paths[newest + keep :])
+    old = paths[:newest] + paths[newest + keep :]
+    delete(old)
+    own.forget(old)
     return path
 
 
@@ -72,19 +104,38 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.pt"
 
 
+def step_of(path: Path) -> int:
+    """The inverse of `path_of`."""
+    return int(_NAME.fullmatch(path.name)[1])  # type: ignore[index]
+
+
 def find(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, newest first."""
-    return sorted(folder.glob("step_*.pt"), reverse=True)
+    """The files in `folder` that have the name of a checkpoint, newest first."""
+    return sorted((path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name)), key=step_of, reverse=True)
+
+
+def nothing_to_resume(folder: Path) -> CheckpointError:
+    """The error for a folder without checkpoints."""
+    return CheckpointError(f"checkpoint: {folder} must hold a step_*.pt file, got none; start without --resume")
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read one checkpoint to the CPU. Raises CheckpointError naming the file and why it cannot be used."""
+    """Read one checkpoint to the CPU.
+
+    Raises:
+        CheckpointError: Naming the file and why it cannot be used, whatever is wrong with it.
+    """
     try:
+        # torch does not look at the archive's checksums: a flipped bit would be another weight.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} in it is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as cause:
         raise CheckpointError(f"checkpoint: {path} must exist, got no such file") from cause
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as cause:
-        reason = str(cause).split("\n", 1)[0].rstrip(".")
+    except Exception as cause:  # damage can fail in any place of zipfile, pickle and torch
+        reason = str(cause).split("\n", 1)[0].rstrip(".") or type(cause).__name__
         got = f"{path.stat().st_size} bytes that do not load ({reason})"
         raise CheckpointError(f"checkpoint: {path} must be a complete checkpoint, got {got}") from cause
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -92,6 +143,11 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint: {path} must hold format {FORMAT!r}, got {got!r}")
     if state.get("processes", 1) > 1 and not (shards_of(path) / ".metadata").is_file():
         raise CheckpointError(f"checkpoint: {path} must have its shards beside it, got no {shards_of(path).name}")
+    for name, crc in state.get("shards_crc32", {}).items():
+        part = shards_of(path) / name
+        if not part.is_file() or _checksum(part) != crc:
+            got = "a damaged file" if part.is_file() else "no such file"
+            raise CheckpointError(f"checkpoint: {part} must be as it was written, got {got}")
     return state
 
 
@@ -102,7 +158,7 @@ def load_newest(folder: Path, say: Callable[[str], None] = print) -> dict[str, A
     """
     paths = find(folder)
     if not paths:
-        raise CheckpointError(f"checkpoint: {folder} must hold a step_*.pt file, got none; start without --resume")
+        raise nothing_to_resume(folder)
     for path in paths:
         try:
             return load(path)
@@ -144,11 +200,29 @@ def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal.tolist()), gauss))
 
 
-def _sweep(folder: Path, path: Path) -> None:
-    """Remove what killed or failed writes have left, but for the shards that `path` is about to be the file of."""
-    orphans = [s for s in folder.glob("step_*.shards") if not s.with_suffix(".pt").exists() and s != shards_of(path)]
-    for stale in [*folder.glob("*.tmp"), *orphans]:
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+def _sweep(folder: Path, path: Path, own: Manifest) -> None:
+    """Remove what killed or failed writes of the run have left, but for the shards that `path` is to be the file of.
+    The run's lock says that nobody is writing them."""
+    for left in [p for p in own.paths() if p.parent == folder and p != path and not p.exists()]:
+        shutil.rmtree(shards_of(left), ignore_errors=True)
+    for part in folder.glob(".step_*.tmp"):
+        name = _PART.fullmatch(part.name)
+        if name and folder / name[1] in own:
+            part.unlink(missing_ok=True)
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    return {
+        path.relative_to(folder).as_posix(): _checksum(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def _checksum(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def _system_reason(failure: BaseException | None) -> OSError | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -22,6 +23,57 @@ from attfc_cuda._files import write_text
 
 RENAMED = {("optim", "passes"): "epochs"}
 """Old names of fields, by group, which files of older runs hold."""
+HOW_A_RUN_STARTS = ("resume", "carry_classes", "overwrite", "config")
+"""Fields of `RunConfig` that no file holds."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have.
+
+    Args:
+        low: The smallest, or with `open_low` the largest that is too small.
+        high: The largest, or with `open_high` the smallest that is too large; None: no limit but finiteness.
+    """
+
+    low: float
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+
+    def check(self, name: str, value: float) -> None:
+        """Raise ValueError naming the setting where the value is outside, NaN or infinite."""
+        if not math.isfinite(value):
+            raise error("train", name, "be a finite number", value)
+        above = value > self.low if self.open_low else value >= self.low
+        below = self.high is None or (value < self.high if self.open_high else value <= self.high)
+        if not (above and below):
+            raise error("train", name, str(self), value)
+
+    def __str__(self) -> str:
+        if self.high is None:
+            return f"be above {self.low:g}" if self.open_low else f"be at least {self.low:g}"
+        ends = "(" if self.open_low else "[", ")" if self.open_high else "]"
+        return f"lie in {ends[0]}{self.low:g}, {self.high:g}{ends[1]}"
+
+
+_POSITIVE, _SHARE, _BELOW_ONE = Range(0, open_low=True), Range(0, 1), Range(0, 1, open_high=True)
+_SEEDS = Range(0, 2**63 - 1)
+
+RANGES = {
+    "image_size": Range(16), "batch_size": Range(1), "gallery_size": Range(1, 63), "min_images": Range(1),
+    "negatives_per_batch": Range(0), "max_unreadable": _SHARE, "workers": Range(0),
+    "embedding_dim": Range(1),
+    "sample_rate": Range(0, 1, open_low=True), "scale": _POSITIVE, "capacity": Range(1),
+    "capacity_share": Range(0, 100, open_low=True), "temperature": _POSITIVE, "center_memory": _BELOW_ONE,
+    "class_code": Range(0), "grad_tolerance": _BELOW_ONE, "encoder_momentum": _BELOW_ONE, "encoder_warmup": _SHARE,
+    "epochs": _POSITIVE, "steps": Range(1), "lr": _POSITIVE, "final_lr": _SHARE, "power": _POSITIVE,
+    "warmup": _BELOW_ONE, "sgd_momentum": _BELOW_ONE, "weight_decay": Range(0), "clip_norm": _POSITIVE,
+    "verify_num_pairs": Range(4), "verify_every": Range(0),
+    "seed": _SEEDS, "threads": Range(1), "group_timeout": _POSITIVE, "log_every": Range(1),
+    "checkpoint_every": Range(0), "keep": Range(1),
+}  # fmt: skip
+"""Of every number among the settings, by its name; a word or None in its place is not looked at."""
 
 
 @dataclass
@@ -49,6 +101,9 @@ class DatasetConfig:
     gives the share of the images (0.2 without it). All but flip need torchvision."""
     on_bad_image: Literal["skip", "raise"] = "skip"
     """An image that cannot be read: skip it and count it in the start-up report, or stop and name it."""
+    max_unreadable: float = 0.05
+    """Share of the rows of late that may be unreadable before the run stops with a checkpoint: data that have gone
+    teach nothing."""
     cache: Literal["auto", "on", "off"] = "auto"
     """Keep decoded images in memory; `auto`: when they take under 2 GiB. Drawn faces are kept the same way."""
     workers: int = 0
@@ -183,8 +238,11 @@ class RunConfig:
     """Folder of the run: config.json, log.jsonl, checkpoints/, TensorBoard events."""
     resume: bool = False
     """Go on from the newest checkpoint of `run` that loads, with the settings of its config.json (or of `--config`)."""
+    carry_classes: bool = False
+    """With `resume`, where identities were added, removed or renamed: keep what was learned of those that have kept
+    their names. Without it such a run is refused."""
     overwrite: bool = False
-    """Delete the checkpoints of an earlier run in `run` and start anew."""
+    """Delete the files of an earlier run in `run`, which its manifest names, and start anew."""
     config: Path | None = None
     """JSON file with settings (such as a run's config.json); flags on the command line override it."""
     seed: int = 0
@@ -220,38 +278,23 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ValueError for a setting that can be judged without looking at the data."""
+        for group in dataclasses.fields(self):
+            for field_ in dataclasses.fields(getattr(self, group.name)):
+                value = getattr(getattr(self, group.name), field_.name)
+                if field_.name in RANGES and value is not None and not isinstance(value, str):
+                    RANGES[field_.name].check(field_.name, value)
+        d = self.dataset
+        _require(not self.run.carry_classes or self.run.resume, "carry_classes", "be used with resume", True)
+        parse_options(self.head.margin_options, "margin_options")
+        parse_options(self.model.backbone_options, "backbone_options")
         from attfc_cuda.data.augment import Augmentation  # brings torch, which `attfc train --help` does not wait for
 
-        d, o, h, r = self.dataset, self.optim, self.head, self.run
-        _require(d.batch_size >= 1, "batch_size", "be at least 1", d.batch_size)
-        _require(d.gallery_size >= 1, "gallery_size", "be at least 1", d.gallery_size)
-        _require(d.image_size >= 16, "image_size", "be at least 16", d.image_size)
         Augmentation(d.augment, d.image_size)
-        _require(d.workers >= 0, "workers", "be at least 0", d.workers)
-        _require(self.model.embedding_dim >= 1, "embedding_dim", "be at least 1", self.model.embedding_dim)
-        _require(h.capacity is None or h.capacity >= 1, "capacity", "be at least 1", h.capacity)
-        _require(0 < h.capacity_share <= 100, "capacity_share", "lie in (0, 100]", h.capacity_share)
-        _require(0 < h.sample_rate <= 1, "sample_rate", "lie in (0, 1]", h.sample_rate)
-        momentum = h.encoder_momentum
-        _require(momentum is None or 0 <= momentum < 1, "encoder_momentum", "lie in [0, 1)", momentum)
-        _require(0 <= h.encoder_warmup <= 1, "encoder_warmup", "lie in [0, 1]", h.encoder_warmup)
-        _require(o.epochs > 0, "epochs", "be above 0", o.epochs)
-        _require(o.steps is None or o.steps >= 1, "steps", "be at least 1", o.steps)
-        _require(o.lr is None or o.lr > 0, "lr", "be above 0", o.lr)
-        _require(0 <= o.warmup < 1, "warmup", "lie in [0, 1)", o.warmup)
-        _require(0 <= o.final_lr <= 1, "final_lr", "lie in [0, 1]", o.final_lr)
-        _require(o.weight_decay >= 0, "weight_decay", "be at least 0", o.weight_decay)
-        _require(o.clip_norm is None or o.clip_norm > 0, "clip_norm", "be above 0", o.clip_norm)
-        _require(self.verify.verify_num_pairs >= 20, "verify_num_pairs", "be at least 20", self.verify.verify_num_pairs)
-        _require(r.log_every >= 1, "log_every", "be at least 1", r.log_every)
-        _require(r.keep >= 1, "keep", "be at least 1", r.keep)
-        _require(r.group_timeout > 0, "group_timeout", "be above 0", r.group_timeout)
-        _require(r.threads is None or r.threads >= 1, "threads", "be at least 1", r.threads)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, strings and numbers; without `resume`, `overwrite` and `config`, which say how a run starts."""
+        """Plain dicts, strings and numbers; without those of `HOW_A_RUN_STARTS`."""
         plain = dataclasses.asdict(self, dict_factory=lambda items: {k: _plain(v) for k, v in items})
-        for how in ("resume", "overwrite", "config"):
+        for how in HOW_A_RUN_STARTS:
             del plain["run"][how]
         return plain
 
@@ -324,6 +367,10 @@ def _check_keys(plain: Any, known: typing.Iterable[str], what: str) -> None:
 def _group(make: Any, plain: dict[str, Any], name: str) -> Any:
     hints = typing.get_type_hints(make)
     _check_keys(plain, hints, f"setting of {name}")
+    for how in HOW_A_RUN_STARTS if name == "run" else ():
+        if how in plain:
+            # A file that somebody else wrote is not to delete a run.
+            raise error("train", f"config run.{how}", "be given on the command line, not in a file", repr(plain[how]))
     return make(**{key: _convert(value, hints[key], f"{name}.{key}") for key, value in plain.items()})
 
 

@@ -1,17 +1,27 @@
-"""Ctrl-C and SIGTERM as a request: the step in hand is finished and saved before the run stops."""
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 as a request: the step in hand is finished and saved before the run stops."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
+from typing import TypeVar
+
+from attfc_cuda._signals import STOP_SIGNALS
+
+_Batch = TypeVar("_Batch")
+
+
+class LostWorker(ChildProcessError):
+    """A process that prepares batches has ended by itself. The message names it and how to go on."""
 
 
 class Interrupt:
-    """A context manager inside which SIGINT and SIGTERM set `signal_name` instead of ending the process.
+    """A context manager inside which a stop signal sets `signal_number` instead of ending the process.
 
-    A second SIGINT raises KeyboardInterrupt at once, for a run that hangs. Outside the main thread, where Python
-    delivers no signals, nothing is changed.
+    A second SIGINT raises KeyboardInterrupt at once, for a run that hangs. A SIGHUP that is ignored when we begin
+    (`nohup`) stays ignored. Outside the main thread, where Python delivers no signals, nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -24,13 +34,36 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
+                if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._handle)
+            if hasattr(signal, "SIGCHLD"):
+                self._previous[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def next_batch(self, batches: Iterator[_Batch]) -> _Batch:
+        """The next of the batches.
+
+        Raises:
+            LostWorker: Where a worker process is gone. The state of the run is that after the last whole step.
+        """
+        try:
+            return next(batches)
+        except RuntimeError as cause:
+            if "DataLoader worker" not in str(cause):
+                raise
+            reason = str(cause).split("\n", 1)[0].rstrip(". ")
+            raise LostWorker(f"train: the processes that prepare batches must go on, got: {reason}") from cause
+        finally:
+            # torch's handler of a child's death raises wherever the main thread happens to be, which may be half a
+            # step; the loader sees a lost worker without it, when it waits for a batch.
+            if getattr(signal, "SIGCHLD", None) in self._previous:
+                signal.signal(signal.SIGCHLD, self._previous[signal.SIGCHLD] or signal.SIG_DFL)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None and number == signal.SIGINT:

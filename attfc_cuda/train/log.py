@@ -18,18 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from attfc_cuda._files import write_text
+from attfc_cuda._files import replacing
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log.jsonl. A last line cut short by a crash is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    """The records of a log.jsonl. Lines that are no record (cut short by a crash, damaged) are left out."""
+    return [record for line in path.read_bytes().splitlines() if (record := _record(line)) is not None]
 
 
 class RunLog:
@@ -38,6 +32,7 @@ class RunLog:
     path: log.jsonl. first_step: steps already done; records beyond it (written after the checkpoint that the run
     resumes from) are dropped, since their steps are computed again. tensorboard: folder for events, None for none.
     progress: "bar", "lines" or "none"; the bar becomes lines where the output is not a terminal.
+    event_files: what was made in the folder for events.
     """
 
     def __init__(
@@ -46,7 +41,9 @@ class RunLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         _keep_until(path, first_step)
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by __exit__
+        before = _files_in(tensorboard)
         self._events = _event_writer(tensorboard, first_step)
+        self.event_files = [path for path in _files_in(tensorboard) if path not in before]
         self._total = total_steps
         self.console = Console(highlight=False, soft_wrap=True, quiet=progress == "none", file=sys.stdout)
         self._bar = None
@@ -151,11 +148,29 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # no JSON, or no UTF-8
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("kind"), str) else None
+
+
 def _keep_until(path: Path, step: int) -> None:
-    """Cut the log back to what was known after `step` steps: an empty log for a fresh run."""
-    records = read_log(path) if path.exists() and step else []
-    kept = [record for record in records if record.get("step", 0) <= step and record["kind"] != "end"]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    """Cut the log back to what was known after `step` steps: an empty log for a fresh run. Lines that are no record
+    stay as they are, but for the last one, which a crash has cut short."""
+    lines = path.read_bytes().splitlines() if path.exists() and step else []
+    last = len(lines) - 1
+    with replacing(path) as part:
+        part.write_bytes(b"".join(line + b"\n" for n, line in enumerate(lines) if _is_kept(line, step, n == last)))
+
+
+def _is_kept(line: bytes, step: int, last: bool) -> bool:
+    record = _record(line)
+    if record is None:
+        return not last
+    at = record.get("step", 0)
+    return record["kind"] != "end" and (not isinstance(at, (int, float)) or at <= step)
 
 
 def _finite(value: Any) -> Any:
@@ -164,6 +179,10 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _files_in(folder: Path | None) -> list[Path]:
+    return sorted(folder.iterdir()) if folder is not None and folder.is_dir() else []
 
 
 def _event_writer(folder: Path | None, first_step: int) -> Any:

@@ -17,15 +17,21 @@ from pathlib import Path
 
 import torch
 
+from attfc_cuda._check import error
 from attfc_cuda.evaluation import VerificationResult
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.diagnostics import SaturationCheck, record_cosines
-from attfc_cuda.train.interrupt import Interrupt
+from attfc_cuda.train.interrupt import Interrupt, LostWorker
 from attfc_cuda.train.log import NoLog, RunLog
+from attfc_cuda.train.manifest import Manifest
 from attfc_cuda.train.objective import OBJECTIVES, Objective
-from attfc_cuda.train.process_group import Group, join, leave
-from attfc_cuda.train.training import Training, check_folder, claim_folder
+from attfc_cuda.train.process_group import Group, join, leave, shared_settings
+from attfc_cuda.train.run_folder import CONFIG, EVENTS, LOG, RunRemoved, check_folder, claim_folder, locked
+from attfc_cuda.train.training import Training
+from attfc_cuda.train.unreadable import UnreadableData
 from attfc_cuda.train.validation import verify_sets
+
+DATA_LOST = 1000  # among the numbers of signals, which are below 65: too many images could not be read
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -45,47 +51,82 @@ class Outcome:
 def train(config: TrainConfig, objective_type: type[Objective] | None = None) -> Outcome:
     """Run (or resume) the training that `config` describes; everything it leaves is in `config.run.run`.
 
-    objective_type: an objective of your own instead of the one that `config.head.head` names.
-    Under torchrun each process calls it, and they make one run see `process_group`: the first one logs and verifies.
-    Raises ValueError (or OSError) naming a setting or a file that cannot be used, before any step; NonFiniteLoss;
-    LostProcess.
+    Under torchrun each process calls it, and they make one run (see `process_group`): the first one logs and verifies.
+    Whatever ends a run of one process between two steps, the steps before it are saved.
+
+    Args:
+        config: All settings.
+        objective_type: An objective of your own instead of the one that `config.head.head` names.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        ValueError: Naming a setting that cannot be used, before any step; OSError naming a file or folder.
+        CheckpointError: Where there is no checkpoint to resume from.
+        NonFiniteLoss: See there.
+        UnreadableData: Where so few images can be read that the run learns nothing.
+        LostWorker: Where a process that prepares batches has ended.
+        LostProcess: Where another process of the run has ended.
+        RunRemoved: Where the run folder was removed; the state is saved there anew.
     """
     config.check()
     check_folder(config)
     group = join(config)
     with contextlib.nullcontext() if group is None else group.naming_lost_processes(config.run.run):
+        if group is not None:
+            group.require_alike("the settings", shared_settings(config))
         outcome = _train(config, objective_type or OBJECTIVES[config.head.head], group)
         leave(group)
     return outcome
 
 
 def _train(config: TrainConfig, objective_type: type[Objective], group: Group | None) -> Outcome:
-    run = config.run
     training = Training(config, objective_type, group)
-    if run.resume:
-        training.resume()
-    if training.first:
-        claim_folder(config)
-    objective, optimizer, scaler, save = training.objective, training.optimizer, training.scaler, training.save
+    notes: list[str] = []
+    with locked(config.run.run) if training.first else contextlib.nullcontext():
+        if config.run.resume:
+            training.resume(notes.append)
+        own = claim_folder(config, training.step) if training.first else None
+        return _run_steps(training, own, notes)
+
+
+def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Outcome:
+    """The steps that are left. own: the manifest, for the process that writes; notes: what the log is to begin with."""
+    config, group, run = training.config, training.group, training.config.run
+    objective, optimizer, scaler = training.objective, training.optimizer, training.scaler
     total, per_epoch = training.total_steps, training.steps_per_epoch
     clip = math.inf if config.optim.clip_norm is None else config.optim.clip_norm
     verify_every, checkpoint_every = config.verify.verify_every, run.checkpoint_every
     verify_every = max(per_epoch, math.ceil(total / 10)) if verify_every is None else verify_every
     checkpoint_every = per_epoch if checkpoint_every is None else checkpoint_every
 
-    events = run.run / "tensorboard" if run.tensorboard else None
     log = NoLog()
-    if training.first:
-        log = RunLog(run.run / "log.jsonl", total, training.step, events, "bar" if run.progress else "none")
+    if own is not None:
+        events = run.run / EVENTS if run.tensorboard else None
+        log = RunLog(run.run / LOG, total, training.step, events, "bar" if run.progress else "none")
+        own.add(log.event_files)
     results: dict[str, VerificationResult] = {}
     saturation, positives = SaturationCheck(), []
     with log, Interrupt() as interrupt:
         report = training.report()
         log.record("resume" if run.resume else "start", step=training.step, config=config.to_dict(), report=report)
         log.show(report)
+        for text in notes:
+            log.note(text, step=training.step)
         batches, images, since = training.batches(), 0, time.perf_counter()
         while training.step < total:
-            batch = next(batches)
+            try:
+                batch = interrupt.next_batch(batches)
+            except Exception as cause:
+                if group is not None:  # the others are within a step: there is no common state to save
+                    raise
+                path = save(training, own)
+                if isinstance(cause, LostWorker) and interrupt.signal_number:  # the signal has ended the worker too
+                    break
+                raise stopped(log, training, path, cause) from cause
+            if training.data_problem and group is None:
+                raise stopped(log, training, save(training, own), UnreadableData(training.describe_data_problem()))
             lr, momentum = training.learning_rate(training.step), training.momentum(training.step)
             training.set_learning_rate(lr)
 
@@ -95,9 +136,10 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: Group | 
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
             norm = training.clip_gradients(clip)
-            signals = [] if group is None else [group.latest_signal(interrupt.signal_number)]
+            reason = DATA_LOST if training.data_problem else interrupt.signal_number
+            reasons = [] if group is None else [group.latest_signal(reason)]
             # The step's one wait for the device.
-            loss_value, norm_value, *signals = torch.stack([loss.detach(), norm, *signals]).tolist()
+            loss_value, norm_value, *reasons = torch.stack([loss.detach(), norm, *reasons]).tolist()
 
             # With loss scaling an infinite gradient is routine: the scaler leaves that step out and lowers its scale.
             if math.isfinite(loss_value) and (math.isfinite(norm_value) or scaler.is_enabled()):
@@ -105,7 +147,7 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: Group | 
                 training.after_step(momentum)
             else:
                 training.forget_statistics()
-                _non_finite(config, log, training.step, loss_value, norm_value, lr, save)
+                _non_finite(training, own, log, loss_value, norm_value, lr)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             training.step += 1
@@ -122,11 +164,13 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: Group | 
                 log.step(step, numbers)
                 positives.append(numbers.get("positive_cosine", math.nan))
                 images, since = 0, time.perf_counter()
+                if group is None and was_removed(own):
+                    save(training, own)
             else:
                 log.advance(step)
 
             pause = time.perf_counter()
-            stopping = interrupt.signal_number if group is None else int(signals[0]) or None
+            stopping = interrupt.signal_number if group is None else int(reasons[0]) or None
             if training.sets and ((verify_every and step % verify_every == 0) or step == total):
                 results = verify_sets(training.backbone, training.sets, step, log, training.device)
                 if (sample := objective.cosines()) is not None:
@@ -135,17 +179,18 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: Group | 
                     log.note(warning, step=step)
                 positives.clear()
             if (checkpoint_every and step % checkpoint_every == 0) or step == total or stopping:
-                path = save()
+                path = save(training, own)
+            if stopping == DATA_LOST:
+                raise stopped(log, training, path, UnreadableData(training.describe_data_problem()))
             if stopping:
                 interrupt.signal_number = stopping
                 break
             since += time.perf_counter() - pause  # neither counts as training time
 
         if training.step < total:
-            command = f"{objective.command} --run {run.run} --resume" if group is None else group.command(run.run)
             log.note(
                 f"stopped by {interrupt.signal_name} after step {training.step} of {total}, checkpoint {path}; "
-                f"go on with: {command}",
+                f"go on with: {training.resume_command}",
                 step=training.step,
             )
         else:
@@ -158,13 +203,42 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: Group | 
     return Outcome(run.run, training.step, interrupt.signal_number if training.step < total else None, results)
 
 
-def _non_finite(config, log, step, loss, norm, lr, save) -> None:
+def save(training: Training, own: Manifest | None) -> Path:
+    """Write a checkpoint; its path. Raises RunRemoved once it is written where the run folder had been removed."""
+    removed = was_removed(own)
+    if removed:
+        own.add(())
+        training.config.save(own.folder / CONFIG)
+    path = training.save()
+    if removed:
+        rule, remedy = "stay where it is while a run works there", f"go on with: {training.resume_command}"
+        raise error("train", "run", rule, f"{own.folder}, which was removed; saved anew: {path}", remedy, RunRemoved)
+    return path
+
+
+def was_removed(own: Manifest | None) -> bool:
+    """Whether the run folder, or the manifest in it, is gone."""
+    return own is not None and not own.path.exists()
+
+
+def stopped(log: RunLog | NoLog, training: Training, path: Path, cause: Exception) -> Exception:
+    """The error that ends a run whose state is saved in `path`: `cause`, with how to go on where it is one of ours."""
+    log.record("note", text=f"stopped: {cause}", step=training.step)
+    if not isinstance(cause, (LostWorker, UnreadableData)):
+        return cause
+    return type(cause)(f"{cause}; the state after step {training.step} is in {path}: {training.resume_command}")
+
+
+def _non_finite(
+    training: Training, own: Manifest | None, log: RunLog | NoLog, loss: float, norm: float, lr: float
+) -> None:
     """Stop with the state before the step on the disk, or note that its batch is left out."""
+    step = training.step
     what = f"loss {loss:g}, gradient norm {norm:g}, at step {step + 1} (learning rate {lr:g})"
-    if config.optim.non_finite == "skip":
+    if training.config.optim.non_finite == "skip":
         log.note(f"batch left out: {what}", step=step + 1)
         return
-    path = save()
+    path = save(training, own)
     log.record("note", text=f"stopped: {what}", step=step)
     raise NonFiniteLoss(
         f"train: loss and gradient must be finite, got {what}; the state before that step is in {path}: "

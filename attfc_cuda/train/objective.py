@@ -56,6 +56,26 @@ class Objective(nn.Module):
         """Called once before the optimizer is built; an optimizer of its own that works inside the backward pass."""
         return None
 
+    def classes_of(self, counts: np.ndarray) -> np.ndarray:
+        """Labels of the identities that its head has classes for, in the order of these.
+
+        Args:
+            counts: Number of images of each identity.
+        """
+        return np.arange(len(counts))
+
+    def resize_classes(self, mapping: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Change the head's classes.
+
+        Args:
+            mapping: [new classes] int64, the old class of each, -1 for one that is new.
+            optimizer: That of the run.
+
+        Raises:
+            ValueError: Where its head cannot do that.
+        """
+        raise error("resume", "carry_classes", "be left out with this objective", type(self).__name__)
+
     def stats(self) -> dict[str, Tensor]:
         """0-dim tensors that describe the last batch, for the log."""
         return {}
@@ -94,7 +114,7 @@ class AttFCObjective(Objective):
             temperature=options.temperature,
             center_memory=options.center_memory,
             class_code=options.class_code,
-            dtype=_container_dtype(config),
+            dtype=container_dtype(config),
             grad_tolerance=options.grad_tolerance,
             backend=options.backend,
             shards=shards,
@@ -118,6 +138,9 @@ class AttFCObjective(Objective):
             extra_centers=negatives,
             extra_labels=None if negatives is None else batch.negative_labels,
         )
+
+    def resize_classes(self, mapping: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        self.head.resize_classes(mapping)
 
     def after_step(self, backbone: nn.Module, momentum: float) -> None:
         self.encoder.momentum = momentum
@@ -160,8 +183,8 @@ class TrainedCentersObjective(Objective):
     ) -> None:
         super().__init__()
         self.options = config.head
-        counts = np.bincount(loader.dataset.labels, minlength=loader.num_classes)
-        classes = np.flatnonzero(counts >= config.dataset.min_images)
+        self.min_images = config.dataset.min_images
+        classes = self.classes_of(np.bincount(loader.dataset.labels, minlength=loader.num_classes))
         class_of = torch.full((loader.num_classes,), -1)
         class_of[torch.from_numpy(classes)] = torch.arange(len(classes))
         self.register_buffer("class_of", class_of, persistent=False)
@@ -179,6 +202,12 @@ class TrainedCentersObjective(Objective):
             shards=shards,
             **rate,
         )
+
+    def classes_of(self, counts: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(counts >= self.min_images)
+
+    def resize_classes(self, mapping: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        self.head.resize_classes(mapping, optimizer)
 
     def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
         labels = torch.where(batch.labels >= 0, self.class_of[batch.labels], -1)
@@ -267,6 +296,7 @@ def container_capacity(loader: AttentionLoader, config: TrainConfig) -> int:
     return config.head.capacity
 
 
-def _container_dtype(config: TrainConfig) -> torch.dtype:
+def container_dtype(config: TrainConfig) -> torch.dtype:
+    """The number format of a run's container."""
     name = config.head.container_dtype
     return DTYPES[config.optim.precision] if name == "auto" else getattr(torch, name)

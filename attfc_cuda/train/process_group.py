@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from attfc_cuda._check import error
 from attfc_cuda._deprecated import renamed_attributes
+from attfc_cuda._version import __version__
 from attfc_cuda.data import AttentionLoader
 from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.train.config import TrainConfig
@@ -90,6 +91,23 @@ class Group:
         dist.all_gather_object(values, value)
         return values
 
+    def require_alike(self, what: str, values: dict[str, Any]) -> None:
+        """Compare what every process must have alike.
+
+        Args:
+            what: A word for the message.
+            values: Small objects by name, the same names on all processes.
+
+        Raises:
+            ValueError: On all processes, naming the first difference.
+        """
+        everyone = self.from_all(values)
+        for name in everyone[0]:
+            for rank, theirs in enumerate(everyone):
+                if theirs.get(name) != everyone[0][name]:
+                    got = f"{name} {everyone[0][name]!r} at rank 0 and {theirs.get(name)!r} at rank {rank}"
+                    raise error("train", what, f"be the same on all {self.count} processes", got)
+
     @contextlib.contextmanager
     def naming_lost_processes(self, run: Path) -> Iterator[None]:
         """Turn the error of a broken connection into a `LostProcess` that says how to go on."""
@@ -148,3 +166,16 @@ def leave(group: Group | None) -> None:
     if group is not None and group.owned:
         dist.barrier()
         dist.destroy_process_group()
+
+
+# Settings that each process may have for itself: where it runs, how it reads, what it shows.
+_OWN_SETTINGS = (
+    "data", "identities", "cache", "workers", "verify_pairs", "verify_root", "verify_data", "device", "threads",
+    "progress", "tensorboard",
+)  # fmt: skip
+
+
+def shared_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that all processes of a run must have alike, by name, and the release."""
+    named = {name: value for group in config.to_dict().values() for name, value in group.items()}
+    return {"release": __version__} | {name: value for name, value in named.items() if name not in _OWN_SETTINGS}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import random
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,23 @@ from attfc_cuda.distributed import checkpoint as head_checkpoint
 from attfc_cuda.distributed import split_state
 from attfc_cuda.train import checkpoint
 from attfc_cuda.train.backbone import build_backbone
+from attfc_cuda.train.checks import check_dataset, check_settings, slow_precision
 from attfc_cuda.train.config import TrainConfig
+from attfc_cuda.train.data_identity import DataIdentity
 from attfc_cuda.train.objective import DTYPES, Objective
 from attfc_cuda.train.optimizer import build_optimizer, peak_rate
 from attfc_cuda.train.process_group import Group
+from attfc_cuda.train.run_folder import CHECKPOINTS
 from attfc_cuda.train.schedule import EncoderMomentum, LearningRate, auto_momentum
+from attfc_cuda.train.unreadable import UnreadableRows
 from attfc_cuda.train.validation import VerificationSet, verification_sets
 
 CACHE_LIMIT_BYTES = 2 * 2**30
 
-# What a checkpoint's tensors and position depend on. Everything else may change when a run resumes.
+# What a checkpoint's tensors and position depend on. Everything else may change when a run resumes; the data may lie
+# elsewhere, and are known by their identities (`data_identity`).
 FIXED = {
-    "dataset": ("data", "identities", "image_size", "batch_size", "gallery_size", "min_images", "negatives_per_batch",
+    "dataset": ("image_size", "batch_size", "gallery_size", "min_images", "negatives_per_batch",
                 "augment"),
     "model": ("backbone", "backbone_options", "embedding_dim"),
     "head": (
@@ -53,16 +58,23 @@ class Training:
     """
 
     def __init__(self, config: TrainConfig, objective_type: type[Objective], group: Group | None = None) -> None:
-        config.check()
         self.config, self.group = config, group
+        self.unreadable = UnreadableRows(config.dataset.max_unreadable)
+        self.data_problem: str | None = None
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.device = pick_device(config.run.device) if group is None else group.device
+        check_settings(config, self.device, 1 if group is None else group.count)
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dtype = DTYPES[config.optim.precision]
 
         self.dataset = load_dataset(config)
+        check_dataset(config, self.dataset)
+        self.data_identity = DataIdentity.of(self.dataset)
+        self._data_state = self.data_identity.state_dict()
+        if group is not None:
+            group.require_alike("data", {"identities and images": self.data_identity.digest()})
         self.loader = build_loader(config, self.dataset, objective_type, group)
         shards = {} if group is None else {"shards": group.shards(self.loader)}
         self.sets: list[VerificationSet] = verification_sets(config, self.dataset) if self.first else []
@@ -77,7 +89,8 @@ class Training:
             self.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(self.backbone)
         # channels_last is the layout convolution libraries compute in; weights in it save a conversion a layer.
         self.backbone.to(self.device, memory_format=torch.channels_last).train()
-        self.objective = objective_type(self.backbone, self.loader, config, **shards).to(self.device)
+        head_config = self._with_the_checkpoints_capacity() if config.run.carry_classes else config
+        self.objective = objective_type(self.backbone, self.loader, head_config, **shards).to(self.device)
         self.network = self.backbone if group is None else group.wrap(self.backbone)
 
         lr = peak_rate(config.optim, config.dataset.batch_size)
@@ -111,7 +124,20 @@ class Training:
         """Batches on the device, epoch after epoch, from the loader's present position."""
         while True:
             for batch in self.loader:
+                self.data_problem = self.unreadable.add(batch)
                 yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+
+    def describe_data_problem(self) -> str:
+        """What `data_problem` says, with the first image that it is about."""
+        share = f"at most {100 * self.config.dataset.max_unreadable:g} % unreadable rows"
+        problem = self.data_problem or "it is so on another process"
+        return f"train: the data must have {share}, got: {problem}; first: {self.loader.first_unreadable}"
+
+    @property
+    def resume_command(self) -> str:
+        """How a user goes on with the run."""
+        run = self.config.run.run
+        return f"{self.objective.command} --run {run} --resume" if self.group is None else self.group.command(run)
 
     def set_learning_rate(self, lr: float) -> None:
         """The rate of the coming step, for every parameter."""
@@ -167,6 +193,8 @@ class Training:
             ]
         return {
             "config": self.config.to_dict(),
+            "data": self._data_state,
+            "threads": torch.get_num_threads(),
             "seconds": self.seconds,
             "backbone": self.backbone.state_dict(),
             "objective_type": type(self.objective).__name__,
@@ -186,9 +214,11 @@ class Training:
 
     def save(self) -> Path:
         """Write a checkpoint of the present step, together with the other processes; the file's path."""
-        folder, state = self.config.run.run / "checkpoints", self.state_dict()
+        folder, state = self.config.run.run / CHECKPOINTS, self.state_dict()
         path = checkpoint.path_of(folder, self.step)
         if self.group is not None:
+            if self.first:
+                checkpoint.announce(folder, self.step)
             # Before the file, whose being there says that all is.
             optimizer = split_state.holder(self._optimizers, self.objective)
             head_checkpoint.save(self.objective, checkpoint.shards_of(path), optimizer, parts_only=True)
@@ -196,37 +226,110 @@ class Training:
             checkpoint.save(state, folder, self.step, self.config.run.keep)
         return path
 
-    def resume(self) -> None:
-        """Continue from the run's newest checkpoint that loads, whatever the number of processes that wrote it."""
-        folder = self.config.run.run / "checkpoints"
-        say = print if self.first else lambda text: None
-        state = checkpoint.load_newest(folder, say)
+    def resume(self, show: Callable[[str], None] = print) -> None:
+        """Continue from the run's newest checkpoint that is whole, whatever the number of processes that wrote it.
+
+        Args:
+            show: Takes what there is to say about it.
+
+        Raises:
+            CheckpointError: Where there is none, or what it holds is not the state of a run.
+            ValueError: Naming a setting, or the first identity, that is not the checkpoint's.
+        """
+        folder = self.config.run.run / CHECKPOINTS
+        state = checkpoint.load_newest(folder, show if self.first else lambda text: None)
         if self.group is not None and len(set(steps := self.group.from_all(state["step"]))) > 1:
             rule = "be a folder that every process sees alike"
             raise error("resume", "run", rule, f"{self.config.run.run} with newest steps {steps}")
-        self.load_state_dict(state)
+        path = checkpoint.path_of(folder, state["step"])
+        try:
+            self._load(state, path, show if self.first else lambda text: None)
+        except (KeyError, IndexError, AttributeError, TypeError, RuntimeError) as cause:
+            reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+            raise checkpoint.CheckpointError(
+                f"checkpoint: {path} must hold the state of such a run, got {reason}"
+            ) from cause
+
+    def _load(self, state: dict[str, Any], path: Path, show: Callable[[str], None]) -> None:
+        then = DataIdentity.from_state_dict(state["data"]) if "data" in state else None
+        difference = None if then is None else self.data_identity.difference(then)
+        carry = difference is not None and self.config.run.carry_classes
+        if difference is not None and not carry:
+            remedy = "give the same data, or --carry-classes to keep what was learned of those that are still there"
+            raise error("resume", "data", "hold the checkpoint's identities and images", difference, remedy)
+        if carry:
+            self._resize_classes(torch.full((len(self.objective.classes_of(then.counts)),), -1))
+        self.load_state_dict(state, other_data=carry)
         if state.get("processes", 1) > 1:
             optimizer = split_state.holder(self._optimizers, self.objective)
-            path = checkpoint.shards_of(checkpoint.path_of(folder, self.step))
-            head_checkpoint.load(self.objective, path, optimizer, parts_only=True)
+            head_checkpoint.load(self.objective, checkpoint.shards_of(path), optimizer, parts_only=True)
+        if carry:
+            label_then = self.data_identity.mapping(then)
+            class_then = torch.full((len(then.names) + 1,), -1)  # the last for -1: an identity that is new
+            classes = torch.from_numpy(self.objective.classes_of(then.counts))
+            class_then[classes] = torch.arange(len(classes))
+            now = torch.from_numpy(self.objective.classes_of(self.data_identity.counts))
+            self._resize_classes(class_then[label_then[now]])
+            kept = int((label_then >= 0).sum())
+            show(
+                f"resume: the data have changed, first: {difference}; kept {kept} of {len(then.names)} identities, "
+                f"{len(self.data_identity.names) - kept} are new"
+            )
+        threads = state.get("threads", torch.get_num_threads())
+        if self.device.type == "cpu" and threads != torch.get_num_threads():
+            show(
+                f"resume: the run was on {threads} CPU threads and is on {torch.get_num_threads()} now, which add in "
+                f"another order: losses will differ in the last digits (--threads {threads} for the same ones)"
+            )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken; what it has not, because it was split, keeps its value. Raises ValueError
-        naming a setting that does not fit it."""
+    def _resize_classes(self, mapping: Tensor) -> None:
+        self.objective.resize_classes(mapping, self.optimizer)
+        if self.group is not None:
+            self._split = {id(part.tensor) for part in split_state.parts_of(self.objective).values()}
+
+    def _with_the_checkpoints_capacity(self) -> TrainConfig:
+        """The config, with the container's size as the checkpoint has it, whatever share of the identities that is."""
+        config = copy.deepcopy(self.config)
+        state = checkpoint.load_newest(config.run.run / CHECKPOINTS, lambda text: None)
+        labels = state.get("objective", {}).get("head.container.labels")
+        if labels is not None:
+            config.head.capacity = len(labels)
+        return config
+
+    def load_state_dict(self, state: dict[str, Any], other_data: bool = False) -> None:
+        """Continue where `state` was taken; what it has not, because it was split, keeps its value.
+
+        Args:
+            state: As `state_dict` gave it, here or in an older release.
+            other_data: The data have changed by design; the run goes on at the start of an epoch.
+
+        Raises:
+            ValueError: Naming a setting that does not fit it.
+        """
         if state["objective_type"] != type(self.objective).__name__:
             rule = f"be trained as the checkpoint was, by {state['objective_type']}"
             raise error("resume", "the run", rule, type(self.objective).__name__)
-        refuse_other_settings(self.config.to_dict(), state["config"])
+        then = TrainConfig.from_dict(state["config"]).to_dict()
+        refuse_other_settings(self.config.to_dict(), then, other_data="data" in state)
         self.step, self.seconds = state["step"], state["seconds"]
         self.backbone.load_state_dict(state["backbone"])
         objective = self.objective
         objective.load_state_dict(split_state.with_parts(state["objective"], objective))
         for optimizer, name in zip(self._optimizers, ("optimizer", "fused_optimizer"), strict=True):
             if optimizer is not None:
+                wanted = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
                 loaded = split_state.optimizer_with_parts(state[name], optimizer, objective)
                 optimizer.load_state_dict(loaded)
-        self.scaler.load_state_dict(state["scaler"])
-        self.loader.load_state_dict(state["loader"])
+                # The state is the checkpoint's; rates and decays are settings, which may have changed.
+                for group, settings in zip(optimizer.param_groups, wanted, strict=True):
+                    group.update(settings)
+        if state["scaler"]:  # nothing, where the run was not in fp16 until now
+            self.scaler.load_state_dict(state["scaler"])
+        loader = state["loader"]
+        if other_data:
+            epoch = loader["pass"] + (loader["batch"] > 0)
+            loader = {**self.loader.state_dict(), "pass": epoch, "batch": 0}
+        self.loader.load_state_dict(loader)
         rank, states = (0 if self.group is None else self.group.rank), state.get("rng_of_rank", [])
         if rank == 0 or rank < len(states):
             checkpoint.set_rng_state(states[rank] if rank else state["rng"])
@@ -247,6 +350,8 @@ class Training:
             f"length        {steps} steps = {steps / self.steps_per_epoch:.1f} epochs of {self.steps_per_epoch} steps",
             f"verification  {sets}",
         ]
+        if warning := slow_precision(config.optim.precision, self.device):
+            lines.append(warning)
         if self.group is not None:
             lines.insert(1, f"processes     {self.group.count}, each with a part of a batch and of the head's centres")
         return "\n".join(lines)
@@ -317,27 +422,16 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def check_folder(config: TrainConfig) -> None:
-    """Raise ValueError for a folder that holds another run, unless it is to be resumed or overwritten."""
-    run = config.run
-    if checkpoint.find(run.run / "checkpoints") and not (run.resume or run.overwrite):
-        remedy = "add --resume to go on, --overwrite to start anew, or name another folder"
-        raise error("train", "run", "be a folder without checkpoints", run.run, remedy)
+def refuse_other_settings(now: dict[str, Any], then: dict[str, Any], other_data: bool = True) -> None:
+    """Raise ValueError naming the first setting a checkpoint depends on that differs from the checkpoint's.
 
-
-def claim_folder(config: TrainConfig) -> None:
-    """Make the run folder this run's: its config.json, and nothing left of a run that is overwritten."""
-    run = config.run
-    if run.overwrite and not run.resume:
-        checkpoint.delete(checkpoint.find(run.run / "checkpoints"))
-        shutil.rmtree(run.run / "tensorboard", ignore_errors=True)
-    run.run.mkdir(parents=True, exist_ok=True)
-    config.save(run.run / "config.json")
-
-
-def refuse_other_settings(now: dict[str, Any], then: dict[str, Any]) -> None:
-    """Raise ValueError naming the first setting a checkpoint depends on that differs from the checkpoint's."""
-    for group, names in FIXED.items():
+    Args:
+        now: A config as a dict.
+        then: That of the checkpoint.
+        other_data: Whether the data are known by their identities; else by the setting.
+    """
+    fixed = dict(FIXED) if other_data else {**FIXED, "dataset": ("data", "identities", *FIXED["dataset"])}
+    for group, names in fixed.items():
         for name in names:
             if now[group][name] != then[group][name]:
                 rule = f"equal the checkpoint's {then[group][name]!r}"

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from attfc_cuda import backbones, cli, export
-from attfc_cuda.train import TrainConfig, train
+from attfc_cuda.backbones.options_from_files import options_from_file
+from attfc_cuda.train import TrainConfig, checkpoint, load_backbone, train
 
 
 @pytest.fixture
@@ -211,3 +212,42 @@ def test_an_imported_config_trains(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "FullyConnected with ArcFace, 8 centres" in capsys.readouterr().out
     assert cli.main(["import", "--to", str(to)]) == 2
     assert "import: backbone must be given, or config, and not both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "refused"),
+    [
+        ("timm:resnet18", {"checkpoint_path": "/etc/passwd"}, "option 'checkpoint_path' must be set by no file"),
+        ("timm:resnet18", {"pretrained_cfg": {"url": "x"}}, "option 'pretrained_cfg' must be set by no file"),
+        ("timm:resnet18", {"pretrained_cfg_overlay": {"file": "x"}}, "'pretrained_cfg_overlay' must be set by no file"),
+        ("timm:resnet18", {"cache_dir": "x"}, "option 'cache_dir' must be set by no file"),
+        ("timm:resnet18", {"global_pool": "../avg"}, "option 'global_pool' must be a number or a short word"),
+        ("timm:resnet18", {"drop_rate": [0.1] * 17}, "option 'drop_rate' must be a number or a short word"),
+        ("small", {"drop_rate": 0.1}, "option 'drop_rate' must be set by no file"),
+    ],
+)
+def test_files_set_an_allow_list_of_options_only(
+    name: str, options: dict, refused: str, safetensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbones, "build", lambda *arguments, **keywords: pytest.fail("a network was built"))
+    with pytest.raises(ValueError, match=refused):
+        options_from_file(name, options, "stranger.pt")
+    metadata = {"attfc": export.FORMAT, "build": json.dumps(
+        {"name": name, "embedding_dim": 8, "image_size": 32, "options": options})}  # fmt: skip
+    safetensors.save_file({"x": torch.zeros(1)}, tmp_path / "stranger.safetensors", metadata)
+    with pytest.raises(ValueError, match=refused):
+        export.from_safetensors(tmp_path / "stranger.safetensors")
+
+
+def test_a_strangers_run_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "build", lambda *arguments, **keywords: pytest.fail("a network was built"))
+    config = TrainConfig()
+    config.model.backbone, config.model.backbone_options = "timm:resnet18", "checkpoint_path=/etc/passwd"
+    checkpoint.save({"config": config.to_dict()}, tmp_path / "checkpoints", 1, keep=1)
+    with pytest.raises(ValueError, match="option 'checkpoint_path' must be set by no file"):
+        load_backbone(tmp_path)
+
+
+def test_what_a_file_may_set_is_kept_and_weights_are_not_fetched() -> None:
+    given = {"drop_rate": 0.1, "depths": [2, 2], "act_layer": "gelu", "pretrained": True}
+    assert options_from_file("timm:resnet18", given, "a file") == {k: v for k, v in given.items() if k != "pretrained"}

@@ -1,4 +1,5 @@
-"""`attfc train` in which a process sends itself a signal: ATTFC_ACT="<rank> <forward pass, from 1> <signal number>"."""
+"""`attfc train` in which a process sends itself a signal, ATTFC_ACT="<rank> <forward pass, from 1> <signal number>", or
+has other data, ATTFC_ACT="<rank> -1 <identities>x<images>"."""
 
 from __future__ import annotations
 
@@ -29,5 +30,9 @@ def acting(kind: type[Objective], rank: int, call: int, number: int) -> type[Obj
 
 if __name__ == "__main__":
     head = sys.argv[sys.argv.index("--head") + 1]
-    act = [int(part) for part in os.environ.get("ATTFC_ACT", "0 0 0").split()]
-    sys.exit(main(sys.argv[1:], acting(OBJECTIVES[head], *act)))
+    rank, call, what = os.environ.get("ATTFC_ACT", "0 0 0").split()
+    if call == "-1":
+        data = sys.argv.index("--data") + 1
+        sys.argv[data] = f"procedural:{what}" if os.environ["RANK"] == rank else sys.argv[data]
+        sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], acting(OBJECTIVES[head], int(rank), int(call), int(what))))

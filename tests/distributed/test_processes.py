@@ -105,6 +105,13 @@ def test_one_process_s_checkpoint_goes_on_with_two(tmp_path: Path) -> None:
     assert all(norm > 0.5 for _, norm in losses(run).values())
 
 
+def test_processes_with_other_data_stop_before_the_first_step(tmp_path: Path) -> None:
+    code, output = torchrun(2, "attfc", tmp_path / "run", act="1 -1 16x5")
+    assert code != 0
+    assert "attfc: train: data must be the same on all 2 processes, got identities and images" in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_without_its_shards_is_passed_over(tmp_path: Path) -> None:
     state = {"processes": 2}
     for step in (1, 2):

@@ -17,7 +17,7 @@ from attfc_cuda.distributed import split_state
 from attfc_cuda.train import TrainConfig
 from attfc_cuda.train.log import NoLog
 from attfc_cuda.train.objective import OBJECTIVES
-from attfc_cuda.train.process_group import Group, LostProcess, join
+from attfc_cuda.train.process_group import Group, LostProcess, join, shared_settings
 from attfc_cuda.train.training import build_loader, load_dataset, refuse_loose_parameters
 
 
@@ -154,3 +154,16 @@ def test_parameters_that_would_drift_apart_are_refused() -> None:
     objective = nn.ModuleDict({"head": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match="no trained parameters but split class centres, .*, got head.weight"):
         refuse_loose_parameters(SimpleNamespace(named_parameters=objective.named_parameters), set())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_with_other_settings_is_refused_by_name_on_every_one(rank: int) -> None:
+    config, other = TrainConfig(), TrainConfig()
+    other.head.scale, other.run.threads, other.dataset.workers = 64.0, 3, 2  # the last two are each process's own
+    made = group(rank, 3)
+    made.from_all = lambda value: [shared_settings(config), shared_settings(config), shared_settings(other)]
+    words = "the settings must be the same on all 3 processes, got scale 24.0 at rank 0 and 64.0 at rank 2"
+    with pytest.raises(ValueError, match=words):
+        made.require_alike("the settings", shared_settings(config))
+    other.head.scale = config.head.scale
+    made.require_alike("the settings", shared_settings(config))

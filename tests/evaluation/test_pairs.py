@@ -7,7 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from attfc_cuda.data import build_dataset
 from attfc_cuda.evaluation import make_pairs, read_pairs
+from attfc_cuda.evaluation.build import from_dataset
 
 
 @pytest.fixture
@@ -193,3 +195,15 @@ def test_the_shared_lists_are_read(shared_data):
     assert np.array_equal(np.bincount(pairs.fold)[1:], [600] * 10)
     for a, b, same in zip(pairs.paths_a, pairs.paths_b, pairs.same, strict=True):
         assert (a.parent == b.parent) == same
+
+
+@pytest.mark.parametrize(("identities", "images", "folds", "count"), [(40, 4, 10, 100), (4, 2, 4, 8), (2, 2, 2, 4)])
+def test_pairs_and_folds_follow_what_there_is(identities, images, folds, count):
+    made = from_dataset("held-out", build_dataset(f"procedural:{identities}x{images}", 16), 100).pairs
+    assert len(made.same) == count and made.same.sum() == count // 2 and len(set(made.fold.tolist())) == folds
+
+
+def test_too_few_pairs_are_one_sentence_with_a_remedy():
+    for spec in ("procedural:1x9", "procedural:9x1"):
+        with pytest.raises(ValueError, match="data must give at least 2 genuine and 2 impostor .*; two identities"):
+            from_dataset("held-out", build_dataset(spec, 16), 100)

@@ -63,6 +63,52 @@ def test_any_truncation_is_an_error_that_names_the_file(tmp_path: Path, size: in
         checkpoint.load_newest(tmp_path, lambda text: None)
 
 
+def test_every_flipped_byte_of_a_tensor_is_seen_and_the_one_before_is_taken(tmp_path: Path) -> None:
+    checkpoint.save(state(1), tmp_path, 1, keep=2)
+    path = checkpoint.save(state(2), tmp_path, 2, keep=2)
+    whole, weight = path.read_bytes(), torch.full((50, 50), 2.0).numpy().tobytes()
+    start = whole.index(weight)
+    for place in (start, start + 5001, start + len(weight) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
+        assert torch.load(path, weights_only=True)["step"] == 2  # torch itself does not see it
+        with pytest.raises(CheckpointError, match=r"that do not load \(the checksum of .*data/\d+ in it is wrong\)"):
+            checkpoint.load(path)
+        assert checkpoint.load_newest(tmp_path, lambda text: None)["step"] == 1
+
+
+def test_whatever_is_damaged_is_one_kind_of_error(tmp_path: Path) -> None:
+    path = checkpoint.save({**state(1), "names": ["a", "b"], "numbers": {"x": 1.5}}, tmp_path, 1, keep=1)
+    whole, draw = path.read_bytes(), random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(draw.choice((1, 3, 30))):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        if draw.random() < 0.3:
+            del damaged[draw.randrange(len(damaged)) :]
+        path.write_bytes(damaged)
+        try:
+            loaded = checkpoint.load(path)
+        except CheckpointError:
+            continue
+        # Only padding between the archive's entries was hit: all that is in it is as it was.
+        assert torch.equal(loaded["weights"], state(1)["weights"]) and loaded["names"] == ["a", "b"]
+
+
+def test_damaged_or_missing_shards_are_seen(tmp_path: Path) -> None:
+    shards = checkpoint.shards_of(checkpoint.path_of(tmp_path, 1))
+    shards.mkdir()
+    for name in (".metadata", "__0_0.distcp"):
+        (shards / name).write_bytes(b"0" * 1000)
+    path = checkpoint.save({**state(1), "processes": 2}, tmp_path, 1, keep=1)
+    assert checkpoint.load(path)["step"] == 1
+    (shards / "__0_0.distcp").write_bytes(b"0" * 999 + b"1")
+    with pytest.raises(CheckpointError, match="__0_0.distcp must be as it was written, got a damaged file"):
+        checkpoint.load(path)
+    (shards / "__0_0.distcp").unlink()
+    with pytest.raises(CheckpointError, match="__0_0.distcp must be as it was written, got no such file"):
+        checkpoint.load(path)
+
+
 def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere.pt must exist, got no such file"):
         checkpoint.load(tmp_path / "nowhere.pt")

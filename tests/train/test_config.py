@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import typing
 from pathlib import Path
 
 import pytest
 
 from attfc_cuda.train import TrainConfig
-from attfc_cuda.train.config import OptimizerConfig, parse_options
+from attfc_cuda.train.config import HOW_A_RUN_STARTS, RANGES, OptimizerConfig, parse_options
 
 
 def fields_of_all_groups() -> list[tuple[str, str]]:
@@ -99,7 +101,12 @@ def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path: Path) -> None:
         ("optim", "final_lr", -0.1, r"lie in \[0, 1\]"),
         ("optim", "weight_decay", -1.0, "be at least 0"),
         ("optim", "clip_norm", 0.0, "be above 0"),
-        ("verify", "verify_num_pairs", 10, "be at least 20"),
+        ("verify", "verify_num_pairs", 3, "be at least 4"),
+        ("verify", "verify_every", -1, "be at least 0"),
+        ("optim", "sgd_momentum", 2.0, r"lie in \[0, 1\)"),
+        ("optim", "lr", float("inf"), "be a finite number"),
+        ("head", "scale", float("nan"), "be a finite number"),
+        ("dataset", "gallery_size", 64, r"lie in \[1, 63\]"),
         ("run", "log_every", 0, "be at least 1"),
         ("run", "keep", 0, "be at least 1"),
         ("run", "threads", 0, "be at least 1"),
@@ -111,6 +118,30 @@ def test_each_range_is_checked(group: str, name: str, value: float, rule: str) -
     setattr(getattr(config, group), name, value)
     with pytest.raises(ValueError, match=rf"^train: {name} must {rule}, got {value}$"):
         config.check()
+
+
+def numbers_of_all_groups() -> list[tuple[str, str, bool]]:
+    """Group, name and whether a fraction makes sense, of every field that is a number."""
+    found = []
+    for group in dataclasses.fields(TrainConfig):
+        hints = typing.get_type_hints(group.default_factory)
+        for field in dataclasses.fields(group.default_factory):
+            kinds = {hints[field.name], *typing.get_args(hints[field.name])}
+            if kinds & {int, float}:
+                found.append((group.name, field.name, float in kinds))
+    return found
+
+
+@pytest.mark.parametrize(("group", "name", "fraction"), numbers_of_all_groups())
+def test_every_number_has_a_range_and_keeps_to_it(group: str, name: str, fraction: bool) -> None:
+    config, range_ = TrainConfig(), RANGES[name]
+    bad = [range_.low if range_.open_low else range_.low - 1]
+    bad += [] if range_.high is None else [range_.high if range_.open_high else range_.high + 1]
+    bad += [math.nan, math.inf] if fraction else []
+    for value in bad:
+        setattr(getattr(config, group), name, value)
+        with pytest.raises(ValueError, match=f"^train: {name} must "):
+            config.check()
 
 
 def test_options_are_python_literals_or_words() -> None:
@@ -127,5 +158,5 @@ def test_saved_config_is_plain_json(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "c.json").read_text())
     known = {(group, name) for group, name in fields_of_all_groups()}
     assert {(g, n) for g, values in saved.items() for n in values} == known - {
-        ("run", "resume"), ("run", "overwrite"), ("run", "config"),
-    }  # fmt: skip
+        ("run", name) for name in HOW_A_RUN_STARTS
+    }

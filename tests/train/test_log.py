@@ -40,6 +40,19 @@ def test_resuming_drops_the_records_after_the_checkpoint(tmp_path: Path) -> None
     assert kinds == [("start", 0), ("step", 1), ("step", 2), ("step", 3), ("resume", 3), ("step", 4)]
 
 
+def test_damaged_lines_do_not_stop_a_resume_and_stay(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with RunLog(path, 10, progress="none") as log:
+        log.step(1, NUMBERS)
+    damaged = b'{"kind": "note", "text": "\xff"}\n[]\n3\n{"kind": 5}\n{"step": 1}\n'
+    with open(path, "ab") as file:
+        file.write(damaged)
+    with RunLog(path, 10, first_step=2, progress="none") as log:
+        log.step(3, NUMBERS)
+    assert [record["step"] for record in read_log(path)] == [1, 3]
+    assert b"[]\n3\n" in path.read_bytes() and b"\xff" in path.read_bytes()
+
+
 def test_a_fresh_run_starts_an_empty_log(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"kind": "step", "step": 1}\n')
     with RunLog(tmp_path / "log.jsonl", 10, progress="none"):

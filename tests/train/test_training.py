@@ -12,8 +12,9 @@ from PIL import Image
 
 from attfc_cuda import margins
 from attfc_cuda.heads import AttFC
-from attfc_cuda.train import AttFCObjective, TrainConfig
+from attfc_cuda.train import AttFCObjective, TrainConfig, checks
 from attfc_cuda.train import training as setup
+from attfc_cuda.train.checks import check_settings
 from attfc_cuda.train.objective import ADDITIVE_MARGINS, DEFAULT_M, build_margin
 from attfc_cuda.train.training import Training, pick_device
 
@@ -144,13 +145,66 @@ def test_margins_start_gentler_here_than_in_print(tiny_config: Tiny) -> None:
         ({"data": "procedural:3"}, "build_dataset: spec must be .*, got 'procedural:3'"),
         ({"data": "/nowhere/faces"}, "FolderFaces: roots must be readable folders, got /nowhere/faces"),
         ({"verify_pairs": "/nowhere/pairs.txt"}, "verify: pairs must name existing pair lists, got /nowhere/pairs.txt"),
-        ({"verify_data": "procedural:2x2"}, "make_pairs: "),
+        ({"verify_data": "procedural:1x4"}, "verify: data must give at least 2 genuine and 2 impostor pairs, got 6 "),
         ({"device": "gpu"}, "train: device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     ],
 )
 def test_settings_that_cannot_be_met_are_named(tiny_config: Tiny, settings: dict, message: str) -> None:
     with pytest.raises((ValueError, OSError), match=message):
         Training(tiny_config(**settings), AttFCObjective).report()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"margin": "arcfase"}, "name must be one of adasin"),
+        ({"margin_options": "m=oops"}, "m"),
+        ({"backbone": "vgg"}, "name must be one of iresnet18"),
+        ({"backbone_options": "depth=3"}, "must hold arguments of small"),
+        ({"policy": "fifo", "center_memory": 0.5}, "AttFC: center_memory must be 0"),
+        ({"capacity": 7}, "train: capacity must hold a whole batch, 8 centres"),
+        ({"batch_size": 1}, "batch_size must be at least 2: BatchNorm needs two probes, got 1; raise --batch-size"),
+        ({"identities": "/nowhere/list.txt"}, "train: identities must name readable text files"),
+        ({"verify_pairs": "/nowhere/pairs.txt"}, "verify: pairs must name existing pair lists"),
+        ({"verify_root": Path("/nowhere")}, "train: verify_root must be a folder"),
+        ({"verify_data": "/nowhere/faces"}, "FolderFaces: roots must be readable folders"),
+        ({"data": "procedural:16x4,/nowhere/faces"}, "build_dataset: spec must be"),
+    ],
+)
+def test_names_options_and_paths_are_checked_before_data_are_read(
+    tiny_config: Tiny, settings: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "load_dataset", lambda config: pytest.fail("data were read"))
+    with pytest.raises((ValueError, TypeError, OSError), match=message):
+        Training(tiny_config(**settings), AttFCObjective)
+
+
+def test_two_probes_in_each_of_the_processes() -> None:
+    config = TrainConfig()
+    config.dataset.batch_size = 5
+    with pytest.raises(ValueError, match="at least 6: BatchNorm needs two probes in each of 3 processes, got 5"):
+        check_settings(config, torch.device("cpu"), processes=3)
+    config.model.backbone_options = "norm=group"
+    check_settings(config, torch.device("cpu"), processes=3)
+
+
+def test_one_identity_is_no_data(tiny_config: Tiny) -> None:
+    with pytest.raises(ValueError, match="train: data must hold at least 2 identities, got 1 in procedural:1x40"):
+        Training(tiny_config(data="procedural:1x40", verify_data="procedural:9x4"), AttFCObjective)
+
+
+def test_a_folder_may_be_called_procedural_faces(tiny_config: Tiny, faces: Path, monkeypatch) -> None:
+    faces.rename(faces.parent / "procedural_faces")
+    monkeypatch.chdir(faces.parent)
+    assert Training(tiny_config(data="procedural_faces"), AttFCObjective).sets == []
+
+
+def test_a_cpu_without_16_bit_arithmetic_is_said(tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, warned in ((set(), True), ({"fp16"}, False)):
+        monkeypatch.setattr(checks, "_cpu_arithmetic", lambda flags=flags: flags)
+        report = Training(tiny_config(precision="fp16"), AttFCObjective).report()
+        assert ("no arithmetic for fp16" in report) == warned
+        assert checks.slow_precision("fp32", torch.device("cpu")) is None
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:

@@ -1,0 +1,119 @@
+"""What can be wrong with a run's settings, found before any data are read: at 10^5 identities that takes a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from attfc_cuda._check import error
+from attfc_cuda.data import FaceDataset, build_dataset
+from attfc_cuda.evaluation.build import split_list
+from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
+from attfc_cuda.ops import backend as _backend
+from attfc_cuda.train.backbone import build_backbone
+from attfc_cuda.train.config import TrainConfig
+from attfc_cuda.train.objective import DTYPES, build_margin, container_dtype
+
+
+def check_settings(config: TrainConfig, device: torch.device, processes: int = 1) -> None:
+    """Look at every name, option, path and number of a config.
+
+    Args:
+        config: Of the run.
+        device: That it will run on.
+        processes: That share a batch.
+
+    Raises:
+        ValueError: Naming the setting; TypeError, OSError and RuntimeError where the part that it belongs to does so.
+    """
+    config.check()
+    with torch.device("meta"):  # no memory, no random numbers
+        backbone = build_backbone(config)
+    _check_batch(config, backbone, processes)
+    _check_head(config, device)
+    _check_paths(config)
+
+
+def check_dataset(config: TrainConfig, dataset: FaceDataset) -> None:
+    """Raise ValueError for faces that nothing can be learned from."""
+    if len(dataset.identities) < 2:
+        remedy = "a folder of faces holds a folder for each identity"
+        raise error("train", "data", "hold at least 2 identities", f"1 in {config.dataset.data}", remedy)
+
+
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """A sentence for who asks a CPU for numbers that it has no arithmetic for; None where it has."""
+    if device.type != "cpu" or precision == "fp32" or precision in _cpu_arithmetic():
+        return None
+    return (
+        f"warning: this CPU has no arithmetic for {precision}: convolutions can take tens of times as long as with "
+        f"--precision fp32"
+    )
+
+
+def _cpu_arithmetic() -> set[str]:
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:  # no such list on this system: nothing is known, so nothing is said
+        return {"bf16", "fp16"}
+    kinds = {"bf16": ("avx512_bf16", "amx_bf16", "bf16"), "fp16": ("avx512_fp16", "amx_fp16", "fphp", "asimdhp")}
+    return {precision for precision, names in kinds.items() if flags.intersection(names)}
+
+
+def _check_batch(config: TrainConfig, backbone: nn.Module, processes: int) -> None:
+    rows = config.dataset.batch_size // processes
+    share = "" if processes == 1 else f" in each of {processes} processes"
+    if rows < 1:
+        raise error("train", "batch_size", f"hold at least a probe{share}", config.dataset.batch_size)
+    if rows < 2 and any(isinstance(module, _BatchNorm) for module in backbone.modules()):
+        rule = f"be at least {2 * processes}: BatchNorm needs two probes{share}"
+        remedy = "raise --batch-size, or take a network without it, such as --backbone-options norm=group"
+        raise error("train", "batch_size", rule, config.dataset.batch_size, remedy)
+
+
+def _check_head(config: TrainConfig, device: torch.device) -> None:
+    """Build a head of two classes, which refuses what the run's would."""
+    options, dim = config.head, config.model.embedding_dim
+    rows = config.dataset.batch_size
+    shared = {"margin": build_margin(config), "grad_tolerance": options.grad_tolerance, "backend": options.backend}
+    dtype = torch.float32
+    if options.head == "attfc":
+        if options.capacity is not None and options.capacity < rows:
+            rule = f"hold a whole batch, {rows} centres ({rows} probes)"
+            remedy = "raise --capacity, or lower --batch-size or --negatives-per-batch"
+            raise error("train", "capacity", rule, options.capacity, remedy)
+        dtype = container_dtype(config)
+        kept = {name: getattr(options, name) for name in ("policy", "enqueue", "temperature", "center_memory")}
+        AttFC(dim, 2, num_classes=2, dtype=dtype, class_code=options.class_code, **kept, **shared)
+    elif options.head == "partial_fc":
+        PartialFC(dim, 2, sample_rate=options.sample_rate, **shared)
+    else:
+        FullyConnected(dim, 2, **shared)
+    sample = torch.zeros(2, dim, dtype=DTYPES[config.optim.precision] if dtype == torch.float32 else dtype)
+    _backend.choose(options.backend, sample.to(device), sample.to(device))
+
+
+def _check_paths(config: TrainConfig) -> None:
+    d, v = config.dataset, config.verify
+    for spec in filter(None, (d.data, v.verify_data)):
+        _check_sources(spec)
+    for path in map(Path, split_list(d.identities)):
+        if not path.is_file():
+            raise error("train", "identities", "name readable text files", path, kind=FileNotFoundError)
+    for path in map(Path, split_list(v.verify_pairs)):
+        if not path.is_file():
+            raise error("verify", "pairs", "name existing pair lists", path, kind=FileNotFoundError)
+    if v.verify_root is not None and not v.verify_root.is_dir():
+        raise error("train", "verify_root", "be a folder", v.verify_root, kind=FileNotFoundError)
+
+
+def _check_sources(spec: str) -> None:
+    if spec.partition(":")[0] == "procedural":
+        build_dataset(spec)  # draws nothing yet
+        return
+    for source in split_list(spec):
+        if "{" not in source and not Path(source).exists():
+            build_dataset(source)  # the reader that would take it words the error

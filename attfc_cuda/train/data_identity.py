@@ -1,0 +1,99 @@
+"""What a checkpoint keeps of the data it was trained on: which identities, with how many images each.
+
+A label is an identity's place in the data set, so a renamed or added folder gives its neighbours other labels. A run
+that resumes compares names instead, wherever the data lie.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attfc_cuda.data import FaceDataset
+
+_SEPARATOR = "\0"  # in no file name
+
+
+class DataIdentity:
+    """Names of identities and number of images of each, in the order of their labels.
+
+    Args:
+        names: Of the identities.
+        counts: Number of images of each, int64.
+    """
+
+    def __init__(self, names: Sequence[str], counts: np.ndarray) -> None:
+        self.names, self.counts = list(names), np.asarray(counts, dtype=np.int64)
+
+    @staticmethod
+    def of(dataset: FaceDataset) -> DataIdentity:
+        """That of a data set."""
+        return DataIdentity(dataset.identities, np.bincount(dataset.labels, minlength=len(dataset.identities)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: compressed, some bytes an identity."""
+        return {
+            "names": _packed(self._text()),
+            "counts": _packed(self.counts.astype("<i8").tobytes()),
+        }
+
+    @staticmethod
+    def from_state_dict(state: dict[str, Any]) -> DataIdentity:
+        """The inverse of `state_dict`."""
+        names = _unpacked(state["names"]).decode("utf-8", "surrogateescape").split(_SEPARATOR)
+        return DataIdentity(names, np.frombuffer(_unpacked(state["counts"]), dtype="<i8"))
+
+    def digest(self) -> int:
+        """A number that differs, but for one case in 2^32, where names or counts do."""
+        return zlib.crc32(self.counts.astype("<i8").tobytes(), zlib.crc32(self._text()))
+
+    def _text(self) -> bytes:
+        return _SEPARATOR.join(self.names).encode("utf-8", "surrogateescape")
+
+    def difference(self, then: DataIdentity) -> str | None:
+        """The first identity by which this differs from `then`, in words; None where they are alike."""
+        for label, (now_name, then_name) in enumerate(zip(self.names, then.names, strict=False)):
+            if now_name != then_name:
+                return f"{now_name!r} in the place of {then_name!r} (label {label})"
+        if len(self.names) != len(then.names):
+            more, fewer = (self, then) if len(self.names) > len(then.names) else (then, self)
+            verb = "added" if more is self else "gone"
+            return f"{more.names[len(fewer.names)]!r} {verb} ({len(self.names)} identities for {len(then.names)})"
+        other = np.flatnonzero(self.counts != then.counts)
+        if len(other):
+            label = int(other[0])
+            return f"{self.counts[label]} images of {self.names[label]!r} for {then.counts[label]}"
+        return None
+
+    def same_names(self, then: DataIdentity) -> bool:
+        """Whether the identities are the same, whatever the number of their images."""
+        return self.names == then.names
+
+    def mapping(self, then: DataIdentity) -> Tensor:
+        """[identities] int64: the label that each identity had then, -1 for one that is new. The second identity of a
+        name (of another root) is that name's second then."""
+        label_of = {key: label for label, key in enumerate(_numbered(then.names))}
+        return torch.tensor([label_of.get(key, -1) for key in _numbered(self.names)], dtype=torch.int64)
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    seen: Counter[str] = Counter()
+    keys = []
+    for name in names:
+        keys.append((name, seen[name]))
+        seen[name] += 1
+    return keys
+
+
+def _packed(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(zlib.compress(content)), dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor) -> bytes:
+    return zlib.decompress(packed.numpy().tobytes())

@@ -1,0 +1,74 @@
+"""The names of the files that a run has made: the only ones that it may replace or delete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from attfc_cuda._error import error
+from attfc_cuda._files import write_text
+
+NAME, FORMAT = "manifest.json", "attfc-run-1"
+
+
+class Manifest:
+    """The list at `<folder>/manifest.json`, of paths relative to the folder.
+
+    A name is added before its file is written, so that a crash leaves no file that nobody may remove.
+
+    Raises:
+        ValueError: For a file of that name that is not such a list.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / NAME
+        self._names: set[str] = set()
+        if self.path.is_file():
+            self._names = self._read()
+
+    def __contains__(self, path: Path) -> bool:
+        return path.relative_to(self.folder).as_posix() in self._names
+
+    def paths(self) -> list[Path]:
+        """The files, whether they are there or not."""
+        return [self.folder / name for name in sorted(self._names)]
+
+    def assume(self, paths: Iterable[Path]) -> None:
+        """Add paths without writing it down."""
+        self._names |= {path.relative_to(self.folder).as_posix() for path in paths}
+
+    def add(self, paths: Iterable[Path]) -> None:
+        """Add paths below the folder, durably."""
+        before = set(self._names)
+        self.assume(paths)
+        if self._names != before or not self.path.exists():
+            self._write()
+
+    def forget(self, paths: Iterable[Path]) -> None:
+        """Take paths off the list, durably."""
+        before = set(self._names)
+        self._names -= {path.relative_to(self.folder).as_posix() for path in paths}
+        if self._names != before:
+            self._write()
+
+    def _read(self) -> set[str]:
+        rule = f"be a list of format {FORMAT}"
+        try:
+            plain = json.loads(self.path.read_text(encoding="utf-8"))
+            names = plain["files"] if plain["format"] == FORMAT else None
+        except (OSError, ValueError, KeyError, TypeError) as cause:
+            raise error("train", str(self.path), rule, f"{type(cause).__name__}: {cause}") from cause
+        parts = [Path(name).parts for name in names] if isinstance(names, list) and _texts(names) else None
+        # Nothing outside the folder is ever the run's own.
+        if parts is None or any(not part or ".." in part or Path(*part).is_absolute() for part in parts):
+            raise error("train", str(self.path), rule, repr(names)[:80])
+        return set(names)
+
+    def _write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, json.dumps({"format": FORMAT, "files": sorted(self._names)}, indent=1) + "\n")
+
+
+def _texts(names: list[object]) -> bool:
+    return all(isinstance(name, str) for name in names)

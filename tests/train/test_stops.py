@@ -1,0 +1,147 @@
+"""What ends a run: signals, lost workers, data that cannot be read. Always with a checkpoint, and with a name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from attfc_cuda.data import Batch
+from attfc_cuda.train import AttFCObjective, TrainConfig, checkpoint, train
+from attfc_cuda.train.interrupt import LostWorker
+from attfc_cuda.train.unreadable import UnreadableData, UnreadableRows
+
+Tiny = Callable[..., TrainConfig]
+TRAIN = [
+    sys.executable, "-u", "-m", "attfc_cuda.cli", "train", "--data", "procedural:16x4", "--image-size", "16",
+    "--batch-size", "8", "--embedding-dim", "16", "--device", "cpu", "--threads", "1", "--steps", "100000",
+    "--verify-every", "0", "--verify-num-pairs", "20", "--log-every", "1", "--checkpoint-every", "0",
+    "--no-tensorboard", "--workers", "2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_to_the_whole_group_saves_with_workers(tmp_path: Path, name: str) -> None:
+    process = subprocess.Popen(
+        [*TRAIN, "--run", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    try:
+        shown = []
+        for line in process.stdout:
+            shown.append(line)
+            if line.startswith("step 2/"):
+                os.killpg(process.pid, getattr(signal, name))
+                break
+        shown.append(process.stdout.read())
+        assert process.wait(timeout=300) == 128 + getattr(signal, name), "".join(shown)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert f"stopped by {name} after step" in "".join(shown)
+    assert checkpoint.load_newest(tmp_path / "run" / "checkpoints")["step"] >= 2
+
+
+def test_a_lost_worker_is_named_after_a_checkpoint(tiny_config: Tiny) -> None:
+    import multiprocessing
+
+    config = tiny_config(workers=1, steps=1000, checkpoint_every=0)
+    calls = [0]
+
+    class Killing(AttFCObjective):
+        def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
+            calls[0] += 1
+            if calls[0] == 3:
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid, signal.SIGKILL)
+            return super().forward(backbone, batch)
+
+    with pytest.raises(LostWorker, match=r"processes that prepare batches must go on, got: .*worker.*--resume"):
+        train(config, Killing)
+    assert checkpoint.load_newest(config.run.run / "checkpoints")["step"] >= 3
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for k in range(8):
+        (tmp_path / "faces" / f"p{k}").mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+                tmp_path / "faces" / f"p{k}" / f"{i}.png"
+            )
+    return tmp_path / "faces"
+
+
+@pytest.mark.filterwarnings("ignore:row ignored")
+def test_data_that_go_away_stop_the_run_and_earlier_checkpoints_stay(tiny_config: Tiny, faces: Path) -> None:
+    config = tiny_config(data=str(faces), cache="off", steps=1000, checkpoint_every=2, keep=2)
+    calls = [0]
+
+    class Losing(AttFCObjective):
+        def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
+            calls[0] += 1
+            if calls[0] == 5:
+                faces.rename(faces.parent / "gone")
+            return super().forward(backbone, batch)
+
+    words = r"at most 5 % unreadable rows, got: none of the 8 rows .* first: .*faces/p\d/\d.png"
+    with pytest.raises(UnreadableData, match=words):
+        train(config, Losing)
+    assert calls[0] == 5  # no step was made of nothing
+    steps = [checkpoint.step_of(path) for path in checkpoint.find(config.run.run / "checkpoints")]
+    assert steps[0] == 5 and 4 in steps
+
+
+def batch(lost: int, rows: int = 10) -> Batch:
+    labels = torch.arange(rows)
+    labels[:lost] = -1
+    nothing = torch.zeros(0)
+    return Batch(nothing, nothing, labels, nothing, torch.zeros(0, dtype=torch.int64))
+
+
+def test_the_share_is_of_many_batches() -> None:
+    rows = UnreadableRows(0.05)
+    assert rows.add(batch(1)) is None and rows.add(batch(9)) is None
+    assert rows.add(batch(10)) == "none of the 10 rows of a batch could be read"
+    rows = UnreadableRows(0.05)
+    assert all(rows.add(batch(1 if k % 4 == 0 else 0)) is None for k in range(400))  # 2.5 %
+    found = [rows.add(batch(1)) for _ in range(100)]  # 10 %
+    assert found[0] is None and found[-1] == f"{100 * rows.share:.1f} % of the rows of late could not be read"
+    assert UnreadableRows(0.0).add(batch(1)) is not None and UnreadableRows(1.0).add(batch(9)) is None
+
+
+def test_workers_ignore_stop_signals() -> None:
+    script = (
+        "import os, signal; from attfc_cuda._signals import STOP_SIGNALS, ignore_stop_signals\n"
+        "ignore_stop_signals(0)\n"
+        "for number in STOP_SIGNALS: os.kill(os.getpid(), number)\n"
+        "print(len(STOP_SIGNALS))"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout) == (0, "4\n")
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(tiny_config: Tiny) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        config, calls = tiny_config(steps=3), [0]
+
+        class Hanging(AttFCObjective):
+            def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
+                calls[0] += 1
+                os.kill(os.getpid(), signal.SIGHUP)
+                return super().forward(backbone, batch)
+
+        assert train(config, Hanging).step == 3 == calls[0]
+    finally:
+        signal.signal(signal.SIGHUP, before)
