@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import ctypes
 import random
 from collections.abc import Callable, Iterator
@@ -27,26 +26,13 @@ from attfc_cuda.train.data_identity import DataIdentity
 from attfc_cuda.train.objective import DTYPES, Objective
 from attfc_cuda.train.optimizer import build_optimizer, peak_rate
 from attfc_cuda.train.process_group import Group
+from attfc_cuda.train.resume import refuse_other_settings, resume, with_checkpoints_capacity
 from attfc_cuda.train.run_folder import CHECKPOINTS
 from attfc_cuda.train.schedule import EncoderMomentum, LearningRate, auto_momentum
 from attfc_cuda.train.unreadable import UnreadableRows
 from attfc_cuda.train.validation import VerificationSet, verification_sets
 
 CACHE_LIMIT_BYTES = 2 * 2**30
-
-# What a checkpoint's tensors and position depend on. Everything else may change when a run resumes; the data may lie
-# elsewhere, and are known by their identities (`data_identity`).
-FIXED = {
-    "dataset": ("image_size", "batch_size", "gallery_size", "min_images", "negatives_per_batch",
-                "augment"),
-    "model": ("backbone", "backbone_options", "embedding_dim"),
-    "head": (
-        "head", "margin", "margin_options", "capacity", "capacity_share", "policy", "container_dtype", "sample_rate",
-        "fuse_optimizer", "class_code",
-    ),  # fmt: skip
-    "optim": ("optimizer",),
-    "run": ("seed",),
-}  # fmt: skip
 
 
 class Training:
@@ -89,7 +75,7 @@ class Training:
             self.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(self.backbone)
         # channels_last is the layout convolution libraries compute in; weights in it save a conversion a layer.
         self.backbone.to(self.device, memory_format=torch.channels_last).train()
-        head_config = self._with_the_checkpoints_capacity() if config.run.carry_classes else config
+        head_config = with_checkpoints_capacity(config) if config.run.carry_classes else config
         self.objective = objective_type(self.backbone, self.loader, head_config, **shards).to(self.device)
         self.network = self.backbone if group is None else group.wrap(self.backbone)
 
@@ -184,12 +170,12 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the following steps depend on; with a group, but for what is split over it."""
         objective, rng = self.objective.state_dict(), checkpoint.rng_state()
-        optimizers = [None if optimizer is None else optimizer.state_dict() for optimizer in self._optimizers]
+        optimizers = [None if optimizer is None else optimizer.state_dict() for optimizer in self.optimizers]
         if self.group is not None:
             objective = split_state.without_parts(objective, self.objective)
             optimizers = [
                 s and split_state.optimizer_without_parts(s, optimizer, self.objective)
-                for s, optimizer in zip(optimizers, self._optimizers, strict=True)
+                for s, optimizer in zip(optimizers, self.optimizers, strict=True)
             ]
         return {
             "config": self.config.to_dict(),
@@ -209,7 +195,8 @@ class Training:
         }
 
     @property
-    def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+    def optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+        """That of the backbone and the loss, and that inside the head's backward pass, where there is one."""
         return self.optimizer, self.fused
 
     def save(self) -> Path:
@@ -220,81 +207,21 @@ class Training:
             if self.first:
                 checkpoint.announce(folder, self.step)
             # Before the file, whose being there says that all is.
-            optimizer = split_state.holder(self._optimizers, self.objective)
+            optimizer = split_state.holder(self.optimizers, self.objective)
             head_checkpoint.save(self.objective, checkpoint.shards_of(path), optimizer, parts_only=True)
         if self.first:
             checkpoint.save(state, folder, self.step, self.config.run.keep)
         return path
 
     def resume(self, show: Callable[[str], None] = print) -> None:
-        """Continue from the run's newest checkpoint that is whole, whatever the number of processes that wrote it.
+        """Continue from the run's newest whole checkpoint, see `attfc_cuda.train.resume`."""
+        resume(self, show)
 
-        Args:
-            show: Takes what there is to say about it.
-
-        Raises:
-            CheckpointError: Where there is none, or what it holds is not the state of a run.
-            ValueError: Naming a setting, or the first identity, that is not the checkpoint's.
-        """
-        folder = self.config.run.run / CHECKPOINTS
-        state = checkpoint.load_newest(folder, show if self.first else lambda text: None)
-        if self.group is not None and len(set(steps := self.group.from_all(state["step"]))) > 1:
-            rule = "be a folder that every process sees alike"
-            raise error("resume", "run", rule, f"{self.config.run.run} with newest steps {steps}")
-        path = checkpoint.path_of(folder, state["step"])
-        try:
-            self._load(state, path, show if self.first else lambda text: None)
-        except (KeyError, IndexError, AttributeError, TypeError, RuntimeError) as cause:
-            reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-            raise checkpoint.CheckpointError(
-                f"checkpoint: {path} must hold the state of such a run, got {reason}"
-            ) from cause
-
-    def _load(self, state: dict[str, Any], path: Path, show: Callable[[str], None]) -> None:
-        then = DataIdentity.from_state_dict(state["data"]) if "data" in state else None
-        difference = None if then is None else self.data_identity.difference(then)
-        carry = difference is not None and self.config.run.carry_classes
-        if difference is not None and not carry:
-            remedy = "give the same data, or --carry-classes to keep what was learned of those that are still there"
-            raise error("resume", "data", "hold the checkpoint's identities and images", difference, remedy)
-        if carry:
-            self._resize_classes(torch.full((len(self.objective.classes_of(then.counts)),), -1))
-        self.load_state_dict(state, other_data=carry)
-        if state.get("processes", 1) > 1:
-            optimizer = split_state.holder(self._optimizers, self.objective)
-            head_checkpoint.load(self.objective, checkpoint.shards_of(path), optimizer, parts_only=True)
-        if carry:
-            label_then = self.data_identity.mapping(then)
-            class_then = torch.full((len(then.names) + 1,), -1)  # the last for -1: an identity that is new
-            classes = torch.from_numpy(self.objective.classes_of(then.counts))
-            class_then[classes] = torch.arange(len(classes))
-            now = torch.from_numpy(self.objective.classes_of(self.data_identity.counts))
-            self._resize_classes(class_then[label_then[now]])
-            kept = int((label_then >= 0).sum())
-            show(
-                f"resume: the data have changed, first: {difference}; kept {kept} of {len(then.names)} identities, "
-                f"{len(self.data_identity.names) - kept} are new"
-            )
-        threads = state.get("threads", torch.get_num_threads())
-        if self.device.type == "cpu" and threads != torch.get_num_threads():
-            show(
-                f"resume: the run was on {threads} CPU threads and is on {torch.get_num_threads()} now, which add in "
-                f"another order: losses will differ in the last digits (--threads {threads} for the same ones)"
-            )
-
-    def _resize_classes(self, mapping: Tensor) -> None:
+    def resize_classes(self, mapping: Tensor) -> None:
+        """Change the head's classes, see `Objective.resize_classes`."""
         self.objective.resize_classes(mapping, self.optimizer)
         if self.group is not None:
             self._split = {id(part.tensor) for part in split_state.parts_of(self.objective).values()}
-
-    def _with_the_checkpoints_capacity(self) -> TrainConfig:
-        """The config, with the container's size as the checkpoint has it, whatever share of the identities that is."""
-        config = copy.deepcopy(self.config)
-        state = checkpoint.load_newest(config.run.run / CHECKPOINTS, lambda text: None)
-        labels = state.get("objective", {}).get("head.container.labels")
-        if labels is not None:
-            config.head.capacity = len(labels)
-        return config
 
     def load_state_dict(self, state: dict[str, Any], other_data: bool = False) -> None:
         """Continue where `state` was taken; what it has not, because it was split, keeps its value.
@@ -315,7 +242,7 @@ class Training:
         self.backbone.load_state_dict(state["backbone"])
         objective = self.objective
         objective.load_state_dict(split_state.with_parts(state["objective"], objective))
-        for optimizer, name in zip(self._optimizers, ("optimizer", "fused_optimizer"), strict=True):
+        for optimizer, name in zip(self.optimizers, ("optimizer", "fused_optimizer"), strict=True):
             if optimizer is not None:
                 wanted = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
                 loaded = split_state.optimizer_with_parts(state[name], optimizer, objective)
@@ -420,23 +347,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-
-
-def refuse_other_settings(now: dict[str, Any], then: dict[str, Any], other_data: bool = True) -> None:
-    """Raise ValueError naming the first setting a checkpoint depends on that differs from the checkpoint's.
-
-    Args:
-        now: A config as a dict.
-        then: That of the checkpoint.
-        other_data: Whether the data are known by their identities; else by the setting.
-    """
-    fixed = dict(FIXED) if other_data else {**FIXED, "dataset": ("data", "identities", *FIXED["dataset"])}
-    for group, names in fixed.items():
-        for name in names:
-            if now[group][name] != then[group][name]:
-                rule = f"equal the checkpoint's {then[group][name]!r}"
-                remedy = "give the same setting, or start a new run with another --run"
-                raise error("resume", name, rule, repr(now[group][name]), remedy)
 
 
 def refuse_loose_parameters(objective: Objective, split: set[int]) -> None:
