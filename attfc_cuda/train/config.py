@@ -102,8 +102,8 @@ class DatasetConfig:
     on_bad_image: Literal["skip", "raise"] = "skip"
     """An image that cannot be read: skip it and count it in the start-up report, or stop and name it."""
     max_unreadable: float = 0.05
-    """Share of the rows of late that may be unreadable before the run stops with a checkpoint: data that have gone
-    teach nothing."""
+    """Share of the rows that may be unreadable, counted from the 20th on, before the run stops with a checkpoint: data
+    that have gone teach nothing."""
     cache: Literal["auto", "on", "off"] = "auto"
     """Keep decoded images in memory; `auto`: when they take under 2 GiB. Drawn faces are kept the same way."""
     workers: int = 0

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from attfc_cuda._check import error
+from attfc_cuda.data import TooManyUnreadable
 from attfc_cuda.evaluation import VerificationResult
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.diagnostics import SaturationCheck, record_cosines
@@ -28,10 +29,7 @@ from attfc_cuda.train.objective import OBJECTIVES, Objective
 from attfc_cuda.train.process_group import Group, join, leave, shared_settings
 from attfc_cuda.train.run_folder import CONFIG, EVENTS, LOG, RunRemoved, check_folder, claim_folder, locked
 from attfc_cuda.train.training import Training
-from attfc_cuda.train.unreadable import UnreadableData
 from attfc_cuda.train.validation import verify_sets
-
-DATA_LOST = 1000  # among the numbers of signals, which are below 65: too many images could not be read
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -65,7 +63,7 @@ def train(config: TrainConfig, objective_type: type[Objective] | None = None) ->
         ValueError: Naming a setting that cannot be used, before any step; OSError naming a file or folder.
         CheckpointError: Where there is no checkpoint to resume from.
         NonFiniteLoss: See there.
-        UnreadableData: Where so few images can be read that the run learns nothing.
+        TooManyUnreadable: Where so few images can be read that the run learns nothing.
         LostWorker: Where a process that prepares batches has ended.
         LostProcess: Where another process of the run has ended.
         RunRemoved: Where the run folder was removed; the state is saved there anew.
@@ -125,8 +123,6 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
                 if isinstance(cause, LostWorker) and interrupt.signal_number:  # the signal has ended the worker too
                     break
                 raise stopped(log, training, path, cause) from cause
-            if training.data_problem and group is None:
-                raise stopped(log, training, save(training, own), UnreadableData(training.describe_data_problem()))
             lr, momentum = training.learning_rate(training.step), training.momentum(training.step)
             training.set_learning_rate(lr)
 
@@ -136,10 +132,9 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
             norm = training.clip_gradients(clip)
-            reason = DATA_LOST if training.data_problem else interrupt.signal_number
-            reasons = [] if group is None else [group.latest_signal(reason)]
+            signals = [] if group is None else [group.latest_signal(interrupt.signal_number)]
             # The step's one wait for the device.
-            loss_value, norm_value, *reasons = torch.stack([loss.detach(), norm, *reasons]).tolist()
+            loss_value, norm_value, *signals = torch.stack([loss.detach(), norm, *signals]).tolist()
 
             # With loss scaling an infinite gradient is routine: the scaler leaves that step out and lowers its scale.
             if math.isfinite(loss_value) and (math.isfinite(norm_value) or scaler.is_enabled()):
@@ -170,7 +165,7 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
                 log.advance(step)
 
             pause = time.perf_counter()
-            stopping = interrupt.signal_number if group is None else int(reasons[0]) or None
+            stopping = interrupt.signal_number if group is None else int(signals[0]) or None
             if training.sets and ((verify_every and step % verify_every == 0) or step == total):
                 results = verify_sets(training.backbone, training.sets, step, log, training.device)
                 if (sample := objective.cosines()) is not None:
@@ -180,8 +175,6 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
                 positives.clear()
             if (checkpoint_every and step % checkpoint_every == 0) or step == total or stopping:
                 path = save(training, own)
-            if stopping == DATA_LOST:
-                raise stopped(log, training, path, UnreadableData(training.describe_data_problem()))
             if stopping:
                 interrupt.signal_number = stopping
                 break
@@ -224,7 +217,7 @@ def was_removed(own: Manifest | None) -> bool:
 def stopped(log: RunLog | NoLog, training: Training, path: Path, cause: Exception) -> Exception:
     """The error that ends a run whose state is saved in `path`: `cause`, with how to go on where it is one of ours."""
     log.record("note", text=f"stopped: {cause}", step=training.step)
-    if not isinstance(cause, (LostWorker, UnreadableData)):
+    if not isinstance(cause, (LostWorker, TooManyUnreadable)):
         return cause
     return type(cause)(f"{cause}; the state after step {training.step} is in {path}: {training.resume_command}")
 

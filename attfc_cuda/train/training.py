@@ -29,7 +29,6 @@ from attfc_cuda.train.process_group import Group
 from attfc_cuda.train.resume import refuse_other_settings, resume, with_checkpoints_capacity
 from attfc_cuda.train.run_folder import CHECKPOINTS
 from attfc_cuda.train.schedule import EncoderMomentum, LearningRate, auto_momentum
-from attfc_cuda.train.unreadable import UnreadableRows
 from attfc_cuda.train.validation import VerificationSet, verification_sets
 
 CACHE_LIMIT_BYTES = 2 * 2**30
@@ -45,8 +44,6 @@ class Training:
 
     def __init__(self, config: TrainConfig, objective_type: type[Objective], group: Group | None = None) -> None:
         self.config, self.group = config, group
-        self.unreadable = UnreadableRows(config.dataset.max_unreadable)
-        self.data_problem: str | None = None
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.device = pick_device(config.run.device) if group is None else group.device
@@ -110,14 +107,7 @@ class Training:
         """Batches on the device, epoch after epoch, from the loader's present position."""
         while True:
             for batch in self.loader:
-                self.data_problem = self.unreadable.add(batch)
                 yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
-
-    def describe_data_problem(self) -> str:
-        """What `data_problem` says, with the first image that it is about."""
-        share = f"at most {100 * self.config.dataset.max_unreadable:g} % unreadable rows"
-        problem = self.data_problem or "it is so on another process"
-        return f"train: the data must have {share}, got: {problem}; first: {self.loader.first_unreadable}"
 
     @property
     def resume_command(self) -> str:
@@ -312,6 +302,7 @@ def build_loader(
         rank=0 if group is None else group.rank,
         world_size=1 if group is None else group.count,
         num_workers=options.workers,
+        max_unreadable=options.max_unreadable,
     )
 
 

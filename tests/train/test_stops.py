@@ -11,14 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from attfc_cuda.data import Batch
+from attfc_cuda.data import Batch, TooManyUnreadable
 from attfc_cuda.train import AttFCObjective, TrainConfig, checkpoint, train
 from attfc_cuda.train.interrupt import LostWorker
-from attfc_cuda.train.unreadable import UnreadableData, UnreadableRows
 
 Tiny = Callable[..., TrainConfig]
 TRAIN = [
@@ -94,30 +92,12 @@ def test_data_that_go_away_stop_the_run_and_earlier_checkpoints_stay(tiny_config
                 faces.rename(faces.parent / "gone")
             return super().forward(backbone, batch)
 
-    words = r"at most 5 % unreadable rows, got: none of the 8 rows .* first: .*faces/p\d/\d.png"
-    with pytest.raises(UnreadableData, match=words):
+    words = r"share of 0.05 unreadable rows, got none in the last 8; .*faces/p\d/\d.png.* after step 5 is in .*--resume"
+    with pytest.raises(TooManyUnreadable, match=words):
         train(config, Losing)
     assert calls[0] == 5  # no step was made of nothing
     steps = [checkpoint.step_of(path) for path in checkpoint.find(config.run.run / "checkpoints")]
     assert steps[0] == 5 and 4 in steps
-
-
-def batch(lost: int, rows: int = 10) -> Batch:
-    labels = torch.arange(rows)
-    labels[:lost] = -1
-    nothing = torch.zeros(0)
-    return Batch(nothing, nothing, labels, nothing, torch.zeros(0, dtype=torch.int64))
-
-
-def test_the_share_is_of_many_batches() -> None:
-    rows = UnreadableRows(0.05)
-    assert rows.add(batch(1)) is None and rows.add(batch(9)) is None
-    assert rows.add(batch(10)) == "none of the 10 rows of a batch could be read"
-    rows = UnreadableRows(0.05)
-    assert all(rows.add(batch(1 if k % 4 == 0 else 0)) is None for k in range(400))  # 2.5 %
-    found = [rows.add(batch(1)) for _ in range(100)]  # 10 %
-    assert found[0] is None and found[-1] == f"{100 * rows.share:.1f} % of the rows of late could not be read"
-    assert UnreadableRows(0.0).add(batch(1)) is not None and UnreadableRows(1.0).add(batch(9)) is None
 
 
 def test_workers_ignore_stop_signals() -> None:
