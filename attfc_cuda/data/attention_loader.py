@@ -16,10 +16,12 @@ from attfc_cuda._signals import ignore_stop_signals
 from attfc_cuda.data._checks import checked_int
 from attfc_cuda.data.augment import Augmentation, mirror_images, normalize_images
 from attfc_cuda.data.faces import FaceDataset, UnreadableImage
+from attfc_cuda.data.identities import first_difference, packed_identities, unpacked_identities
 from attfc_cuda.data.sampling import AttentionSampler, BatchPlan
 
 # Unreadable rows up to here are an accident, whatever their share.
 _FEW = 20
+_CHUNK = 2**20
 
 
 class Batch(NamedTuple):
@@ -72,13 +74,35 @@ class _Assembler(Dataset):
         probe, gallery, negatives = ready.split([rows, rows * gallery_size, len(plan.negatives)])
         gallery = gallery.unflatten(0, (rows, gallery_size))
         row_readable = readable[:rows] & readable[rows : rows * (1 + gallery_size)].reshape(rows, -1).all(axis=1)
-        labels = np.where(row_readable, dataset.labels[plan.probe], -1)
+        labels = np.where(row_readable, dataset.labels[plan.probe], -1).astype(np.int64)
         negative_labels = np.where(readable[rows * (1 + gallery_size) :], dataset.labels[plan.negatives], -1)
+        negative_labels = negative_labels.astype(np.int64)
         return Batch(probe, gallery, torch.from_numpy(labels), negatives, torch.from_numpy(negative_labels)), reason
 
 
 def _as_is(item: tuple[Batch, str | None] | UnreadableImage) -> tuple[Batch, str | None] | UnreadableImage:
     return item
+
+
+class _Plans:
+    """The plans of the rest of the loader's epoch, as a sampler that the same workers can be given again."""
+
+    def __init__(self, loader: AttentionLoader) -> None:
+        self._of = loader
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        loader = self._of
+        epoch, first = loader._epoch, loader._batch
+        for batch in range(first, len(loader)):
+            yield loader.sampler.plan(epoch, batch, loader.mirror, loader.augmentation.random)
+
+
+def _labels_crc32(labels: np.ndarray) -> int:
+    """CRC-32 of the labels as int64, a part at a time."""
+    crc = 0
+    for start in range(0, len(labels), _CHUNK):
+        crc = zlib.crc32(labels[start : start + _CHUNK].astype(np.int64).tobytes(), crc)
+    return crc
 
 
 class AttentionLoader:
@@ -159,6 +183,7 @@ class AttentionLoader:
         self.ignored_rows = 0
         self._rows = self._unreadable = self._unreadable_in_a_row = 0
         self._first_reason: str | None = None
+        self._packed: str | None = None
         self._epoch = self._batch = 0
         # What must be equal for a saved position to mean the same batches.
         self._identity = {
@@ -169,8 +194,9 @@ class AttentionLoader:
             "negatives_per_batch": negatives_per_batch,
             "augment": augment,
             "drop_last": bool(drop_last),
-            "labels_crc32": zlib.crc32(dataset.labels.tobytes()),
+            "labels_crc32": _labels_crc32(dataset.labels),
         }
+        self._loader: DataLoader | None = None
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -179,18 +205,18 @@ class AttentionLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the current epoch; afterwards, the loader stands at the start of the next."""
         epoch, first = self._epoch, self._batch
-        loader = DataLoader(
-            _Assembler(self.dataset, self.augmentation),
-            sampler=(
-                self.sampler.plan(epoch, k, self.mirror, self.augmentation.random) for k in range(first, len(self))
-            ),
-            batch_size=None,  # a plan is a whole batch already
-            num_workers=self.num_workers,
-            collate_fn=_as_is,
-            generator=torch.Generator(),  # else each iteration draws from the global one
-            worker_init_fn=ignore_stop_signals,
-        )
-        for batch_index, item in enumerate(loader, first):
+        if self._loader is None:
+            self._loader = DataLoader(
+                _Assembler(self.dataset, self.augmentation),
+                sampler=_Plans(self),
+                batch_size=None,  # a plan is a whole batch already
+                num_workers=self.num_workers,
+                persistent_workers=self.num_workers > 0,  # starting them anew would hold up every epoch
+                collate_fn=_as_is,
+                generator=torch.Generator(),  # else each iteration draws from the global one
+                worker_init_fn=ignore_stop_signals,
+            )
+        for batch_index, item in enumerate(self._loader, first):
             if isinstance(item, UnreadableImage):
                 raise item
             batch, reason = item
@@ -220,9 +246,12 @@ class AttentionLoader:
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain ints and strings: the next batch to come ("pass": its epoch), and what it depends on. Equal on all
-        processes, whatever their number."""
-        return {"pass": self._epoch, "batch": self._batch, **self._identity}
+        """The next batch to come ("pass": its epoch), and what it depends on, as plain ints and strings;
+        "identities" are their names, packed (`attfc_cuda.data.identities`). Equal on all processes."""
+        if self._packed is None:
+            self._packed = packed_identities(self.dataset.identities)
+        order = "stored" if self.sampler.stored_order else "keyed"
+        return {"pass": self._epoch, "batch": self._batch, "order": order, "identities": self._packed, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next iteration continues from there. ValueError where it was saved under other settings or data."""
@@ -231,6 +260,13 @@ class AttentionLoader:
                 "AttentionLoader.load_state_dict", "world_size", "be 1 in a state of an earlier release",
                 state["world_size"], "start anew: the batches of several processes were cut by another rule then",
             )  # fmt: skip
+        if "identities" in state:
+            difference = first_difference(unpacked_identities(state["identities"]), self.dataset.identities)
+            if difference is not None:
+                raise error(
+                    "AttentionLoader.load_state_dict", "identities", "be those of the saved state", difference,
+                    "labels would mean other people: restore the data, or start anew",
+                )  # fmt: skip
         for name, value in self._identity.items():
             if name not in state or state[name] != value:
                 raise error(
@@ -239,8 +275,12 @@ class AttentionLoader:
                 )  # fmt: skip
         position = [state.get("pass"), state.get("batch")]
         here = "AttentionLoader.load_state_dict"
+        order = state.get("order", "stored")  # before it had a name, it was always stored
+        if order not in ("stored", "keyed"):
+            raise error(here, "order", "be stored or keyed", repr(order))
         self._epoch = checked_int(here, "pass", position[0], 0)
         self._batch = checked_int(here, "batch", position[1], 0, len(self) - 1)
+        self.sampler.set_stored_order(order == "stored")
 
     def report(self) -> str:
         """The data set's report, then what this loader makes of it."""

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from attfc_cuda._check import error, printable
 from attfc_cuda._deprecated import warn_renamed
+from attfc_cuda.data.identities import NumberNames
 
 
 class UnreadableImage(OSError):
@@ -46,7 +47,8 @@ class FaceDataset(Dataset):
         image_size: Height and width of every image in pixels.
 
     Attributes:
-        labels, identities, image_size: As given.
+        labels: As given, int32 (int64 from 2^31 images or identities on).
+        identities, image_size: As given.
         order: The images by identity, int64 [N].
         offsets: Where each identity's images start in `order`, int64 [C + 1].
         on_bad_image: "raise" or "skip", what a loader does with an `UnreadableImage` (see `AttentionLoader`).
@@ -75,8 +77,10 @@ class FaceDataset(Dataset):
         self.on_bad_image = value
 
     def __init__(self, labels: np.ndarray, identities: Sequence[str], image_size: int):
-        self.labels = np.ascontiguousarray(labels, dtype=np.int64)
-        self.identities = list(identities)
+        # Tens of millions of images: a label takes 4 bytes where it can.
+        small = len(identities) < 2**31 and len(labels) < 2**31
+        self.labels = np.ascontiguousarray(labels, dtype=np.int32 if small else np.int64)
+        self.identities = identities if isinstance(identities, NumberNames) else list(identities)
         self.image_size = image_size
         counts = np.bincount(self.labels, minlength=len(self.identities))
         if len(self.labels) == 0 or len(counts) != len(self.identities) or counts.min() == 0:
@@ -87,7 +91,10 @@ class FaceDataset(Dataset):
                 f"{len(self.labels)} labels for {len(self.identities)} identities",
             )
         self.offsets = np.concatenate([[0], np.cumsum(counts)])
-        self.order = np.argsort(self.labels, kind="stable")
+        # None: images lie by identity already, as in most sets, and nothing need be held.
+        self._order: np.ndarray | None = None
+        if (self.labels[1:] < self.labels[:-1]).any():
+            self._order = np.argsort(self.labels, kind="stable").astype(self.labels.dtype)
         self._cache: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -102,9 +109,18 @@ class FaceDataset(Dataset):
     def _load(self, index: int) -> torch.Tensor:
         raise NotImplementedError
 
+    @property
+    def order(self) -> np.ndarray:
+        """The images by identity, int64 [N]; made anew at each call, see `images_at`."""
+        return self.images_at(np.arange(len(self)))
+
+    def images_at(self, slots: np.ndarray) -> np.ndarray:
+        """Indices, int64, of the images at these places of `order`."""
+        return slots if self._order is None else self._order[slots].astype(np.int64)
+
     def images_of(self, label: int) -> np.ndarray:
         """Indices of this identity's images, ascending."""
-        return self.order[self.offsets[label] : self.offsets[label + 1]]
+        return self.images_at(np.arange(self.offsets[label], self.offsets[label + 1]))
 
     def report(self) -> str:
         """Counts for a start-up report, a few lines of text."""

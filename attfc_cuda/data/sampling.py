@@ -2,7 +2,8 @@
 
 Every batch is a pure function of (seed, epoch, batch), so a run resumes anywhere. A batch is that of all processes of a
 run together; each takes its part of it, so that neither their number nor that of loader workers changes what a step
-sees. No Python loop runs over identities: 10^6 of them cost a few arrays.
+sees. A batch costs what its rows cost, whatever the size of the data set, and all that is held is a few numbers an
+identity.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from attfc_cuda.data._random import (
     unit_interval,
 )
 from attfc_cuda.data.faces import FaceDataset
+from attfc_cuda.data.permutation import EpochOrder
 
 _WORDS_PER_BLOCK = 4
 
@@ -41,6 +43,19 @@ class BatchPlan(NamedTuple):
     mirror_gallery: np.ndarray
     mirror_negatives: np.ndarray
     seeds: np.ndarray
+
+
+class _Slots:
+    """The slots of the images of chosen identities, by number: 8 bytes an identity instead of 8 an image."""
+
+    def __init__(self, offsets: np.ndarray, chosen: np.ndarray) -> None:
+        self._offsets = offsets
+        self._ends = np.cumsum(np.where(chosen, np.diff(offsets), 0))
+        self.count = int(self._ends[-1])
+
+    def at(self, numbers: np.ndarray) -> np.ndarray:
+        label = np.searchsorted(self._ends, numbers, side="right")
+        return self._offsets[label + 1] - (self._ends[label] - numbers)
 
 
 class AttentionSampler:
@@ -69,16 +84,15 @@ class AttentionSampler:
         self.min_images = checked_int(here, "min_images", min_images, 1)
         self.world_size = checked_int(here, "world_size", world_size, 1)
         self.rank = checked_int(here, "rank", rank, 0, self.world_size - 1)
-        self.order, self.offsets = dataset.order, dataset.offsets
-        self.counts = np.diff(self.offsets)
-        self.label_of_slot = np.repeat(np.arange(len(self.counts)), self.counts)
-        is_probe = (self.counts >= self.min_images)[self.label_of_slot]
-        self.probe_slots, self.negative_slots = np.flatnonzero(is_probe), np.flatnonzero(~is_probe)
-        self.num_probes, self.num_negatives = len(self.probe_slots), len(self.negative_slots)
+        self._images_at, self.offsets = dataset.images_at, dataset.offsets
+        counts = self.counts
+        self._probes = _Slots(self.offsets, counts >= self.min_images)
+        self._negative_slots = _Slots(self.offsets, counts < self.min_images)
+        self.num_probes, self.num_negatives = self._probes.count, self._negative_slots.count
         if self.num_probes == 0:
             raise error(
                 here, "dataset", f"have an identity with at least min_images = {self.min_images} images",
-                f"at most {self.counts.max()} images for an identity", "add images or lower min_images",
+                f"at most {counts.max()} images for an identity", "add images or lower min_images",
             )  # fmt: skip
 
         if self.batch_size < self.world_size:
@@ -104,7 +118,22 @@ class AttentionSampler:
         else:
             wanted = checked_int(here, "negatives_per_batch", negatives_per_batch, 0)
             self.negatives_per_batch = min(wanted, self.num_negatives)
-        self._epoch_orders: tuple[int, np.ndarray, np.ndarray] | None = None
+        self.set_stored_order(None)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """The number of images of each identity, int64 [C]."""
+        return np.diff(self.offsets)
+
+    @property
+    def stored_order(self) -> bool:
+        """Whether the order of an epoch is drawn as a whole, see `EpochOrder`."""
+        return self._probe_order.stored
+
+    def set_stored_order(self, stored: bool | None) -> None:
+        """Draw the order of an epoch as a whole, as earlier releases did for any number of images; None: by size."""
+        self._probe_order = EpochOrder(self.num_probes, self.seed, PROBE_ORDER, stored)
+        self._negative_order = EpochOrder(self.num_negatives, self.seed, NEGATIVE_ORDER, stored)
 
     def plan(self, epoch: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
         """This process's part of a batch: rows floor(B rank / world_size) to floor(B (rank + 1) / world_size) of
@@ -128,39 +157,29 @@ class AttentionSampler:
 
     def whole_plan(self, epoch: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
         """The batch of all processes together."""
-        probe_order, negative_order = self._orders(epoch)
         first = batch * self.batch_size
         positions = np.arange(first, min(first + self.batch_size, self.used_probes))
         rows = len(positions)
         words = self._words(PICKS, epoch, first, rows, 1 + self.gallery_size)
-        slots = self.probe_slots[probe_order[positions]]
+        slots = self._probes.at(self._probe_order.at(epoch, positions))
         gallery = self._gallery_slots(slots, unit_interval(words[:, 1:]))
         bits = (words[:, :1] >> np.arange(1 + self.gallery_size, dtype=np.uint64)) & np.uint64(mirror)
 
-        negatives, negative_bits, first_negative = self._negatives(epoch, batch, negative_order)
+        negatives, negative_bits, first_negative = self._negatives(epoch, batch)
         seeds = np.empty(0, dtype=np.uint64)
         if augmented:
             rows_seeds = self._words(AUGMENTATION, epoch, first, rows, 1 + self.gallery_size)
             negative_seeds = self._words(NEGATIVE_AUGMENTATION, epoch, first_negative, len(negatives), 1)
             seeds = np.concatenate([rows_seeds[:, 0], rows_seeds[:, 1:].reshape(-1), negative_seeds[:, 0]])
         return BatchPlan(
-            self.order[slots],
-            self.order[gallery],
-            self.order[negatives],
+            self._images_at(slots),
+            self._images_at(gallery),
+            self._images_at(negatives),
             bits[:, 0].astype(bool),
             bits[:, 1:].astype(bool),
             (negative_bits & np.uint64(mirror)).astype(bool),
             seeds,
         )
-
-    def _orders(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._epoch_orders is None or self._epoch_orders[0] != epoch:
-            probes, negatives = (
-                np.argsort(random_words(self.seed, stream, count, major=epoch), kind="stable")
-                for stream, count in ((PROBE_ORDER, self.num_probes), (NEGATIVE_ORDER, self.num_negatives))
-            )
-            self._epoch_orders = (epoch, probes, negatives)
-        return self._epoch_orders[1:]
 
     def _words(self, stream: int, epoch: int, first: int, rows: int, per_row: int) -> np.ndarray:
         """Random words of consecutive positions of the epoch, uint64 [rows, per_row], the same in any batch size."""
@@ -175,8 +194,8 @@ class AttentionSampler:
         Column k draws one of the images not drawn yet: a number below their count, then stepped over each image that is
         out, in ascending order. With all others drawn, only the probe stays out, and images repeat.
         """
-        label = self.label_of_slot[slots]
-        start, others = self.offsets[label], self.counts[label] - 1
+        label = np.searchsorted(self.offsets, slots, side="right") - 1
+        start, others = self.offsets[label], self.offsets[label + 1] - self.offsets[label] - 1
         own = slots - start
         out = own[:, None]
         for k in range(unit.shape[1]):
@@ -188,7 +207,7 @@ class AttentionSampler:
             out = np.concatenate([out, choice[:, None]], axis=1)
         return start[:, None] + out[:, 1:]
 
-    def _negatives(self, epoch: int, batch: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    def _negatives(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Slots of a batch's negatives, their random words, and the position of the first in the epoch."""
         if self.negatives_per_batch is None:
             first, stop = (self.num_negatives * k // self.num_batches for k in (batch, batch + 1))
@@ -196,5 +215,5 @@ class AttentionSampler:
             first, stop = batch * self.negatives_per_batch, (batch + 1) * self.negatives_per_batch
         if first == stop:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64), first
-        slots = self.negative_slots[order[np.arange(first, stop) % self.num_negatives]]
+        slots = self._negative_slots.at(self._negative_order.at(epoch, np.arange(first, stop) % self.num_negatives))
         return slots, self._words(NEGATIVE_FLIPS, epoch, first, stop - first, 1)[:, 0], first

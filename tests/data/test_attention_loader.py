@@ -18,6 +18,7 @@ from attfc_cuda.data import (
     UnreadableImage,
     build_dataset,
 )
+from attfc_cuda.data.identities import unpacked_identities
 
 SIZE = 8
 
@@ -187,10 +188,57 @@ def test_a_position_saved_by_three_processes_fits_two():
     assert torch.equal(next(iter(two)).probe, whole[4].probe[3:])
 
 
+def test_workers_are_kept_over_epochs_and_broken_off_loops():
+    here, there = (AttentionLoader(NumberedFaces([3] * 20), 8, 1, num_workers=n) for n in (0, 2))
+    batches, processes = [[], []], set()
+    for epoch in range(3):
+        for taken, loader in zip(batches, (here, there), strict=True):
+            for batch in loader:
+                taken.append(batch)
+                if epoch == 1 and len(taken) % 5 == 0:
+                    break
+        processes.add(tuple(worker.pid for worker in there._loader._iterator._workers))
+    assert len(processes) == 1 and len(batches[0]) == 14
+    assert _equal(batches[0], batches[1]) and here.state_dict() == there.state_dict()
+    there.load_state_dict({**there.state_dict(), "pass": 0, "batch": 2})
+    assert _equal(batches[0][2:7], list(there))
+
+
+def test_other_identities_are_refused_by_name():
+    names = [f"p{k}" for k in range(10)]
+    labels = np.repeat(np.arange(10), 3)
+    state = AttentionLoader(FaceDataset(labels, names, SIZE), 4).state_dict()
+    assert unpacked_identities(state["identities"]) == names
+    AttentionLoader(FaceDataset(labels, names, SIZE), 4).load_state_dict(state)
+    renamed = FaceDataset(labels, [*names[:3], "z_p3", *names[4:]], SIZE)
+    with pytest.raises(ValueError, match="identities must be those of the saved state, got identity 3 was 'p3' and is"):
+        AttentionLoader(renamed, 4).load_state_dict(state)
+    fewer = FaceDataset(labels[:-3], names[:-1], SIZE)
+    with pytest.raises(ValueError, match="identities must be .*, got there were 10 identities and are 9"):
+        AttentionLoader(fewer, 4).load_state_dict(state)
+    with pytest.raises(ValueError, match="identities of a saved state cannot be read"):
+        AttentionLoader(renamed, 4).load_state_dict({**state, "identities": "%%%"})
+
+
+def test_the_order_of_earlier_releases_goes_on(monkeypatch):
+    monkeypatch.setattr("attfc_cuda.data.permutation.SMALL", 10)
+    old, loader = (AttentionLoader(NumberedFaces([3] * 20), 8, 1) for _ in range(2))
+    old.sampler.set_stored_order(True)
+    keyed, expected = list(loader), list(old)
+    assert not _equal(keyed, expected) and loader.state_dict()["order"] == "keyed"
+    state = old.state_dict()
+    del state["order"], state["identities"]
+    loader.load_state_dict({**state, "pass": 0, "batch": 3})
+    assert _equal(expected[3:], list(loader)) and loader.state_dict()["order"] == "stored"
+    with pytest.raises(ValueError, match="order must be stored or keyed, got 'random'"):
+        loader.load_state_dict({**state, "order": "random"})
+
+
 def test_states_of_earlier_releases():
     loader = AttentionLoader(NumberedFaces([3] * 10), 4)
     state = loader.state_dict()
-    loader.load_state_dict({**state, "batch": 2, "world_size": 1})
+    earlier = {name: state[name] for name in state.keys() - {"order", "identities"}}
+    loader.load_state_dict({**earlier, "batch": 2, "world_size": 1})
     assert loader.state_dict() == {**state, "batch": 2}
     with pytest.raises(ValueError, match="world_size must be 1 in a state of an earlier release, got 2; start anew"):
         loader.load_state_dict({**state, "world_size": 2})

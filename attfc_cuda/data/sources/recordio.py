@@ -83,11 +83,11 @@ class RecordFile:
 
     def scan(self, damage: Callable[[DamagedFile], None]) -> Iterator[int]:
         """The offset of each record from the start of the file on. What is no record is reported to `damage`, and the
-        scan goes on at the next place that starts one."""
+        scan goes on at the next place that starts one. Only the heads of the parts are read."""
         offset, size = 0, self.file.size
         while offset < size:
             try:
-                _, behind = self.read(offset)
+                behind = self._behind(offset)
             except DamagedFile as cause:
                 damage(cause)
                 offset = self._next_start(offset + 4)
@@ -95,8 +95,29 @@ class RecordFile:
             yield offset
             offset = behind
 
+    def _behind(self, offset: int) -> int:
+        """The offset behind the record at `offset`, by its heads. Errors: as `read`."""
+        kind, length, here = self._head(offset)
+        size = length
+        if kind == WHOLE:
+            return here
+        if kind != FIRST:
+            raise self.file.damaged(offset, "be the start of a record", f"part kind {kind}")
+        while kind != LAST:
+            place = here
+            kind, length, here = self._head(place, size)
+            if kind not in (MIDDLE, LAST):
+                raise self.file.damaged(place, f"go on with the record of byte {offset}", f"part kind {kind}")
+            size += len(MAGIC) + length
+        return here
+
     def _part(self, offset: int, before: int = 0) -> tuple[int, bytes, int]:
         """Kind, data and end of the part at `offset`, of a record with `before` bytes in earlier parts."""
+        kind, length, behind = self._head(offset, before)
+        return kind, self.file.read(offset + 8, length), behind
+
+    def _head(self, offset: int, before: int = 0) -> tuple[int, int, int]:
+        """Kind, length and end of the part at `offset`."""
         if offset % 4:
             raise self.file.damaged(offset, "start a record at a multiple of 4", offset)
         head = self.file.read(offset, 8)
@@ -106,13 +127,13 @@ class RecordFile:
         kind, length = word >> 29, word & MAX_LENGTH
         if kind > LAST:
             raise self.file.damaged(offset + 4, "name a part kind of 0 to 3", kind)
-        if offset + 8 + length <= self.file.size:  # else the file's end is what is wrong
-            try:
-                require_bytes(before + length)
-            except TooLarge as cause:
-                raise self.file.damaged(offset, "belong to a record within the limit", cause) from cause
-        data = self.file.read(offset + 8, length)
-        return kind, data, offset + 8 + (length + 3) // 4 * 4
+        if offset + 8 + length > self.file.size:
+            raise self.file.damaged(offset + 8, f"hold {length} bytes", f"a file that ends at byte {self.file.size}")
+        try:
+            require_bytes(before + length)
+        except TooLarge as cause:
+            raise self.file.damaged(offset, "belong to a record within the limit", cause) from cause
+        return kind, length, offset + 8 + (length + 3) // 4 * 4
 
     def _next_start(self, offset: int) -> int:
         """The next multiple of 4 from `offset` on with the magic and a kind that starts a record, or the end."""

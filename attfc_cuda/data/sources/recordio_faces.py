@@ -8,7 +8,7 @@ from attfc_cuda._check import error
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.sources.checked_file import DamagedFile
-from attfc_cuda.data.sources.recordio import RecordFile
+from attfc_cuda.data.sources.recordio import RecordFile, whole_label
 from attfc_cuda.data.sources.recordio_index import load_index
 from attfc_cuda.data.sources.stored import StoredFaces
 
@@ -57,11 +57,18 @@ class RecordFaces(StoredFaces):
             self.skipped.add(what, example, count)
         self._facts += index.facts
         self._offsets = index.offsets
-        self.start(index.labels, None, check=check, cache=cache, digests=index.digests)
+        self.start(index.labels, None, check=check, cache=cache)
+        if not (check or cache):
+            self._facts.append("duplicated images: not looked for, check=True reads every image and counts them")
 
     def _content(self, item: int) -> bytes:
         try:
-            face, _ = self._records.face(int(self._offsets[item]))
+            offset = int(self._offsets[item])
+            face, _ = self._records.face(offset)
+            # An index of another file of the same size and time, or bytes that have changed since.
+            if self._items is None and str(whole_label(face.labels[0])) != self.identities[self.labels[item]]:
+                got = f"{face.labels[0]:g} instead of {self.identities[self.labels[item]]}: has the file changed?"
+                raise self._records.file.damaged(offset, "have the label that the index has", got)
         except DamagedFile as cause:
             raise UnreadableImage(f"RecordFaces: {cause}") from cause
         return face.image

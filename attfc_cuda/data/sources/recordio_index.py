@@ -1,8 +1,9 @@
 """Where each face of a .rec file lies and whose it is: found once, then kept in a file.
 
-Every record is visited once: its header gives the label, its bytes a hash by which duplicates are counted. For millions
-of images that takes minutes, so the result is kept beside the .rec (or, where that folder cannot be written, in the
-user's cache folder) and used again as long as size and time of the .rec and of its .idx are the same.
+The headers of all records are read at once, for label and extent; images are not touched (`check` reads them all, and a
+record that was damaged since is named when it is read). The result is kept beside the .rec (or, where that folder
+cannot be written, in the user's cache folder) and used again as long as size and time of the .rec and of its .idx are
+the same.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attfc_cuda._files import replacing
-from attfc_cuda.data.faces import SlowNotice
 from attfc_cuda.data.sources.checked_file import CheckedFile, DamagedFile
-from attfc_cuda.data.sources.duplicates import digest
-from attfc_cuda.data.sources.recordio import RecordFile, whole_label
+from attfc_cuda.data.sources.recordio import MAX_LABEL, RecordFile, whole_label
+from attfc_cuda.data.sources.recordio_headers import read_headers
 from attfc_cuda.data.sources.skipped import Skipped
 
-_CACHE_MAGIC = b"ATTFCIX1"
+_CACHE_MAGIC = b"ATTFCIX2"
 _CACHE_HEAD = struct.Struct("<8sII")  # magic, length of the JSON, CRC-32 of everything behind this head
 _MAX_JSON = 2**20
 _LINE = re.compile(rb"\d{1,18}\t\d{1,18}\r?\n")
@@ -35,14 +35,13 @@ _CHUNK = 2**22
 
 
 class RecordIndex(NamedTuple):
-    """N images in the order of their keys. offsets, labels: int64 [N]; digests: uint64 [N], hashes of the images.
+    """N images in the order of their keys. offsets: int64 [N]; labels: int32 [N].
 
     facts: lines for the start-up report. damage: kind -> (count, first example), what had to be left out.
     """
 
     offsets: np.ndarray
     labels: np.ndarray
-    digests: np.ndarray
     facts: list[str]
     damage: dict[str, tuple[int, str]]
 
@@ -84,39 +83,20 @@ def build_index(records: RecordFile, idx: Path) -> RecordIndex:
         keys = np.arange(len(offsets))
     intact = not found.counts
 
-    labels = np.full(len(keys), -1, dtype=np.int64)
-    digests, ranges = np.zeros(len(keys), dtype=np.uint64), {}
-    notice, behind = SlowNotice(f"indexing {records.file.path.name}, once"), 0
     # In the order of the file, so that two records that overlap are seen: the work is bounded by the file's size.
-    for place in np.argsort(offsets, kind="stable").tolist():
-        offset = int(offsets[place])
-        try:
-            if offset < behind:
-                raise records.file.damaged(offset, f"lie behind the record before it, from {behind} on", offset)
-            face, behind = records.face(offset)
-        except DamagedFile as cause:
-            found.add("damaged records", str(cause))
-            continue
-        if len(face.image) == 0:
-            if face.flag >= 2:  # the header record, or an identity's range of keys
-                ranges[int(keys[place])] = face.labels
-            else:
-                found.add("records without an image", str(records.file.damaged(offset, "hold an image", "no bytes")))
-            continue
-        label = whole_label(face.labels[0])
-        if label is None:
-            got = f"{face.labels[0]:g}"
-            found.add("records whose label names no identity", str(records.file.damaged(offset, "have a label", got)))
-            continue
-        labels[place], digests[place] = label, digest(face.image)
-        notice(f"byte {behind} of {records.file.size}")
-
-    order = np.argsort(keys, kind="stable")
-    order = order[labels[order] >= 0]
-    if intact and 0 in ranges:
-        facts.append(_compare_ranges(ranges, keys[order], labels[order]))
+    by_place = np.argsort(offsets, kind="stable") if (offsets[1:] < offsets[:-1]).any() else np.arange(len(offsets))
+    found_labels, range_places, ranges = read_headers(records, offsets[by_place], found)
+    labels = np.full(len(keys), -1, dtype=np.int32)
+    labels[by_place] = found_labels
+    range_keys = keys[by_place[range_places]]
+    if (keys[1:] < keys[:-1]).any():
+        order = np.argsort(keys, kind="stable")
+        keys, offsets, labels = keys[order], offsets[order], labels[order]
+    taken = labels >= 0
+    if intact and (range_keys == 0).any():
+        facts.append(_compare_ranges(range_keys, ranges, keys[taken], labels[taken]))
     found_damage = {what: (count, found.examples[what]) for what, count in found.counts.items()}
-    return RecordIndex(offsets[order], labels[order], digests[order], facts, found_damage)
+    return RecordIndex(offsets[taken], labels[taken], facts, found_damage)
 
 
 def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -136,32 +116,33 @@ def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if good < len(chunk) or not chunk:
             got = file.read(start + good, min(40, file.size - start - good))
             raise file.damaged(start + good, "be a line of key, tab and offset", repr(got))
-        parts.append(np.array(chunk.split(), dtype="S18").astype(np.int64))
+        parts.append(np.fromstring(chunk, dtype=np.int64, sep=" "))
         start += len(chunk)
     numbers = np.concatenate(parts).reshape(-1, 2)
     keys, offsets = numbers[:, 0].copy(), numbers[:, 1].copy()
-    ordered = np.sort(keys)
+    ordered = np.sort(keys) if (keys[1:] <= keys[:-1]).any() else keys
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
         raise file.damaged(0, "list each key once", f"key {twice[0]} twice")
     return keys, offsets
 
 
-def _compare_ranges(ranges: dict[int, tuple[float, ...]], keys: np.ndarray, labels: np.ndarray) -> str:
+def _compare_ranges(range_keys: np.ndarray, ranges: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> str:
     """The header record says which keys are images and which are identities; each of those, which keys are its images.
     Labels are those of the images themselves: a header that disagrees with them is only reported."""
-    first, stop = (whole_label(value) for value in ranges[0])
+    order = np.argsort(range_keys, kind="stable")
+    range_keys, ranges = range_keys[order], ranges[order]
+    first, stop = (whole_label(value) for value in ranges[0].tolist())  # key 0 is the lowest
     if first is None or stop is None or not 1 <= first <= stop:
         return f"header: no use, its ranges are {ranges[0][0]:g} to {ranges[0][1]:g}"
     change = np.concatenate([[0], np.cumsum(labels[1:] != labels[:-1])])
     disagree = int(((keys < 1) | (keys >= first)).sum())
-    for key in range(first, min(stop, first + len(ranges))):
-        bounds = [whole_label(value) for value in ranges.get(key, ())]
-        if len(bounds) != 2 or None in bounds:
-            disagree += 1
-            continue
-        a, b = np.searchsorted(keys, bounds)
-        disagree += bool(b <= a or change[b - 1] != change[a])
+    there = (range_keys >= first) & (range_keys < stop)
+    whole = there & (ranges >= 0).all(1) & (ranges <= MAX_LABEL).all(1) & (ranges == np.floor(ranges)).all(1)
+    begin, end = np.searchsorted(keys, ranges[whole].astype(np.int64)).T
+    right = end > begin
+    right[right] = change[end[right] - 1] == change[begin[right]]
+    disagree += stop - first - int(right.sum())
     wrong = f", {disagree} of them at odds with the images' labels, which count" if disagree else ""
     return f"header: images are keys 1 to {first - 1}, identities have {stop - first} ranges{wrong}"
 
@@ -187,16 +168,15 @@ def _read_cache(path: Path, identity: dict[str, Any], rec_size: int) -> RecordIn
     body = file.read(_CACHE_HEAD.size, file.size - _CACHE_HEAD.size)
     if magic != _CACHE_MAGIC or json_length > min(_MAX_JSON, len(body)) or zlib.crc32(body) != crc:
         return None
-    head, arrays = _head(bytes(body[:json_length])), body[json_length:]
-    if head is None or head["of"] != identity or len(arrays) % 24:
+    head, arrays = _head(body[:json_length]), memoryview(body)[json_length:]
+    if head is None or head["of"] != identity or len(arrays) % 12:
         return None
-    offsets, labels, digests = (
-        np.frombuffer(part, dtype=dtype).copy()
-        for part, dtype in zip(_thirds(arrays), ("<i8", "<i8", "<u8"), strict=True)
-    )
-    if len(offsets) and (offsets.min() < 0 or offsets.max() >= rec_size or labels.min() < 0):
+    count = len(arrays) // 12
+    offsets = np.frombuffer(arrays, dtype="<i8", count=count)
+    labels = np.frombuffer(arrays, dtype="<i4", count=count, offset=8 * count)
+    if count and (offsets.min() < 0 or offsets.max() >= rec_size or labels.min() < 0):
         return None
-    return RecordIndex(offsets, labels, digests, head["facts"], head["damage"])
+    return RecordIndex(offsets, labels, head["facts"], head["damage"])
 
 
 def _head(text: bytes) -> dict[str, Any] | None:
@@ -210,15 +190,10 @@ def _head(text: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _thirds(view: memoryview) -> list[memoryview]:
-    length = len(view) // 3
-    return [view[k * length : (k + 1) * length] for k in range(3)]
-
-
 def _write_cache(path: Path, identity: dict[str, Any], index: RecordIndex) -> None:
     """All of it or nothing, also when two processes write it at once."""
     head = json.dumps({"of": identity, "facts": index.facts, "damage": index.damage}).encode()
-    arrays = [index.offsets.astype("<i8"), index.labels.astype("<i8"), index.digests.astype("<u8")]
+    arrays = [index.offsets.astype("<i8"), index.labels.astype("<i4")]
     body = b"".join([head, *(array.tobytes() for array in arrays)])
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:

@@ -10,11 +10,21 @@ import torch
 from attfc_cuda._check import error
 from attfc_cuda.data._checks import checked_image_size
 from attfc_cuda.data.faces import FaceDataset, load_all
+from attfc_cuda.data.identities import NumberNames
 from attfc_cuda.data.images import decode_image
 from attfc_cuda.data.sources.duplicates import digest, duplicates_line
 from attfc_cuda.data.sources.skipped import Skipped
 
 ON_BAD_IMAGE = ("skip", "raise")
+
+
+def _compacted(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct labels in ascending order, and for each label its place among them."""
+    if len(labels) and labels.max() < 4 * len(labels) + 1024:  # as nearly always: no sort of all images
+        there = np.bincount(labels) > 0
+        kept = np.flatnonzero(there)
+        return kept, labels if there.all() else (np.cumsum(there, dtype=labels.dtype) - 1)[labels]
+    return np.unique(labels, return_inverse=True)
 
 
 class StoredFaces(FaceDataset):
@@ -33,6 +43,7 @@ class StoredFaces(FaceDataset):
             raise error(here, "on_bad_image", 'be "skip" or "raise"', repr(on_bad_image))
         self.image_size, self.on_bad_image = checked_image_size(here, image_size), on_bad_image
         self.skipped, self._facts = Skipped(), []
+        self._items: np.ndarray | None = np.empty(0, dtype=np.int64)  # None once all items are images, see `start`
 
     def start(
         self,
@@ -41,11 +52,10 @@ class StoredFaces(FaceDataset):
         *,
         check: bool,
         cache: bool,
-        digests: np.ndarray | None = None,
     ) -> None:
         """labels: int64 [M], of each item. names: of each label; None for sources that number their identities, whose
-        numbers may have gaps: the report counts them. digests: uint64 [M] where the source knows them already."""
-        readable, images = np.ones(len(labels), dtype=bool), None
+        numbers may have gaps: the report counts them."""
+        readable, images, digests = np.ones(len(labels), dtype=bool), None, None
         if (check or cache) and len(labels):
             digests = np.zeros(len(labels), dtype=np.uint64)
 
@@ -59,13 +69,14 @@ class StoredFaces(FaceDataset):
             )
             for failure in failures:
                 self.skipped.add("images that cannot be decoded", str(failure))
-        kept, compact = np.unique(labels[readable], return_inverse=True)
-        for label in np.setdiff1d(labels, kept):
+        kept, compact = _compacted(labels if readable.all() else labels[readable])
+        for label in () if readable.all() else np.setdiff1d(labels, kept):
             where = self._where_identity(int(label), names)
             self.skipped.add("identities without a readable image", where)
         if len(kept) == 0:
             raise self._nothing()
-        super().__init__(compact, [str(k) if names is None else names[k] for k in kept.tolist()], self.image_size)
+        identities = NumberNames(kept) if names is None else [names[k] for k in kept.tolist()]
+        super().__init__(compact, identities, self.image_size)
         self._cache, self._items = images, None if readable.all() else np.flatnonzero(readable)
         if names is None and kept[-1] - kept[0] + 1 > len(kept):
             gaps = int(kept[-1] - kept[0] + 1) - len(kept)
