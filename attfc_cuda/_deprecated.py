@@ -164,7 +164,7 @@ class _OldPlaces(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         # The import system has just written the old place's spec into the module.
-        module.__spec__ = self._specs.pop(module.__spec__.name)
+        module.__spec__ = self._specs.pop(module.__name__ if module.__spec__ is None else module.__spec__.name)
 
 
 def install() -> None:

@@ -76,7 +76,10 @@ class Case:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Case:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Case(**{name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()})
+        changed: dict[str, Any] = {
+            name: change(value) if isinstance(value, Tensor) else value for name, value in values.items()
+        }
+        return Case(**changed)
 
 
 def unit(rows: Tensor) -> Tensor:
@@ -261,6 +264,7 @@ def assert_no_worse(
     The message names the first element over the limit and the worst one, with coordinates.
     """
     if isinstance(truth, Mapping):
+        assert isinstance(actual, Mapping) and not isinstance(plain, Tensor)
         if case is not None:
             actual = _without_lost_rows(actual, truth, case)
         for key in truth:
@@ -270,6 +274,7 @@ def assert_no_worse(
                 beside = beside if key.startswith("grad_") else None
             assert_no_worse(actual[key], truth[key], beside, factor, floor, least=least, name=key)
         return
+    assert isinstance(actual, Tensor) and not isinstance(plain, Mapping)
     errors = relative_error(actual, truth, least)
     if errors.numel() == 0:
         return
@@ -278,11 +283,11 @@ def assert_no_worse(
     for kind in ("max", "rms"):
         limit = 0.0 if integers else max(floor, 0.0 if theirs is None else factor * theirs[kind])
         if ours[kind] > limit:
-            beside = "" if theirs is None else f" (plain PyTorch: {theirs[kind]:.3g}, factor {factor:g})"
+            compared = "" if theirs is None else f" (plain PyTorch: {theirs[kind]:.3g}, factor {factor:g})"
             first = _describe(actual, truth, int((errors.flatten() > limit).int().argmax()))
             worst = _describe(actual, truth, int(errors.argmax()))
             raise AssertionError(
-                f"{name}: {kind} relative error {ours[kind]:.3g} exceeds {limit:.3g}{beside}; "
+                f"{name}: {kind} relative error {ours[kind]:.3g} exceeds {limit:.3g}{compared}; "
                 f"first over it {first}; worst {worst}"
             )
 

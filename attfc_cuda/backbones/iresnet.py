@@ -54,6 +54,11 @@ class IResNet(Backbone):
     Errors: ValueError for an unknown depth, an image_size below 16, embedding_dim below 1, or images of another size.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, depth: int, embedding_dim: int = 512, image_size: int = 112, dropout: float = 0.0) -> None:
         super().__init__(embedding_dim, image_size, min_image_size=16)
         if depth not in STAGE_BLOCKS:

@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str]) -> tuple[ModuleType, Any]:
         return module, command
     modules = {name: command_module(name) for name in COMMANDS}
     commands = [Annotated[module.Command, tyro.conf.subcommand(name)] for name, module in modules.items()]
-    tyro.cli(
+    tyro.cli(  # type: ignore[call-overload]
         Union[tuple(commands)],  # noqa: UP007 - made at run time
         prog="attfc",
         description="Margin-softmax heads for face recognition. `attfc --version` prints the version; --debug with any "

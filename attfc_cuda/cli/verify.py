@@ -67,7 +67,7 @@ def run(command: Command) -> int:
     size, backbone, method = command.image_size or 112, None, RAW_PIXELS
     if command.checkpoint is not None:
         network, name = load_backbone(command.checkpoint)
-        size = network.image_size if command.image_size is None or command.backbone is None else command.image_size
+        size = int(network.image_size) if command.image_size is None or command.backbone is None else command.image_size
         if command.backbone is None:
             backbone, method = network.to(pick_device(command.device)), name
     if command.suite is not None:

@@ -80,7 +80,7 @@ class Augmentation:
             rule = 'be "none" or a list of flip, crop, photometric, gray and lowres, each with its share as in crop:0.2'
             raise error("AttentionLoader", "augment", rule, repr(spec))
         self.flip = "flip" in names
-        self._chances = {match[1]: _probability(match[2], spec) for match in matches}
+        self._chances = {match[1]: _probability(match[2], spec) for match in matches if match}
         self.random, self._image_size = bool(self._chances), image_size
         if self.random:
             _transforms()

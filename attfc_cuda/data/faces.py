@@ -63,7 +63,7 @@ class FaceDataset(Dataset):
         super().__init_subclass__(**arguments)
         if isinstance(vars(cls).get("on_error"), str):
             warn_renamed(f"{cls.__name__}.on_error", "on_bad_image")
-            cls.on_bad_image = cls.on_error
+            cls.on_bad_image = vars(cls)["on_error"]
             del cls.on_error
 
     @property

@@ -18,7 +18,7 @@ from attfc_cuda.data.limits import TooLarge, max_image_pixels, require_bytes, re
 try:
     from PIL import Image, ImageOps, UnidentifiedImageError
 except ImportError:  # procedural faces work without it
-    Image = ImageOps = UnidentifiedImageError = None
+    Image = ImageOps = UnidentifiedImageError = None  # type: ignore[assignment, misc]
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".pbm", ".bmp", ".webp", ".tif", ".tiff")
 

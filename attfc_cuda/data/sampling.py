@@ -153,7 +153,7 @@ class AttentionSampler:
             seeds_of_parts = np.split(seeds, np.cumsum(sizes)[:-1])
             cut = (mine(own.reshape(images.shape)) for own, images in zip(seeds_of_parts, parts[:3], strict=True))
             seeds = np.concatenate([own.reshape(-1) for own in cut])
-        return BatchPlan(*map(mine, parts), seeds)
+        return BatchPlan._make((*map(mine, parts), seeds))
 
     def whole_plan(self, epoch: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
         """The batch of all processes together."""

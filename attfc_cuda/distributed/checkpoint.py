@@ -125,9 +125,9 @@ def load(
     for name, shape in shapes.items():
         if name not in saved:
             raise error("head_checkpoint.load", "path", f"hold {name} of the head", f"{folder} without it")
-        if saved[name].size != shape:
+        if saved[name].size != shape:  # type: ignore[union-attr]
             remedy = "load into a head of the size that was saved; resize_classes changes it afterwards"
-            got = f"{list(saved[name].size)} in {folder}"
+            got = f"{list(saved[name].size)} in {folder}"  # type: ignore[union-attr]
             raise error("head_checkpoint.load", "path", f"hold {name} of shape {list(shape)}", got, remedy)
     # The optimizer's names have been compared where its state was made.
     other = [name for name in saved if name not in shapes and not name.startswith("optimizer.")]

@@ -141,7 +141,7 @@ def verify_backbone(
         images, numbered = pairs.indices()
     else:
         used, position = np.unique(np.concatenate([pairs.a, pairs.b]), return_inverse=True)
-        images = Subset(dataset, used.tolist())
+        images = Subset(dataset, used.tolist())  # type: ignore[assignment, arg-type]
         numbered = pairs._replace(a=position[: len(pairs.a)], b=position[len(pairs.a) :])
     similarity = pair_similarity(embed_images(backbone, images, **options), numbered.a, numbered.b)
     return verify(similarity, numbered.same, numbered.fold), similarity

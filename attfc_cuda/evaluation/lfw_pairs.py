@@ -45,8 +45,10 @@ def lfw_pairs(path: Path, lines: Sequence[str], root: Path) -> Iterator[tuple[in
             rule = "hold a name and two numbers" if genuine else "hold a name and a number, twice"
             raise error("read_pairs", place, rule, repr(line.strip()[:80]))
         names = (match["a"], match["a"] if genuine else match["b"])
-        images = [_image(root, name, int(i), suffixes) for name, i in zip(names, (match["i"], match["j"]), strict=True)]
-        yield number, *images, genuine, read // (2 * count) if len(header) == 2 else read % FOLDS
+        left, right = (
+            _image(root, name, int(i), suffixes) for name, i in zip(names, (match["i"], match["j"]), strict=True)
+        )
+        yield number, left, right, genuine, read // (2 * count) if len(header) == 2 else read % FOLDS
         read += 1
     if read != 2 * folds * count:
         raise error("read_pairs", str(path), f"hold {2 * folds * count} pairs, as its first line says", read)

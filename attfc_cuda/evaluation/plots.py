@@ -97,7 +97,7 @@ def plot_histogram(
     lowest, highest = min(genuine.min(), impostor.min()), max(genuine.max(), impostor.max())
     # A half width keeps the bins apart when every value is the same.
     margin = max(0.02 * (highest - lowest), 1e-6)
-    bins = np.linspace(lowest - margin, highest + margin, 51)
+    bins = np.linspace(lowest - margin, highest + margin, 51).tolist()
     for values, color, name in ((impostor, IMPOSTOR_COLOR, "impostor"), (genuine, GENUINE_COLOR, "genuine")):
         weights = np.full(len(values), 1.0 / len(values))
         axes.hist(

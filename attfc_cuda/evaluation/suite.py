@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +35,11 @@ def find_suite(folder: str | Path, image_size: int = 112, root: str | Path | Non
     entries = [] if find_ijb(folder) is None else [SuiteEntry(folder.name, lambda: read_ijb(folder, image_size))]
     for path in sorted(folder.iterdir()):
         if path.is_dir() and find_ijb(path) is not None:
-            entries.append(SuiteEntry(path.name, lambda path=path: read_ijb(path, image_size)))
+            entries.append(SuiteEntry(path.name, partial(read_ijb, path, image_size)))
         elif path.suffix == ".bin":
-            entries.append(SuiteEntry(path.stem, lambda path=path: read_bin(path, image_size)))
+            entries.append(SuiteEntry(path.stem, partial(read_bin, path, image_size)))
         elif path.suffix == ".txt":
-            entries.append(SuiteEntry(path.stem, lambda path=path: _pair_list(path, image_size, root)))
+            entries.append(SuiteEntry(path.stem, partial(_pair_list, path, image_size, root)))
     names = [entry.name for entry in entries]
     if not entries:
         raise error("verify", "suite", "hold .bin sets, pair lists or IJB folders", f"none in {folder}")
@@ -51,4 +52,4 @@ def find_suite(folder: str | Path, image_size: int = 112, root: str | Path | Non
 def _pair_list(path: Path, image_size: int, root: str | Path | None) -> VerificationSet:
     own = path.with_suffix("")
     files, pairs = read_pairs(path, root or (own if own.is_dir() else path.parent)).indices()
-    return VerificationSet(path.stem, ImageFiles(files, image_size), pairs)
+    return VerificationSet(path.stem, ImageFiles([str(file) for file in files], image_size), pairs)

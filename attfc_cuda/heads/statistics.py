@@ -37,8 +37,9 @@ def step_statistics(
         "fill": fill,
         "omitted_mass": torch.where(counts, negatives.omitted_mass, 0).sum() / rows,
     }
-    if isinstance(getattr(margin, "t", None), Tensor):
-        stats["t"] = margin.t.clone()
+    t = getattr(margin, "t", None)
+    if isinstance(t, Tensor):
+        stats["t"] = t.clone()
     return {name: value.detach() for name, value in stats.items()}
 
 

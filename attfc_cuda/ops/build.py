@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 # What the kernels are compiled for when nothing else is asked for: every generation from the first that can run them.
 ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
@@ -115,16 +115,16 @@ def _plan(torch_cuda: str | None, capabilities: list[tuple[int, int]]) -> CudaBu
     known = _known_architectures(toolkit)
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     if asked and asked != "native":
-        names = _parse_architectures(asked)
+        names: list[str | None] = [*_parse_architectures(asked)]
     elif capabilities:
         names = [_best_for(capability, known) for capability in capabilities]
     else:
         names = [name for name in ARCHITECTURES if _number(name) in known]
-    names = tuple(dict.fromkeys(name for name in names if name and _number(name) >= _OLDEST))
-    if not names:
+    kept = tuple(dict.fromkeys(name for name in names if name and _number(name) >= _OLDEST))
+    if not kept:
         what = asked or ", ".join(f"{major}.{minor}" for major, minor in capabilities) or f"nvcc {toolkit.version}"
         return f"the kernels need compute capability 8.0 or later, got {what}"
-    return CudaBuild(toolkit, names)
+    return CudaBuild(toolkit, kept)
 
 
 def find_toolkit(torch_cuda: str) -> Toolkit | str:
@@ -190,8 +190,8 @@ def _parse_architectures(text: str) -> list[str]:
 
 
 def _number(name: str) -> tuple[int, int]:
-    major, minor = re.match(r"(\d+)\.(\d)", name).groups()
-    return int(major), int(minor)
+    major, _, rest = name.partition(".")
+    return int(major), int(rest[0])
 
 
 def _best_for(capability: tuple[int, int], known: set[tuple[int, int]]) -> str | None:
@@ -221,7 +221,7 @@ def _runs_on(name: str, capability: tuple[int, int]) -> bool:
 
 
 @contextlib.contextmanager
-def torch_uses(toolkit: Toolkit, cpp_extension: ModuleType) -> Iterator[None]:
+def torch_uses(toolkit: Toolkit, cpp_extension: Any) -> Iterator[None]:
     """Makes torch.utils.cpp_extension build with `toolkit` instead of the one that it found by itself."""
     found, cpp_extension.CUDA_HOME = cpp_extension.CUDA_HOME, str(toolkit.home)
     try:

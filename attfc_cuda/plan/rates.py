@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attfc_cuda import backbones
 from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
+from attfc_cuda.heads.fused_optimizer import FusedOptimizer
 from attfc_cuda.margins import ArcFace
 from attfc_cuda.plan.heads import Head, centers_met
 from attfc_cuda.plan.networks import NetworkNeeds
@@ -82,7 +83,9 @@ def head_step(head: Head, identities: int, dim: int, batch: int, device: str, dt
         if head.kind == "fc"
         else PartialFC(dim, identities, head.share, ArcFace())
     ).to(device)
-    optimizer = trained.fuse_optimizer(0.1) if head.fused else torch.optim.SGD(trained.parameters(), 0.1, momentum=0.9)
+    optimizer: FusedOptimizer | torch.optim.SGD = (
+        trained.fuse_optimizer(0.1) if head.fused else torch.optim.SGD(trained.parameters(), 0.1, momentum=0.9)
+    )
 
     def run() -> None:
         optimizer.zero_grad()

@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -139,8 +139,8 @@ def load(path: Path) -> dict[str, Any]:
         got = f"{path.stat().st_size} bytes that do not load ({reason})"
         raise CheckpointError(f"checkpoint: {path} must be a complete checkpoint, got {got}") from cause
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        got = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"checkpoint: {path} must hold format {FORMAT!r}, got {got!r}")
+        held = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(f"checkpoint: {path} must hold format {FORMAT!r}, got {held!r}")
     if state.get("processes", 1) > 1 and not (shards_of(path) / ".metadata").is_file():
         raise CheckpointError(f"checkpoint: {path} must have its shards beside it, got no {shards_of(path).name}")
     for name, crc in state.get("shards_crc32", {}).items():
@@ -179,7 +179,7 @@ def rng_state() -> dict[str, Any]:
 
     The long ones as tensors: as Python numbers they would be most of the objects in a checkpoint.
     """
-    name, keys, *rest = np.random.get_state()
+    name, keys, *rest = cast(tuple, np.random.get_state())
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),

@@ -21,7 +21,7 @@ from attfc_cuda._deprecated import renamed_field, warn_renamed
 from attfc_cuda._error import error
 from attfc_cuda._files import write_text
 
-RENAMED = {("optim", "passes"): "epochs"}
+RENAMED: dict[tuple[str, Any], str] = {("optim", "passes"): "epochs"}
 """Old names of fields, by group, which files of older runs hold."""
 HOW_A_RUN_STARTS = ("resume", "carry_classes", "overwrite", "config")
 """Fields of `RunConfig` that no file holds."""

@@ -24,7 +24,7 @@ def record_cosines(sample: CosineSample, step: int, log: RunLog, folder: Path) -
     if len(sample.positive) and bool(sample.positive.isfinite().all()) and bool(sample.negative.isfinite().all()):
         folder.mkdir(parents=True, exist_ok=True)
         title = f"Cosines to class centres, step {step}"
-        plot_cosines(*(values.numpy() for values in sample), folder / f"step_{step:08d}.png", title)
+        plot_cosines(*(values.numpy() for values in sample), folder / f"step_{step:08d}.png", title)  # type: ignore[call-arg, arg-type]
 
 
 class SaturationCheck:

@@ -14,6 +14,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -99,7 +100,7 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
     verify_every = max(per_epoch, math.ceil(total / 10)) if verify_every is None else verify_every
     checkpoint_every = per_epoch if checkpoint_every is None else checkpoint_every
 
-    log = NoLog()
+    log: Any = NoLog()
     if own is not None:
         events = run.run / EVENTS if run.tensorboard else None
         log = RunLog(run.run / LOG, total, training.step, events, "bar" if run.progress else "none")

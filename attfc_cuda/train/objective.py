@@ -6,6 +6,8 @@ The loop knows only the small protocol of `Objective`. `AttFCObjective` is the g
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -187,7 +189,9 @@ class TrainedCentersObjective(Objective):
         classes = self.classes_of(np.bincount(loader.dataset.labels, minlength=loader.num_classes))
         class_of = torch.full((loader.num_classes,), -1)
         class_of[torch.from_numpy(classes)] = torch.arange(len(classes))
+        self.class_of: Tensor
         self.register_buffer("class_of", class_of, persistent=False)
+        head: Any
         head, rate = (
             (PartialFC, {"sample_rate": config.head.sample_rate})
             if config.head.head == "partial_fc"

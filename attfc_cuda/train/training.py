@@ -71,7 +71,7 @@ class Training:
                 raise error("train", "sync_batch_norm", "be used on GPUs", self.device)
             self.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(self.backbone)
         # channels_last is the layout convolution libraries compute in; weights in it save a conversion a layer.
-        self.backbone.to(self.device, memory_format=torch.channels_last).train()
+        self.backbone.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         head_config = with_checkpoints_capacity(config) if config.run.carry_classes else config
         self.objective = objective_type(self.backbone, self.loader, head_config, **shards).to(self.device)
         self.network = self.backbone if group is None else group.wrap(self.backbone)

@@ -11,7 +11,7 @@ import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from attfc_cuda._check import error
 from attfc_cuda.compat.insightface.margins import as_margin
@@ -32,7 +32,7 @@ _WITHOUT_COUNTERPART = ("num_classes", "num_image", "dali", "dali_aug", "save_al
 _NETWORKS = {"r18": "iresnet18", "r34": "iresnet34", "r50": "iresnet50", "r100": "iresnet100", "mbf": "mobilefacenet"}
 _SCALE = 64.0  # fixed in train_v2.py
 _IMAGE_SIZE = 112
-_OPERATORS = {
+_OPERATORS: dict[type, Any] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.USub: operator.neg,
 }  # fmt: skip
@@ -53,7 +53,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
         if isinstance(line, (ast.Import, ast.ImportFrom)) or _is_text(line) or _makes_the_dict(line):
             continue
         target = line.targets[0] if isinstance(line, ast.Assign) and len(line.targets) == 1 else None
-        if not _is_setting(target):
+        if not isinstance(line, ast.Assign) or not _is_setting(target):
             raise _not_a_value(path, line)
         try:
             settings[target.attr] = _value(line.value, settings)
@@ -115,7 +115,7 @@ class _MarginLoss:
 def _margin(margin_list: Any, threshold: float) -> dict[str, str]:
     if not isinstance(margin_list, (tuple, list)) or len(margin_list) != 3:
         raise error("train_config", "margin_list", "be three numbers (m1, m2, m3)", repr(margin_list))
-    margin = as_margin(_MarginLoss(*margin_list, threshold))
+    margin = as_margin(_MarginLoss(*margin_list, threshold))  # type: ignore[call-arg]
     name = type(margin).__name__.lower()
     numbers = {"arcface": ("m2",), "cosface": ("m",)}.get(name, ("m1", "m2", "m3"))
     options = {"m" if name == "arcface" else key: getattr(margin, key) for key in numbers}
@@ -144,7 +144,7 @@ def _is_text(line: ast.stmt) -> bool:
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
 
 
-def _is_setting(node: ast.expr | None) -> bool:
+def _is_setting(node: ast.expr | None) -> TypeGuard[ast.Attribute]:
     """`config.<name>`"""
     return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
 

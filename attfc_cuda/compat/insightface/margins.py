@@ -29,7 +29,9 @@ def as_margin(margin_loss: Any, gradient: str = "straight_through") -> Margin:
     """
     if isinstance(margin_loss, Margin):
         return margin_loss
-    given = {name: getattr(margin_loss, name, None) for name in ("s", "scale", "m", "m1", "m2", "m3", "cos_m", "sin_m")}
+    given: dict[str, Any] = {
+        name: getattr(margin_loss, name, None) for name in ("s", "scale", "m", "m1", "m2", "m3", "cos_m", "sin_m")
+    }
     threshold = getattr(margin_loss, "interclass_filtering_threshold", 0)
     scale = given["s"] if given["s"] is not None else given["scale"]
     base = {"scale": scale, "gradient": gradient, "interclass_filter": threshold if threshold else None}

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from attfc_cuda.data.procedural.traits import Color, hair_color, iris_color, mix, skin_color
+from attfc_cuda.data.procedural.traits import Color, hair_color, iris_color, mix, shade, skin_color
 
 
 def _soft(distance: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ class _Artist:
         self.all = _Patch(self.pixels, self.camera, (slice(None), slice(None)))
         self.edge = self.camera.edge
         self.skin, self.hair = skin_color(face), hair_color(face)
-        self.shadow = tuple(0.55 * c for c in self.skin)
+        self.shadow = shade(self.skin, 0.55)
         self.nose_x, self.nose_y = 0.45 * shot.yaw, face.eye_y + face.nose_length + 0.3 * shot.pitch
         self.mouth_y = face.eye_y + face.nose_length + face.mouth_drop
         self.head = self._outline(0.0)
@@ -154,18 +154,18 @@ class _Artist:
             fall = _soft((width - np.abs(u - 0.03 * _wave(v * 1.5) * (v > 0))) * (1 / edge))
             fall *= _soft((face.hair_length - v) * (1 / (edge + 0.05)))
             fall = np.where(v < 0, self._outline(face.hair_volume), fall)
-            self.all.paint(fall, tuple(0.75 * c for c in self.hair))
+            self.all.paint(fall, shade(self.hair, 0.75))
             body = np.maximum(body, fall)
         neck_width = 0.55 * face.head_width
         shirt = _ellipse(u, v - 1.55, 1.05, 0.62, edge)
         neck = _soft((neck_width - np.abs(u)) * (1 / edge)) * _soft((v - 0.3) * (1 / edge))
         self.all.paint(shirt, (shot.shirt_r, shot.shirt_g, shot.shirt_b))
         neck *= _soft((face.chin + 0.32 - v) * (1 / edge))
-        self.all.paint(neck, tuple(0.75 * c for c in self.skin))
+        self.all.paint(neck, shade(self.skin, 0.75))
         ear_x = face.head_width - 0.02 + face.ear_out
         away = np.abs(u + 0.15 * shot.yaw) - ear_x
         ears = _ellipse(away, v - face.ear_y - 0.6 * shot.pitch, 0.55 * face.ear_size, face.ear_size, edge)
-        self.all.paint(ears, tuple(0.85 * c for c in self.skin))
+        self.all.paint(ears, shade(self.skin, 0.85))
         body = np.maximum(body, shirt)
         return np.maximum(np.maximum(body, neck), ears)
 
@@ -242,7 +242,7 @@ class _Artist:
         patch = self.patch(-reach, height - 0.13, reach, height + 0.15)
         x = np.abs(patch.x) - face.eye_x
         y = patch.y - height + face.brow_tilt * x + face.brow_arch * (1.0 - (x * (1 / face.brow_length)) ** 2) - 0.02
-        color = mix(self.skin, tuple(0.6 * c for c in self.hair), face.brow_darkness)
+        color = mix(self.skin, shade(self.hair, 0.6), face.brow_darkness)
         patch.paint(_stroke(y, x, face.brow_length, face.brow_thickness, edge), color)
 
     def nose(self) -> None:
@@ -256,12 +256,12 @@ class _Artist:
         width = face.bridge + (face.nose_width - face.bridge) * down * down
         length = _soft((self.nose_y - patch.y) * (1 / edge)) * _soft((patch.y - face.eye_y) * (1 / 0.1))
         ridge = _soft((width - np.abs(x)) * (1 / (edge + 0.02))) * length
-        patch.paint(ridge * 0.25, tuple(min(1.15 * c, 1.0) for c in self.skin))
+        patch.paint(ridge * 0.25, shade(self.skin, 1.15))
         away = x + width + 0.02 if shot.light_x > 0 else x - width - 0.02
         patch.paint(_stroke(away, x, 0.3, 0.02, edge) * length * 0.5, self.shadow)
         x, y = patch.x - self.nose_x, patch.y - self.nose_y
         tip = _ellipse(x, y, 0.8 * face.nose_width, face.nose_tip, edge + 0.03)
-        patch.paint(tip * 0.35, tuple(min(1.12 * c, 1.0) for c in self.skin))
+        patch.paint(tip * 0.35, shade(self.skin, 1.12))
         under = y - 0.75 * face.nose_tip + 2.2 * x * x
         patch.paint(_stroke(under, x, face.nose_width + 0.02, 0.018, edge) * 0.7, self.shadow)
         nostrils = _ellipse(np.abs(x) - 0.55 * face.nose_width, y - 0.6 * face.nose_tip, 0.022, 0.014, edge)
@@ -278,7 +278,7 @@ class _Artist:
         bow = 1.0 - face.cupid_bow * np.maximum(1.0 - np.abs(x) * 4.0, 0.0)
         inside = np.abs(x) < 1
         lips = np.minimum(y + face.upper_lip * arc * bow, (face.lower_lip + gap) * arc - y)
-        red = mix(tuple(0.85 * c for c in self.skin), (0.72, 0.20, 0.22), 0.35 + face.lip_red)
+        red = mix(shade(self.skin, 0.85), (0.72, 0.20, 0.22), 0.35 + face.lip_red)
         patch.paint(_soft(lips * (1 / edge)) * inside, red)
         if gap > 0.02:
             hole = np.minimum(y, gap * arc - y)

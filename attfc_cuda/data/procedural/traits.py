@@ -53,6 +53,12 @@ SHOT_FACTORS: dict[str, tuple[float, float]] = {
 Color = tuple[float, float, float]
 
 
+def shade(color: Color, factor: float) -> Color:
+    """The colour, darker (factor below 1) or lighter."""
+    red, green, blue = (min(factor * part, 1.0) for part in color)
+    return red, green, blue
+
+
 def mix(a: Color, b: Color, share: float) -> Color:
     return tuple(p + (q - p) * share for p, q in zip(a, b, strict=True))  # type: ignore[return-value]
 

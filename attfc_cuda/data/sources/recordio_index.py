@@ -112,7 +112,8 @@ def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if stop == file.size and not chunk.endswith(b"\n"):
             chunk += b"\n"
         chunk = chunk[: chunk.rfind(b"\n") + 1]
-        good = _LINES.match(chunk).end()
+        match = _LINES.match(chunk)
+        good = match.end() if match else 0
         if good < len(chunk) or not chunk:
             got = file.read(start + good, min(40, file.size - start - good))
             raise file.damaged(start + good, "be a line of key, tab and offset", repr(got))

@@ -113,7 +113,8 @@ def pack(
     path.parent.mkdir(parents=True, exist_ok=True)
     skipped, notice = Skipped(), SlowNotice(f"packing {path.name}")
     with_header = len(dataset) + len(dataset.identities) + 1 <= MAX_LABEL
-    key, spans = int(with_header), []
+    key = int(with_header)
+    spans: list[tuple[int, int]] = []
     with RecordWriter(path) as writer:
         if with_header:  # its numbers are known at the end only
             writer.write(0, [0, 0], layout="vector")

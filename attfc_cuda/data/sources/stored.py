@@ -42,7 +42,8 @@ class StoredFaces(FaceDataset):
         if on_bad_image not in ON_BAD_IMAGE:
             raise error(here, "on_bad_image", 'be "skip" or "raise"', repr(on_bad_image))
         self.image_size, self.on_bad_image = checked_image_size(here, image_size), on_bad_image
-        self.skipped, self._facts = Skipped(), []
+        self.skipped = Skipped()
+        self._facts: list = []
         self._items: np.ndarray | None = np.empty(0, dtype=np.int64)  # None once all items are images, see `start`
 
     def start(

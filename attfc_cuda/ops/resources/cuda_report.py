@@ -111,6 +111,14 @@ def find_disassembler() -> str | None:
     return found
 
 
+def _group(pattern: str, text: str) -> str:
+    """What the pattern's group matches; RuntimeError where nothing does."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"the compiler's report must hold {pattern!r}, got:\n{text}")
+    return found.group(1)
+
+
 def _tensor_instructions(disassembler: str | None, cubin: Path) -> dict[str, int]:
     """Tensor-core instructions in the code of each mangled kernel name."""
     if disassembler is None:
@@ -139,14 +147,14 @@ def compile_unit(nvcc: str, csrc: Path, unit: str, arch: int) -> list[KernelReso
     for block in result.stderr.split("Compiling entry function '")[1:]:
         mangled = block[: block.index("'")]
         kernel = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
-        registers = int(re.search(r"Used (\d+) registers", block).group(1))
+        registers = int(_group(r"Used (\d+) registers", block))
         spill = sum(int(each) for each in re.findall(r"(\d+) bytes spill", block))
         static = re.search(r"(\d+) bytes smem", block)
         shared = int(static.group(1)) if static else 0
         found = _CENTERS.search(kernel) or _SWEEP.search(kernel)
         if found:
             config = tuple(int(each) for each in found.group(1).split(","))
-            spill += int(re.search(r"(\d+) bytes stack frame", block).group(1))
+            spill += int(_group(r"(\d+) bytes stack frame", block))
             dim, held, tile, stages = config[:4]
             threads = 4 * held
             if found.re is _CENTERS:
@@ -160,7 +168,7 @@ def compile_unit(nvcc: str, csrc: Path, unit: str, arch: int) -> list[KernelReso
             kernel += ", gradient" if role == "sweep with gradient" else ""
         else:
             role, dim = "rows", None
-            kernel = re.search(r"(\w+_kernel)", kernel).group(1)
+            kernel = _group(r"(\w+_kernel)", kernel)
             threads = 256 if kernel.startswith("adasin") else 128
         resources.append(
             KernelResources(arch, kernel, dim, role, threads, registers, spill, shared, instructions.get(mangled))

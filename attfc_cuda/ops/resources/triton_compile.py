@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -147,7 +148,7 @@ def merge_resources(capability: int, dim: int, splits: int = 22) -> Resources:
 def _resources(
     capability: int,
     kernel: triton.JITFunction,
-    arguments: dict[str, str | None],
+    arguments: Mapping[str, str | None],
     constants: dict[str, object],
     num_warps: int,
     num_stages: int,
@@ -156,7 +157,7 @@ def _resources(
     constants = {**constants, **{name: None for name, kind in arguments.items() if kind is None}}
     signature = {name: "constexpr" if name in constants else arguments[name] for name in kernel.arg_names}
     divisible = [
-        i for i, (name, kind) in enumerate(signature.items()) if kind.startswith("*") or name in aligned
+        i for i, (name, kind) in enumerate(signature.items()) if (kind or "").startswith("*") or name in aligned
     ]  # as a launch finds them: torch's allocations are aligned
     source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in divisible})
     options = {"num_warps": num_warps, "num_stages": num_stages}
