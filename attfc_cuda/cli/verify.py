@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -67,7 +67,8 @@ def run(command: Command) -> int:
     size, backbone, method = command.image_size or 112, None, RAW_PIXELS
     if command.checkpoint is not None:
         network, name = load_backbone(command.checkpoint)
-        size = int(network.image_size) if command.image_size is None or command.backbone is None else command.image_size
+        own_size: Any = network.image_size
+        size = own_size if command.image_size is None or command.backbone is None else command.image_size
         if command.backbone is None:
             backbone, method = network.to(pick_device(command.device)), name
     if command.suite is not None:

@@ -62,7 +62,7 @@ def save(
     folder = pathlib.Path(path)
     unfinished = folder.with_name(folder.name + ".tmp")
     if isinstance(optimizer, SplitOptimizer):
-        optimizer.make_state()
+        optimizer.make_state()  # type: ignore[attr-defined]
     parts = parts_of(head, optimizer)
     shards = _shards_of(parts)
     state = {name: _as_global(part) for name, part in parts.items()}
@@ -221,7 +221,7 @@ def _state_after_a_step(
     """What an optimizer keeps of a parameter, by name. unknown: of an optimizer by others before its first step."""
     parameter = tensor
     if isinstance(optimizer, SplitOptimizer):
-        optimizer.make_state()
+        optimizer.make_state()  # type: ignore[attr-defined]
     elif type(optimizer).__module__.startswith("torch.optim."):
         # A twin of the same settings takes a step with a parameter of a single row.
         group = next(group for group in optimizer.param_groups if any(p is tensor for p in group["params"]))

@@ -76,8 +76,8 @@ def head_step(head: Head, identities: int, dim: int, batch: int, device: str, dt
         return lambda: attfc(x, labels, gallery).backward()
     if head.kind == "explicit_fc":
         weight = nn.Parameter(torch.randn(identities, dim, device=device))
-        optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9)
-        return lambda: _explicit_step(x, labels, weight, optimizer, dtype)
+        sgd = torch.optim.SGD([weight], 0.1, momentum=0.9)
+        return lambda: _explicit_step(x, labels, weight, sgd, dtype)
     trained = (
         FullyConnected(dim, identities, ArcFace())
         if head.kind == "fc"
