@@ -30,6 +30,7 @@ from torch import Tensor
 
 from attfc_cuda import testing
 from attfc_cuda.margins import Margin
+from attfc_cuda.plan.heads import container_slots
 
 if TYPE_CHECKING:
     from contenders import Contender
@@ -99,8 +100,9 @@ def over_many_classes(contender: Contender, problem: Problem) -> str:
 
 
 def identities_of(contender: Contender, problem: Problem) -> int:
-    """Enough that its share of them is half again a batch: some rows find their own class in a container, some not."""
-    return min(problem.identities, max(_LEAST_IDENTITIES, math.ceil(1.5 * problem.batch / contender.share)))
+    """Enough that a share of them is more than the least container, of four batches: some rows find their class in it,
+    some do not."""
+    return min(problem.identities, max(_LEAST_IDENTITIES, math.ceil(4.5 * problem.batch / contender.share)))
 
 
 def true_loss(
@@ -192,7 +194,7 @@ def attfc(share: float, policy: str, enqueue: str) -> Callable[[Problem], Step]:
     ("fifo": state by slot)."""
 
     def build(problem: Problem) -> Step:
-        slots = max(problem.batch, round(share * problem.identities))
+        slots = container_slots(share, problem.identities, problem.batch)
         margin = problem.make_margin().double().to(problem.device)
         # A list of rows by age; where the queue's oldest row stands is all that a ring adds.
         rows = list(F.normalize(initial_centers(slots, problem.dim, problem.device).double()))

@@ -27,7 +27,7 @@ _CHUNK = 50_000  # centres made at a time, so that making them takes little more
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One measurement's task; a head's has at least as many identities as the batch has rows.
+    """One measurement's task; a head's has at least four identities for each row of the batch.
 
     identities: or, without a head, centres. dtype: of the products (a container is kept in it; a head's trained centres
     are float32). inputs: "random", every tile of centres carries probability and none can be skipped, our slowest case;

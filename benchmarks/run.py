@@ -129,8 +129,9 @@ def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--heads must be of {', '.join(map(repr, HEADS))}, got {name!r}")
     if min(arguments.identities + arguments.batches + [arguments.dim]) < 1:
         parser.error("--identities, --batches and --dim must be 1 or more")
-    if min(cases_of(arguments).values(), default=max(arguments.batches)) < max(arguments.batches):
-        parser.error("--identities must be at least as many as a batch has rows (--batches)")
+    least = 4 * max(arguments.batches)
+    if min(cases_of(arguments).values(), default=least) < least:
+        parser.error("--identities must be at least four times a batch's rows (--batches), the least container")
     reports.check_output(parser, arguments)
     if arguments.resume and (arguments.output is None or arguments.overwrite):
         parser.error("--resume needs --output, and goes with no --overwrite")

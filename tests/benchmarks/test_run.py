@@ -253,7 +253,7 @@ def test_files_of_an_earlier_version_are_read_and_shown(capsys: pytest.CaptureFi
         (["--threads", "0"], "--threads: must be a whole number of at least 1, got 0"),
         (["--threads", "-1"], "--threads: must be a whole number of at least 1, got -1"),
         (["--rounds", "1"], "--rounds: must be a whole number of at least 2, got 1"),
-        (["--identities", "16", "--batches", "8", "32"], "--identities must be at least as many as a batch has rows"),
+        (["--identities", "127", "--batches", "8", "32"], "--identities must be at least four times a batch's rows"),
         (["--resume"], "--resume needs --output, and goes with no --overwrite"),
         (["--resume", "--overwrite", "--output", "x.json"], "--resume needs --output, and goes with no --overwrite"),
     ],
