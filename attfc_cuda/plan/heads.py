@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from attfc_cuda._check import error
-from attfc_cuda.ops.trained_centers import STRETCH_NUMBERS
+from attfc_cuda.ops.trained_centers import BLOCK_NUMBERS
 from attfc_cuda.train.objective import DTYPES, container_slots
 
 KINDS = ("attfc", "fc", "partial_fc", "explicit_fc")
@@ -131,9 +131,9 @@ def head_needs(
     if element < 4:
         needs.step["centres in the products' format"] = active * dim * element
     if head.fused:
-        stretch = min(STRETCH_NUMBERS[device], active * dim)
+        block = min(BLOCK_NUMBERS[device], active * dim)
         parts = 1 if head.kind == "fc" else 3
-        needs.step["gradient, a stretch at a time"] = stretch * (4 if element == 4 else 4 + 2 * element) * parts
+        needs.step["gradient, a block at a time"] = block * (4 if element == 4 else 4 + 2 * element) * parts
     else:
         needs.step["gradient of the centres"] = weights
         if active < identities:
