@@ -1,7 +1,8 @@
 """Turns the layout of this project's docstrings into Markdown for the API reference: a griffe extension.
 
 The layout is plain text made for editors: `name: what it is` lines with indented continuations, and indented code under
-a line that ends in a colon. Markdown would run the first into one paragraph and miss the second.
+a line that ends in a colon. Markdown would run the first into one paragraph and miss the second. Docstrings with a
+section of Google's layout (`Args:` on a line of its own, ...) are left to the parser of that layout.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ except ImportError:  # `markdown` alone is of use without the site's libraries
 
 # `dim: ...`, `policy, dtype: ...`, `embeddings [B, D]: ...`, `Returns: ...`, `Train and eval mode: ...`
 _ITEM = re.compile(r"(?P<name>[A-Za-z_][\w*`.]*(?:[ ,]+(?:\[[^\]]*\]|[\w*`.-]+)){0,6}): (?P<text>\S.*)")
+
+
+# A section of Google's layout.
+_SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Gradient|Source|Deterministic):$", re.MULTILINE)
 
 
 def markdown(docstring: str) -> str:
@@ -64,5 +69,5 @@ if griffe is not None:
         """Applies `markdown` to every docstring that the reference shows."""
 
         def on_object(self, *, obj: Any, **_: Any) -> None:
-            if obj.docstring:
+            if obj.docstring and not _SECTION.search(obj.docstring.value):
                 obj.docstring.value = markdown(obj.docstring.value)
