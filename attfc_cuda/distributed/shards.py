@@ -176,11 +176,18 @@ class Shards:
     def merge(
         self, lse: Tensor, hard_count: Tensor, max_cosine: Tensor, omitted_mass: Tensor, reference: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same four [B] (see `functional.NegativeLogSumExp`) over the negatives of all shards, from those of this
-        one's sweep, in one exchange. lse is differentiable, -inf where no shard has any negative.
+        """The same four [B] (see `functional.NegativeLogSumExp`) over the negatives of all shards, in one exchange.
 
-        reference [B]: the rows' target logits. A shard's omitted mass is a share of its own negatives and the target;
-        it is brought to a share of all negatives and the target.
+        A shard's omitted mass is a share of its own negatives and the target; it is brought to a share of all negatives
+        and the target.
+
+        Args:
+            lse: of this shard's sweep, as are the three that follow. The result is differentiable in it, and -inf where
+                no shard has any negative.
+            hard_count: int64.
+            max_cosine: -inf without negatives.
+            omitted_mass: see above.
+            target_logit: the rows' target logits.
         """
         # float64 holds float32 and every count exactly.
         part = torch.stack([value.detach().double() for value in (lse, hard_count, max_cosine, omitted_mass)])

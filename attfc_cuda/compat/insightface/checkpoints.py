@@ -28,11 +28,16 @@ _STRIDE = 16  # pixels of the image to one of the last feature map
 def load_backbone(path: str | os.PathLike) -> IResNet:
     """The IResNet of an InsightFace checkpoint, on the CPU in eval mode, ready for training or verification.
 
-    path: a file with the network's state_dict (`model.pt`, `backbone.pth`), or the whole state that
-        `save_all_states` writes (`checkpoint_gpu_0.pt`). Depth, embedding size and image size are read off the shapes.
-    Equals: torch.load and load_state_dict into `backbones.build("iresnet50", ...)`: parameters have the same names. A
-        "module." of DistributedDataParallel in front of them is dropped.
-    Raises: ValueError naming the file: not loadable, another network (MobileFaceNet, ViT, IResNet200), keys missing.
+    Equals torch.load and load_state_dict into `backbones.build("iresnet50", ...)`: parameters have the same names. A
+    "module." of DistributedDataParallel in front of them is dropped.
+
+    Args:
+        path: a file with the network's state_dict (`model.pt`, `backbone.pth`), or the whole state that
+            `save_all_states` writes (`checkpoint_gpu_0.pt`). Depth, embedding size and image size follow from the
+            shapes.
+
+    Raises:
+        ValueError: naming the file: not loadable, another network (MobileFaceNet, ViT, IResNet200), keys missing.
     """
     path = Path(path)
     state = _read(path, "load_backbone")
@@ -53,11 +58,14 @@ def load_backbone(path: str | os.PathLike) -> IResNet:
 def load_centers(head: FullyConnected, paths: str | os.PathLike | Sequence[str | os.PathLike]) -> None:
     """Put the class centres that InsightFace trained into `head.centers` (with shards: this process's part of them).
 
-    head: `FullyConnected`, `PartialFC` or `PartialFC_V2`, of as many classes as the files hold together.
-    paths: the files of all ranks, `softmax_fc_gpu_0.pt`, `softmax_fc_gpu_1.pt`, ..., or of `checkpoint_gpu_*.pt` or
-        `rank_*_softmax_weight.pt`; or the folder that holds them. Put in order by the rank in their names, whatever
-        the order given. A file at a time is mapped, not read whole: memory for `head.centers` is all it takes.
-    Raises: ValueError naming the file or the size that does not fit; nothing has been written then.
+    Args:
+        head: `FullyConnected`, `PartialFC` or `PartialFC_V2`, of as many classes as the files hold together.
+        paths: the files of all ranks, `softmax_fc_gpu_0.pt`, `softmax_fc_gpu_1.pt`, ..., or of `checkpoint_gpu_*.pt` or
+            `rank_*_softmax_weight.pt`; or the folder that holds them. They are put in order by the rank in their names,
+            whatever the order given. Each file is mapped, not read whole: memory for `head.centers` is all it takes.
+
+    Raises:
+        ValueError: naming the file or the size that does not fit; nothing has been written then.
     """
     files = _by_rank(paths)
     parts = [_weight(path) for path in files]

@@ -41,7 +41,8 @@ _OPERATORS: dict[type, Any] = {
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
     """The settings that a config file of InsightFace assigns, without running it and without `BASE`.
 
-    Raises: ValueError naming the file and the line that is more than an assignment of values.
+    Raises:
+        ValueError: naming the file and the line that is more than an assignment of values.
     """
     path = Path(path)
     try:
@@ -63,16 +64,23 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def train_config(settings: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
-    """(the config of `attfc train` that trains as these settings do, remarks on what is not the same).
-
-    settings: from `read_config`, or any mapping with InsightFace's names (its EasyDict too); `BASE` fills in the rest.
+    """The config of `attfc train` that trains as InsightFace's settings do.
 
     network -> backbone, embedding_size -> embedding_dim, margin_list and interclass_filtering_threshold -> margin and
     margin_options (scale 64), sample_rate -> head (fc at 1, else partial_fc) and sample_rate, fp16 -> precision,
     num_epoch -> epochs, warmup_epoch -> warmup, lr (polynomial decay of power 2), momentum -> sgd_momentum,
     weight_decay, optimizer, batch_size, rec -> data, output -> run, verbose -> verify_every, frequent -> log_every,
     seed, num_workers -> workers. lr and batch_size are those of one process.
-    Raises: ValueError for a network or an optimizer that is not here, gradient_acc other than 1, a missing rec.
+
+    Args:
+        settings: from `read_config`, or any mapping with InsightFace's names (its EasyDict too); `BASE` fills in the
+            rest.
+
+    Returns:
+        The config, and remarks on what is not the same.
+
+    Raises:
+        ValueError: for a network or an optimizer that is not here, gradient_acc other than 1, a missing rec.
     """
     # The head needs torch alone; the trainer needs the extra [train].
     from attfc_cuda.train.config import TrainConfig

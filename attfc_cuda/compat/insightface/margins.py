@@ -13,19 +13,24 @@ from attfc_cuda.margins import ArcFace, CombinedMargin, CosFace, Margin
 def as_margin(margin_loss: Any, gradient: str = "straight_through") -> Margin:
     """The margin of ours that lowers and scales the target as `margin_loss` does.
 
-    margin_loss: InsightFace's `CombinedMarginLoss(s, m1, m2, m3, interclass_filtering_threshold)`, `ArcFace(s, margin)`
-        or `CosFace(s, m)`, known by their attributes; it is read, not called. A `margins.Margin` is returned as it is,
-        so that any margin of ours goes where InsightFace takes one of its own.
-    gradient: how the gradient passes the margin. InsightFace's `CombinedMarginLoss` computes angles and margin without
-        gradient and is differentiated as if it were the identity: "straight_through". Copies of it that bend the cosine
-        by sqrt(1 - c^2) are differentiated through: "exact".
-
     m1 = 1, m3 = 0: T = cos(theta + m2). m3 > 0: T = cos theta - m3, and m1, m2 have no effect, as in InsightFace (a
     UserWarning says so; for all three pass `CombinedMargin(m1, m2, m3)` of ours). m1 other than 1 with m3 = 0, which
     InsightFace refuses: T = cos(m1 theta + m2). A threshold of 0 filters nothing.
-    Differs: where theta + m2 passes pi InsightFace's T turns back up, ours keeps falling (`margins.psi`). With
-        m2 = 0.5 that takes a positive at more than 151 degrees from its centre.
-    Raises: TypeError for anything else; ValueError for a number out of range.
+
+    It differs where theta + m2 passes pi: InsightFace's T turns back up, ours keeps falling (`margins.psi`). With
+    m2 = 0.5 that concerns a positive at more than 151 degrees from its centre.
+
+    Args:
+        margin_loss: InsightFace's `CombinedMarginLoss(s, m1, m2, m3, interclass_filtering_threshold)`,
+            `ArcFace(s, margin)` or `CosFace(s, m)`, known by their attributes; it is read, not called. A
+            `margins.Margin` is returned as it is, so that any margin of ours goes where InsightFace takes its own.
+        gradient: how the gradient passes the margin. InsightFace's `CombinedMarginLoss` computes angles and margin
+            without gradient and is differentiated as if it were the identity: "straight_through". Copies of it that
+            compute the target with sqrt(1 - c^2) are differentiated through: "exact".
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for a number out of range.
     """
     if isinstance(margin_loss, Margin):
         return margin_loss
