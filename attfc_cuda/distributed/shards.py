@@ -174,7 +174,7 @@ class Shards:
         return _Copy.apply(value, self.group)
 
     def merge(
-        self, lse: Tensor, hard_count: Tensor, max_cosine: Tensor, omitted_mass: Tensor, reference: Tensor
+        self, lse: Tensor, hard_count: Tensor, max_cosine: Tensor, omitted_mass: Tensor, target_logit: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same four [B] (see `functional.NegativeLogSumExp`) over the negatives of all shards, in one exchange.
 
@@ -192,9 +192,9 @@ class Shards:
         # float64 holds float32 and every count exactly.
         part = torch.stack([value.detach().double() for value in (lse, hard_count, max_cosine, omitted_mass)])
         parts, hard_counts, largest, omitted = self.stack(part).unbind(dim=1)
-        reference = reference.detach().double()
-        total = torch.logaddexp(torch.logsumexp(parts, dim=0), reference)
-        omitted = (omitted * torch.exp(torch.logaddexp(parts, reference) - total)).sum(dim=0)
+        target_logit = target_logit.detach().double()
+        total = torch.logaddexp(torch.logsumexp(parts, dim=0), target_logit)
+        omitted = (omitted * torch.exp(torch.logaddexp(parts, target_logit) - total)).sum(dim=0)
         return (
             _MergeLse.apply(lse, parts),
             hard_counts.sum(dim=0).to(hard_count.dtype),
