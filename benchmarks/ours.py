@@ -68,8 +68,8 @@ def build_trained(share: float, fused: bool) -> Callable[[Problem], Step]:
     """`FullyConnected` or, for a share below 1, `PartialFC`, with the optimizer in the backward pass or torch.optim."""
 
     def build(problem: Problem) -> Step:
-        options = {"margin": problem.make_margin(), "backend": problem.backend}
-        with cheap_centers(problem.device):
+        options = {"margin": problem.make_margin(), "backend": problem.backend, "device": problem.device}
+        with cheap_centers():
             if share == 1:
                 head = FullyConnected(problem.dim, problem.identities, **options)
             else:
@@ -93,14 +93,14 @@ def build_trained(share: float, fused: bool) -> Callable[[Problem], Step]:
 
 
 @contextlib.contextmanager
-def cheap_centers(device: str) -> Iterator[None]:
-    """Within it, heads start from `initial_centers` on the device instead of a normal distribution's own draw."""
-    original = fully_connected._initial_centers
-    fully_connected._initial_centers = lambda first, last, dim, dtype: initial_centers(last - first, dim, device, dtype)
+def cheap_centers() -> Iterator[None]:
+    """Within it, heads start from `initial_centers` instead of a normal distribution's own draw."""
+    original = fully_connected._draw_centers
+    fully_connected._draw_centers = lambda centers, first: fill_blocks(centers.detach(), normalize=False)
     try:
         yield
     finally:
-        fully_connected._initial_centers = original
+        fully_connected._draw_centers = original
 
 
 def build_gradient(problem: Problem) -> Step:
