@@ -244,7 +244,7 @@ def test_files_of_an_earlier_version_are_read_and_shown(capsys: pytest.CaptureFi
             table.show(report["rows"])
             assert "eager" in capsys.readouterr().out
     rows = reports.read("test", results / "cpu_epyc_2core.json")["rows"]
-    assert "| **attfc AdaSin, cold** | 375 ms (1.3x), 11 MiB |" in table.markdown(rows)
+    assert "| **attfc AdaSin, cold** | 375 ms (1.3x), 11.4 MiB |" in table.markdown(rows)
 
 
 @pytest.mark.parametrize(
