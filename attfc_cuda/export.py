@@ -43,7 +43,7 @@ def to_onnx(backbone: nn.Module, path: str | os.PathLike) -> float:
     """
     _need("to_onnx", "onnxscript")
     runtime, path = _need("to_onnx", "onnxruntime"), Path(path)
-    size = backbone.image_size
+    size: Any = backbone.image_size
     dtypes = {tensor.dtype for tensor in backbone.state_dict().values() if tensor.is_floating_point()}
     if dtypes != {torch.float32}:
         backbone = copy.deepcopy(backbone).float()

@@ -262,15 +262,15 @@ def margin_softmax_loss(
         negatives = NegativeLogSumExp(*shards.merge(*negatives, sweep_target_logit))
     target_logit = margin.scale * margin.target(cosine, norm, negatives.hard_count)
     # softplus(-inf) is 0 with derivative 0, so rows without negatives need no care here.
-    rows = F.softplus(negatives.lse - target_logit, threshold=_SOFTPLUS_LINEAR)
+    losses = F.softplus(negatives.lse - target_logit, threshold=_SOFTPLUS_LINEAR)
     penalty = margin.regularizer(cosine, norm)
     if penalty is not None:
-        rows = rows + penalty
-    rows = torch.where(valid, rows, 0)
-    loss = rows if reduction == "none" else rows.sum()
+        losses = losses + penalty
+    losses = torch.where(valid, losses, 0)
+    loss = losses if reduction == "none" else losses.sum()
     if reduction == "mean":
         loss = loss / valid.sum().clamp(min=1)
-    return MarginSoftmaxOutput(loss, rows, negatives, target_logit, cosine)
+    return MarginSoftmaxOutput(loss, losses, negatives, target_logit, cosine)
 
 
 def check_sweep_options(name: str, grad_tolerance: float | None, backend: str, centers: Tensor | None = None) -> None:
@@ -333,8 +333,7 @@ def inverse_norms(centers: Tensor) -> Tensor:
     # On a CPU the norm of 16-bit numbers makes a float32 copy of them first: a block at a time it stays in the cache.
     copies = centers.device.type == "cpu" and centers.dtype != dtype and not torch.compiler.is_compiling()
     blocks = centers.split(max(1, _NORM_BLOCK_NUMBERS // max(1, centers.shape[1]))) if copies else (centers,)
-    norms = [torch.linalg.vector_norm(block, dim=1, dtype=dtype) for block in blocks]
-    norms = torch.cat(norms)
+    norms = torch.cat([torch.linalg.vector_norm(block, dim=1, dtype=dtype) for block in blocks])
     return torch.where(norms < SHORTEST_ROW, 0, norms.clamp(min=SHORTEST_ROW).reciprocal_())
 
 

@@ -80,7 +80,7 @@ class _Assembler(Dataset):
         return Batch(probe, gallery, torch.from_numpy(labels), negatives, torch.from_numpy(negative_labels)), reason
 
 
-def _as_is(item: tuple[Batch, str | None] | UnreadableImage) -> tuple[Batch, str | None] | UnreadableImage:
+def _as_is(item: Any) -> Any:
     return item
 
 
@@ -273,7 +273,7 @@ class AttentionLoader:
                     "AttentionLoader.load_state_dict", name, f"equal the loader's {value!r}",
                     repr(state.get(name, "nothing")), "build the loader as it was when the state was saved",
                 )  # fmt: skip
-        position = [state.get("pass"), state.get("batch")]
+        position: list[Any] = [state.get("pass"), state.get("batch")]
         here = "AttentionLoader.load_state_dict"
         order = state.get("order", "stored")  # before it had a name, it was always stored
         if order not in ("stored", "keyed"):

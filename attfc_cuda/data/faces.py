@@ -93,7 +93,7 @@ class FaceDataset(Dataset):
         self.offsets = np.concatenate([[0], np.cumsum(counts)])
         # None: images lie by identity already, as in most sets, and nothing need be held.
         self._order: np.ndarray | None = None
-        if (self.labels[1:] < self.labels[:-1]).any():
+        if (self.labels[1:] < self.labels[:-1]).any():  # type: ignore[operator]
             self._order = np.argsort(self.labels, kind="stable").astype(self.labels.dtype)
         self._cache: torch.Tensor | None = None
 

@@ -148,6 +148,7 @@ class AttFC(nn.Module):
         self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
         self.class_code, self.center_memory = class_code, center_memory
         numbered = class_code > 0 and num_classes is not None
+        self.code_of_class: Tensor | None
         self.register_buffer("code_of_class", torch.arange(num_classes, device=device) if numbered else None)
         self.grad_tolerance, self.backend = grad_tolerance, backend
         self._stats: dict[str, Tensor] = {}
@@ -314,7 +315,7 @@ class AttFC(nn.Module):
         own_pairs = own_class_pairs(labels, slot_labels)
         self._stats = step_statistics(output, labels, (slot_labels >= 0).sum(), own_pairs, self.margin, shards)
         sample, step_rows = (unit, labels, target_cosine), (labels >= 0).sum() + (extra_labels >= 0).sum()
-        self._last_rows = (*(x[:_SAMPLE_ROWS].detach().clone() for x in sample), step_rows)
+        self._last_rows = (*(x[:_SAMPLE_ROWS].detach().clone() for x in sample), step_rows)  # type: ignore[assignment]
         if self.training and self.enqueue == "after":
             container.enqueue(new, new_labels)
         return output.loss

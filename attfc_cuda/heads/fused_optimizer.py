@@ -172,14 +172,15 @@ class FusedOptimizer(torch.optim.Optimizer):
         if self.kind == "adamw" and first == 0:
             state["step"] += 1
             self._moved = torch.zeros_like(finite)
-        place = slice(first, first + len(gradient)) if rows is None else rows[first : first + len(gradient)]
+        last = first + len(gradient)
+        chosen = None if rows is None else rows[first:last]
         buffers = [weight.detach(), *(state[key] for key in self.split_states if key in state)]
         # A slice is a view and changes in place; chosen rows are a copy that goes back.
-        parts = [buffer[place] for buffer in buffers]
+        parts = [buffer[first:last] if chosen is None else buffer[chosen] for buffer in buffers]
         self._update(parts[0], self._clipped(gradient).to(weight.dtype), parts[1:], finite)
-        if rows is not None:
+        if chosen is not None:
             for buffer, part in zip(buffers, parts, strict=True):
-                buffer.index_copy_(0, place, part)
+                buffer.index_copy_(0, chosen, part)
         if self.kind == "adamw":
             self._moved |= finite
             if first + len(gradient) == len(weight if rows is None else rows):

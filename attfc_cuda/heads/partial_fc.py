@@ -43,7 +43,7 @@ class PartialFC(FullyConnected):
             raise error(self._name, "sample_rate", "be a number in (0, 1]", repr(sample_rate), remedy, TypeError)
         if not 0 < sample_rate <= 1:
             raise error(self._name, "sample_rate", "lie in (0, 1]", sample_rate)
-        self.sample_rate = sample_rate
+        self.sample_rate: float = sample_rate
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, sample_rate={self.sample_rate}"

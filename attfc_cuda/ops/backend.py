@@ -97,7 +97,7 @@ def _reason(step: str, exception: Exception) -> str:
 
 
 def _load(name: str, build_it: Callable[[], ModuleType]) -> _Loaded:
-    reasons = []
+    reasons: list[str] = []
     for step, load, origin in (
         ("import of the installed extension", functools.partial(_prebuilt, name), "built at installation"),
         ("build at first use", build_it, "built at first use"),
@@ -138,7 +138,7 @@ def _triton_reason() -> str | None:
     except ImportError as exception:
         return _reason("import of Triton", exception)
     autograd.register_kernel("negative_logsumexp", "cuda", negative_logsumexp_forward)
-    autograd.register_kernel("center_gradient", "cuda", center_gradient_forward)
+    autograd.register_kernel("center_gradient", "cuda", center_gradient_forward)  # type: ignore[arg-type]
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,7 +79,8 @@ def _check_head(config: TrainConfig, device: torch.device) -> None:
     """Build a head of two classes, which refuses what the run's would."""
     options, dim = config.head, config.model.embedding_dim
     rows = config.dataset.batch_size
-    shared = {"margin": build_margin(config), "grad_tolerance": options.grad_tolerance, "backend": options.backend}
+    shared: dict[str, Any] = {"margin": build_margin(config), "backend": options.backend}
+    shared["grad_tolerance"] = options.grad_tolerance
     dtype = torch.float32
     if options.head == "attfc":
         if options.capacity is not None and options.capacity < rows:

@@ -23,7 +23,7 @@ from attfc_cuda.data.sources.stored import StoredFaces
 try:
     import lmdb
 except ImportError:  # every other data set works without it
-    lmdb = None
+    lmdb = None  # type: ignore[assignment]
 
 _OPEN: dict[Path, tuple[tuple[int, int, int], Any]] = {}
 _OPENING = threading.Lock()
@@ -67,7 +67,9 @@ class LmdbFaces(StoredFaces):
             raise ImportError("LmdbFaces: needs lmdb; pip install lmdb")
         super().__init__(image_size, on_bad_image)
         self.database = Path(path)
-        names, keys, identities, others = {}, [], [], {}
+        names: dict[str, int] = {}
+        others: dict = {}
+        keys, identities = [], []
         for key, length, head in _walk(self.database):
             identity, slash, _ = key.rpartition("/")
             if not slash:

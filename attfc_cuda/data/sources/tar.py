@@ -67,7 +67,8 @@ class TarFaces(StoredFaces):
         paths = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
         self._shards, notice = [], SlowNotice("looking for images")
         self._ends = np.zeros(len(paths), dtype=np.int64)  # of the shards laid end to end
-        places, identities, names = array("q"), array("q"), {}
+        places, identities = array("q"), array("q")
+        names: dict = {}
         numbered = None  # the first image's way to its identity, and where it stands
         for number, path in enumerate(paths):
             try:
@@ -87,7 +88,7 @@ class TarFaces(StoredFaces):
                     rule, remedy = "give every image its identity in the same way", 'label_field="folder" or "cls"'
                     raise error("TarFaces", "shards", rule, got, remedy)
                 places.append(base + start)
-                identities.append(identity if by_number else names.setdefault(identity, len(names)))
+                identities.append(identity if isinstance(identity, int) else names.setdefault(identity, len(names)))
             notice(f"{len(self._shards)} of {len(paths)} shards, {len(places)} images")
         self._places = np.frombuffer(places, dtype=np.int64) if places else np.empty(0, np.int64)
         labels = np.frombuffer(identities, dtype=np.int64) if identities else np.empty(0, np.int64)

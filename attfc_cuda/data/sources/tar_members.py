@@ -108,7 +108,7 @@ def _plain(header: bytes, any_size: bool = False) -> bool:
         expected = int(header[148:156].rstrip(b" \0"), 8)
         _size(header)
     except ValueError:
-        return any_size and tarfile.calc_chksums(header)[0] == tarfile.nti(header[148:156])
+        return any_size and tarfile.calc_chksums(header)[0] == tarfile.nti(header[148:156])  # type: ignore[attr-defined]
     # Adler's lower half is 1 + the sum of the bytes modulo 65521, in C. The checksum's own field counts as 8 spaces.
     return ((zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 256 - expected) % 65521 == 0
 
@@ -116,7 +116,7 @@ def _plain(header: bytes, any_size: bool = False) -> bool:
 def _size(header: bytes) -> int:
     digits = header[124:136].rstrip(b" \0")
     if header[124] & 0x80:
-        size = tarfile.nti(header[124:136])
+        size = tarfile.nti(header[124:136])  # type: ignore[attr-defined]
         if size < 0:  # a walk by it would go back and never end
             raise tarfile.ReadError(f"a header gives {size} bytes of content")
         return size

@@ -54,7 +54,8 @@ class _Sample:
         self, shard: CheckedFile, key: tuple[str, str], label_field: str, left_out: LeftOut, damage: Damage
     ) -> None:
         self.shard, self.key, self.label_field = shard, key, label_field
-        self.left_out, self.damage, self.fields = left_out, damage, {}
+        self.left_out, self.damage = left_out, damage
+        self.fields: dict = {}
 
     def images(self) -> Iterator[tuple[int, int | str]]:
         fields = self.fields
