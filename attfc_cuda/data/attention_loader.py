@@ -227,6 +227,10 @@ class AttentionLoader:
             self.ignored_rows += int((batch.labels < 0).sum() + (batch.negative_labels < 0).sum())
             yield batch
 
+    def close(self) -> None:
+        """End the worker processes, which otherwise wait for the next epoch; iterating again starts others."""
+        self._loader = None
+
     def _watch_unreadable(self, batch: Batch, reason: str | None) -> None:
         """Raise before a batch goes out that shows the data to be gone."""
         bad = int((batch.labels < 0).sum())

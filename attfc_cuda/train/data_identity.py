@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attfc_cuda.data import FaceDataset
+from attfc_cuda.data.identities import unpacked_identities
 
 _SEPARATOR = "\0"  # in no file name
 
@@ -37,17 +38,18 @@ class DataIdentity:
         return DataIdentity(dataset.identities, np.bincount(dataset.labels, minlength=len(dataset.identities)))
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: compressed, some bytes an identity."""
+        """The numbers of images for a checkpoint, compressed; the names are with the loader's state in it."""
         return {
-            "names": _packed(self._text()),
             "counts": _packed(self.counts.astype("<i8").tobytes()),
         }
 
     @staticmethod
-    def from_state_dict(state: dict[str, Any]) -> DataIdentity:
-        """The inverse of `state_dict`."""
-        names = _unpacked(state["names"]).decode("utf-8", "surrogateescape").split(_SEPARATOR)
-        return DataIdentity(names, np.frombuffer(_unpacked(state["counts"]), dtype="<i8"))
+    def from_checkpoint(state: dict[str, Any]) -> DataIdentity | None:
+        """That of a checkpoint; None where it is from a release that did not keep it."""
+        if "data" not in state or "identities" not in state["loader"]:
+            return None
+        names = unpacked_identities(state["loader"]["identities"])
+        return DataIdentity(names, np.frombuffer(_unpacked(state["data"]["counts"]), dtype="<i8"))
 
     def digest(self) -> int:
         """A number that differs, but for one case in 2^32, where names or counts do."""

@@ -87,7 +87,10 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: Group | 
         if config.run.resume:
             training.resume(notes.append)
         own = claim_folder(config, training.step) if training.first else None
-        return _run_steps(training, own, notes)
+        try:
+            return _run_steps(training, own, notes)
+        finally:
+            training.loader.close()
 
 
 def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Outcome:

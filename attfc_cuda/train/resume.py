@@ -91,7 +91,7 @@ def refuse_other_settings(now: dict[str, Any], then: dict[str, Any], other_data:
 
 
 def _load(training: Training, state: dict[str, Any], path: Path, show: Callable[[str], None]) -> None:
-    then = DataIdentity.from_state_dict(state["data"]) if "data" in state else None
+    then = DataIdentity.from_checkpoint(state)
     difference = None if then is None else training.data_identity.difference(then)
     carry = difference is not None and training.config.run.carry_classes
     if difference is not None and not carry:

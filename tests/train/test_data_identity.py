@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from attfc_cuda.data.identities import packed_identities
 from attfc_cuda.train import TrainConfig, checkpoint, train
 from attfc_cuda.train.data_identity import DataIdentity
 from attfc_cuda.train.log import read_log
@@ -48,8 +49,10 @@ def test_the_first_difference_is_named() -> None:
 
 def test_it_survives_a_checkpoint_and_maps_by_name_and_occurrence() -> None:
     then = DataIdentity(["a", "b", "a", "\udcff"], np.array([2, 2, 3, 1]))
-    again = DataIdentity.from_state_dict(then.state_dict())
+    state = {"data": then.state_dict(), "loader": {"identities": packed_identities(then.names)}}
+    again = DataIdentity.from_checkpoint(state)
     assert again.names == then.names and again.counts.tolist() == [2, 2, 3, 1]
+    assert DataIdentity.from_checkpoint({"loader": {}}) is None
     now = DataIdentity(["new", "a", "b", "a", "a"], np.ones(5))
     assert now.mapping(then).tolist() == [-1, 0, 1, 2, -1]
 

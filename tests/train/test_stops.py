@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -50,8 +51,6 @@ def test_a_signal_to_the_whole_group_saves_with_workers(tmp_path: Path, name: st
 
 
 def test_a_lost_worker_is_named_after_a_checkpoint(tiny_config: Tiny) -> None:
-    import multiprocessing
-
     config = tiny_config(workers=1, steps=1000, checkpoint_every=0)
     calls = [0]
 
@@ -105,10 +104,16 @@ def test_workers_ignore_stop_signals() -> None:
         "import os, signal; from attfc_cuda._signals import STOP_SIGNALS, ignore_stop_signals\n"
         "ignore_stop_signals(0)\n"
         "for number in STOP_SIGNALS: os.kill(os.getpid(), number)\n"
-        "print(len(STOP_SIGNALS))"
+        "print(len(STOP_SIGNALS), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (shown.returncode, shown.stdout) == (0, "4\n")
+    assert (shown.returncode, shown.stdout) == (-signal.SIGTERM, "4\n")  # the second one is obeyed
+
+
+def test_no_worker_outlives_a_run(tiny_config: Tiny) -> None:
+    train(tiny_config(workers=2, steps=10))  # more than an epoch
+    assert multiprocessing.active_children() == []
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored(tiny_config: Tiny) -> None:
