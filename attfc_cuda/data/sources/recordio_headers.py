@@ -65,11 +65,13 @@ def _heads(records: RecordFile, offsets: np.ndarray):  # noqa: ANN202 (an iterat
     for first in range(0, len(offsets), _CHUNK):
         part = offsets[first : first + _CHUNK]
         raw = np.zeros((len(part), _BYTES), dtype=np.uint8)
-        inside = (part >= 0) & (part + _BYTES <= file.size)
+        inside = (part >= 0) & (part + _BYTES <= file.size) & (part % 4 == 0)
         file.read(file.size - 1, 1)  # a file that was cut is an error before its mapping is touched
         with mmap.mmap(file.descriptor, file.size, access=mmap.ACCESS_READ) as view:
-            content = np.frombuffer(view, dtype=np.uint8)
-            raw[inside] = content[part[inside][:, None] + np.arange(_BYTES)]
+            # Records start at multiples of 4: a word at a time is a quarter of the work.
+            content = np.frombuffer(view, dtype="<u4", count=file.size // 4)
+            words = content[part[inside][:, None] // 4 + np.arange(_BYTES // 4)]
+            raw[inside] = words.astype("<u4", copy=False).view(np.uint8)
             del content
         for place in np.flatnonzero(~inside & (part >= 0) & (part < file.size)).tolist():
             rest = file.read(int(part[place]), int(min(_BYTES, file.size - part[place])))
