@@ -147,7 +147,7 @@ def checked(report: Report, task: str, name: str, contender: Contender, problem:
     """Whether the contender agrees with float64 on a small shape; one that does not, or cannot run, is not timed."""
     if contender.truth is None:
         return True
-    small = dataclasses.replace(problem, identities=2_000, batch=64)
+    small = dataclasses.replace(problem, identities=2_000, batch=64, dim=512)
     try:
         errors = oracle.check(contender, small)
     except Exception as cause:
