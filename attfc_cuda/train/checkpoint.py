@@ -204,7 +204,8 @@ def _sweep(folder: Path, path: Path, own: Manifest) -> None:
     """Remove what killed or failed writes of the run have left, but for the shards that `path` is to be the file of.
     The run's lock says that nobody is writing them."""
     for left in [p for p in own.paths() if p.parent == folder and p != path and not p.exists()]:
-        shutil.rmtree(shards_of(left), ignore_errors=True)
+        for shards in (shards_of(left), shards_of(left).with_suffix(".shards.tmp")):
+            shutil.rmtree(shards, ignore_errors=True)
     for part in folder.glob(".step_*.tmp"):
         name = _PART.fullmatch(part.name)
         if name and folder / name[1] in own:

@@ -122,6 +122,7 @@ def test_a_checkpoint_without_its_shards_is_passed_over(tmp_path: Path) -> None:
     said: list[str] = []
     assert checkpoint.load_newest(tmp_path, said.append)["step"] == 1
     assert "must have its shards beside it, got no step_00000002.shards" in said[0]
+    checkpoint.announce(tmp_path, 3)
     for left in ("step_00000003.shards.tmp", "step_00000003.shards"):  # by a run that was killed while it saved
         (tmp_path / left).mkdir()
     checkpoint.save(state, tmp_path, 4, keep=2)
