@@ -108,8 +108,8 @@ def load(
         parts_only: as in `save`: what every process has whole is left alone.
 
     Raises:
-        ValueError: where `path` holds no complete checkpoint, or one with other names or shapes: of another kind of
-            head or optimizer, or without the optimizer's state that is asked for.
+        ValueError: where `path` holds no complete checkpoint, or one with other names, shapes or dtypes: of another
+            kind of head or optimizer, or without the optimizer's state that is asked for.
     """
     folder = pathlib.Path(path)
     old = folder.with_name(folder.name + ".old")
@@ -122,6 +122,8 @@ def load(
     whole = {} if parts_only else _whole(head, optimizer, parts)
     shapes = {name: part.whole_shape for name, part in parts.items()}
     shapes |= {name: value.shape for name, value in whole.items()}
+    dtypes = {name: part.tensor.dtype for name, part in parts.items()}
+    dtypes |= {name: value.dtype for name, value in whole.items()}
     for name, shape in shapes.items():
         if name not in saved:
             raise error("head_checkpoint.load", "path", f"hold {name} of the head", f"{folder} without it")
@@ -129,6 +131,12 @@ def load(
             remedy = "load into a head of the size that was saved; resize_classes changes it afterwards"
             got = f"{list(saved[name].size)} in {folder}"  # type: ignore[union-attr]
             raise error("head_checkpoint.load", "path", f"hold {name} of shape {list(shape)}", got, remedy)
+        # torch.distributed.checkpoint (2.14) would convert without a word: 300.7 into int8 gives 44.
+        if (dtype := saved[name].properties.dtype) != dtypes[name]:  # type: ignore[union-attr]
+            remedy = f"load into a head of {dtype}, then cast it with .to()"
+            raise error(
+                "head_checkpoint.load", "path", f"hold {name} in {dtypes[name]}", f"{dtype} in {folder}", remedy
+            )
     # The optimizer's names have been compared where its state was made.
     other = [name for name in saved if name not in shapes and not name.startswith("optimizer.")]
     if other and not parts_only:

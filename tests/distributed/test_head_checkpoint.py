@@ -175,6 +175,23 @@ def test_damage_and_other_sizes_are_told(tmp_path: Path) -> None:
         head_checkpoint.load(head, path)
 
 
+@pytest.mark.parametrize(
+    ("saved", "wanted"), [(torch.float32, torch.float64), (torch.float32, torch.bfloat16)], ids=str
+)
+def test_another_dtype_is_named_and_nothing_is_converted(
+    saved: torch.dtype, wanted: torch.dtype, tmp_path: Path
+) -> None:
+    """torch.distributed.checkpoint 2.14 converts what it reads into the dtype of what it reads into, without a word."""
+    head = AttFC(8, 16, AdaSin(), dtype=saved)
+    head(torch.randn(4, 8), torch.arange(4), torch.randn(4, 8))
+    head_checkpoint.save(head, tmp_path / "head")
+    other = AttFC(8, 16, AdaSin(), dtype=wanted)
+    before = other.container.centers.clone()
+    with pytest.raises(ValueError, match=f"hold container.centers in {wanted}, got {saved} in .*load into a head of"):
+        head_checkpoint.load(other, tmp_path / "head")
+    assert torch.equal(other.container.centers, before)
+
+
 def test_centers_of_another_name_in_the_state_dict_are_saved_once(tmp_path: Path) -> None:
     heads = {"ours": PartialFC(4, 6, 1.0), "theirs": PartialFC_V2(AdaSin(), 4, 6)}
     for name, head in heads.items():
