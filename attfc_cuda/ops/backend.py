@@ -306,12 +306,19 @@ def info() -> str:
     return "\n".join(lines)
 
 
+def _cuda_passes(device: torch.device) -> str:
+    """In how many passes the CUDA kernels sweep on a device, and why; by the model of csrc/README.md, not measured."""
+    module = _cuda_extension().module
+    reason = module.why_one_pass(*module.device_limits(_device_index(device)), 2.0**-12)
+    return "two passes where grad_tolerance is above 0" if reason is None else f"one pass: {reason}"
+
+
 def _device_lines(device: torch.device) -> list[str]:
     """What auto uses on a CUDA device for the usual D, one D that is not, and each dtype; and why not the first."""
     lines = [f"on {device} ({torch.cuda.get_device_name(device)}), auto uses:"]
     for dim, dtype in ((512, torch.bfloat16), (512, torch.float16), (512, torch.float32), (320, torch.bfloat16)):
         chosen = resolve("auto", device, dtype, dim)
         reason = _unfit(_PREFERRED["cuda"][0], device, dtype, dim, True)
-        why = "" if reason is None else f"  (cuda: {reason})"
+        why = f"  ({_cuda_passes(device)})" if chosen == "cuda" else "" if reason is None else f"  (cuda: {reason})"
         lines.append(f"  D {dim}, {str(dtype).removeprefix('torch.')}: {chosen}{why}")
     return lines

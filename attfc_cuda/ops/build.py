@@ -71,14 +71,20 @@ class CudaBuild:
     architectures: tuple[str, ...]
 
     def cxx_flags(self) -> list[str]:
-        names = {"TOOLKIT": self.toolkit.version, "ARCHITECTURES": ",".join(self.architectures)}
+        names = {
+            "TOOLKIT": self.toolkit.version,
+            "ARCHITECTURES": ",".join(self.architectures),
+            "HAS_SM90A": int(any(_number(name) == (9, 0) for name in self.architectures)),
+        }
         return [*compile_flags(), *(f"-DATTFC_CUDA_{name}={value}" for name, value in names.items())]
 
     def nvcc_flags(self) -> list[str]:
         flags = ["-O3", "-std=c++17"]
         for name in self.architectures:
             number = name.removesuffix("+PTX").replace(".", "")
-            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+            # Hopper's own instructions (csrc/cuda/gpu/sm90.h) are in 9.0a alone, and 9.0 is the only Hopper there is.
+            binary = "90a" if number == "90" else number
+            flags.append(f"-gencode=arch=compute_{binary},code=sm_{binary}")
             if name.endswith("+PTX"):
                 flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
         return flags

@@ -6,27 +6,17 @@
 // reading the partial gradients: 4 splits rows dim bytes, once.
 #include "merge.h"
 
+#include "partial_lanes.h"
+
 namespace attfc::cuda {
 
 namespace {
 
-ATTFC_DEVICE PartialLse<float> read_partial(const PartialSums& partial, int64_t at) {
-  return {partial.reference[at],    partial.sum[at],     partial.moment_quad[at], partial.moment_lin[at],
-          partial.moment_const[at], partial.omitted[at], partial.max_cosine[at],  partial.hard_count[at]};
-}
-
-ATTFC_DEVICE PartialLse<float> of_other_lane(const PartialLse<float>& own, int lanes) {
-  return {gpu::shuffle_xor(own.reference, lanes),    gpu::shuffle_xor(own.sum, lanes),
-          gpu::shuffle_xor(own.moment_quad, lanes),  gpu::shuffle_xor(own.moment_lin, lanes),
-          gpu::shuffle_xor(own.moment_const, lanes), gpu::shuffle_xor(own.omitted, lanes),
-          gpu::shuffle_xor(own.max_cosine, lanes),   gpu::shuffle_xor(own.hard_count, lanes)};
-}
-
 // All splits of a row, in lane 0 of a warp; `factors` [splits]: by what to scale each split's gradient.
 ATTFC_DEVICE PartialLse<float> merge_splits(const MergeParameters& p, int64_t row, int lane, float* factors) {
-  PartialLse<float> total = empty_partial(-INFINITY);
+  PartialLse<float> total = empty_partial(p.final_lse != nullptr ? p.final_lse[row] : -INFINITY);
   float keep, add;
-  for (int split = lane; split < p.splits; split += gpu::kWarpSize) {
+  for (int split = lane; split < p.splits && p.final_lse == nullptr; split += gpu::kWarpSize) {
     merge(total, read_partial(p.partial, split * p.num_rows + row), keep, add);
   }
   ATTFC_UNROLL
@@ -63,8 +53,8 @@ ATTFC_KERNEL(128, 1) merge_kernel(const MergeParameters p) {
   if (thread < gpu::kWarpSize) {
     const PartialLse<float> total = merge_splits(p, row, thread, factors);
     if (thread == 0) {
-      gpu::store_shared(factors + p.splits, total.sum);
-      write_numbers(p, row, total);
+      gpu::store_shared(factors + p.splits, p.final_lse != nullptr ? 1.0f : total.sum);
+      if (p.final_lse == nullptr) write_numbers(p, row, total);
     }
   }
   if (p.unit_grad == nullptr) return;

@@ -5,12 +5,14 @@
 
 namespace attfc::cuda {
 
-// Outputs as in SweepArguments; unit_grad null: no gradient.
+// Outputs as in SweepArguments; unit_grad null: no gradient. With final_lse the splits hold parts of the gradient
+// alone: unit_grad is the one output.
 struct MergeParameters {
   PartialSums partial;
   int64_t num_rows;
   int dim, splits;
   const float* target_logit;  // [num_rows], or null
+  const float* final_lse;     // [num_rows], or null
   float scale;
   float* lse;
   int64_t* hard_count;

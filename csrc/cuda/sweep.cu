@@ -4,6 +4,8 @@
 #include "launcher.h"
 #include "merge.h"
 #include "sweep_instance.h"
+#include "sweep_plan.h"
+#include "two_pass.h"
 
 namespace attfc::cuda {
 
@@ -21,8 +23,6 @@ template <>
 const char* launch_sweep_config<SweepD512Compact>(Dtype, bool, const SweepParameters&, int64_t, void*);
 
 namespace {
-
-constexpr int kMaxSplits = 1024;
 
 // What plan_sweep() needs to know of an instantiation.
 struct Shape {
@@ -52,47 +52,6 @@ int resident_blocks(const DeviceLimits& device, const Shape& shape) {
   return static_cast<size_t>(device.shared_bytes) + 1024 >= 2 * (shape.shared_bytes + 1024) ? 2 : 1;
 }
 
-// The time of a sweep is (rounds of resident blocks) x (tiles of a split, and about kOverhead tiles' time for filling
-// the pipeline, writing and merging O). Each split costs a workspace of rows x D floats, so of those within 3 % of the
-// least time the fewest splits are taken. The same rule as attfc_cuda/ops/triton/launch.py's.
-int choose_splits(int64_t row_blocks, int64_t tiles, int slots) {
-  constexpr int64_t kOverhead = 6;
-  const int most = static_cast<int>(tiles < 1 ? 1 : tiles < kMaxSplits ? tiles : kMaxSplits);
-  const auto time = [&](int splits) {
-    return divide_up(row_blocks * splits, slots) * (divide_up(tiles, splits) + kOverhead);
-  };
-  int64_t least = time(1);
-  for (int splits = 2; splits <= most; ++splits) least = time(splits) < least ? time(splits) : least;
-  int splits = 1;
-  while (100 * time(splits) > 103 * least) ++splits;
-  return splits;
-}
-
-// Where the partial sums lie in the workspace, in float32 from its start; each array starts at a multiple of 16 bytes.
-struct Workspace {
-  size_t count, column, gradient, total;
-
-  Workspace(const SweepPlan& plan, const SweepArguments& arguments) {
-    count = static_cast<size_t>(plan.splits) * static_cast<size_t>(arguments.num_rows);
-    column = (count + 3) / 4 * 4;
-    gradient = arguments.need_grad ? count * static_cast<size_t>(arguments.dim) : 0;
-    total = gradient + 9 * column;  // hard_count takes two columns
-  }
-
-  PartialSums lay_out(float* start) const {
-    float* columns = start + gradient;
-    return {columns + 2 * column,
-            columns + 3 * column,
-            columns + 4 * column,
-            columns + 5 * column,
-            columns + 6 * column,
-            columns + 7 * column,
-            columns + 8 * column,
-            reinterpret_cast<int64_t*>(columns),
-            start};
-  }
-};
-
 }  // namespace
 
 const char* why_not(const DeviceLimits& device, const SweepArguments& arguments) {
@@ -112,47 +71,36 @@ SweepPlan plan_sweep(const DeviceLimits& device, const SweepArguments& arguments
   const int64_t tiles = divide_up(arguments.num_centers, shape.tile);
   plan.splits = choose_splits(plan.row_blocks, tiles, device.multiprocessors * resident_blocks(device, shape));
   plan.tiles_per_split = divide_up(tiles, plan.splits);
-  plan.workspace_bytes = Workspace(plan, arguments).total * sizeof(float);
+  plan.two_passes = why_one_pass(device, arguments) == nullptr;
+  plan.lse_splits = plan.two_passes ? choose_lse_splits(device, arguments) : 0;
+  plan.workspace_bytes = SweepWorkspace(plan, arguments).total * sizeof(float);
   return plan;
+}
+
+const char* launch_sweep_kernel(const SweepPlan& plan, bool need_grad, const SweepParameters& sweep, void* stream) {
+  const auto launch = [&](auto run) { return run(sweep.dtype, need_grad, sweep, plan.row_blocks, stream); };
+  switch (plan.kernel) {
+    case SweepKernel::kD128: return launch(launch_sweep_config<SweepD128>);
+    case SweepKernel::kD256: return launch(launch_sweep_config<SweepD256>);
+    case SweepKernel::kD256Compact: return launch(launch_sweep_config<SweepD256Compact>);
+    case SweepKernel::kD512: return launch(launch_sweep_config<SweepD512>);
+    case SweepKernel::kD512Wide: return launch(launch_sweep_config<SweepD512Wide>);
+    case SweepKernel::kD512Compact: return launch(launch_sweep_config<SweepD512Compact>);
+  }
+  return "unknown kernel";
 }
 
 const char* launch_sweep(const SweepPlan& plan, const SweepArguments& arguments, void* workspace, void* stream) {
   if (arguments.num_rows == 0) return nullptr;
-  SweepParameters sweep;
-  static_cast<SweepInputs&>(sweep) = arguments;
-  sweep.scale = arguments.scale;
-  sweep.grad_tolerance = arguments.grad_tolerance;
+  if (plan.two_passes) return launch_two_passes(plan, arguments, workspace, stream);
+  SweepParameters sweep = sweep_parameters(arguments);
   sweep.splits = plan.splits;
   sweep.tiles_per_split = plan.tiles_per_split;
-  sweep.partial = Workspace(plan, arguments).lay_out(static_cast<float*>(workspace));
-
-  const auto launch = [&](auto run) {
-    return run(arguments.dtype, arguments.need_grad, sweep, plan.row_blocks, stream);
-  };
-  const char* error = nullptr;
-  switch (plan.kernel) {
-    case SweepKernel::kD128: error = launch(launch_sweep_config<SweepD128>); break;
-    case SweepKernel::kD256: error = launch(launch_sweep_config<SweepD256>); break;
-    case SweepKernel::kD256Compact: error = launch(launch_sweep_config<SweepD256Compact>); break;
-    case SweepKernel::kD512: error = launch(launch_sweep_config<SweepD512>); break;
-    case SweepKernel::kD512Wide: error = launch(launch_sweep_config<SweepD512Wide>); break;
-    case SweepKernel::kD512Compact: error = launch(launch_sweep_config<SweepD512Compact>); break;
-  }
+  sweep.partial = SweepWorkspace(plan, arguments).partial(static_cast<float*>(workspace));
+  const char* error = launch_sweep_kernel(plan, arguments.need_grad, sweep, stream);
   if (error != nullptr) return error;
-
-  MergeParameters merge;
-  merge.partial = sweep.partial;
-  merge.num_rows = arguments.num_rows;
-  merge.dim = static_cast<int>(arguments.dim);
-  merge.splits = plan.splits;
-  merge.target_logit = arguments.has_target_logit() ? static_cast<const float*>(arguments.row_values) : nullptr;
-  merge.scale = arguments.scale;
-  merge.lse = arguments.lse;
-  merge.hard_count = arguments.hard_count;
-  merge.max_cosine = arguments.max_cosine;
-  merge.omitted_mass = arguments.omitted_mass;
-  merge.unit_grad = arguments.need_grad ? arguments.unit_grad : nullptr;
-  merge.moments = arguments.moments;
+  MergeParameters merge = merge_parameters(arguments, sweep);
+  if (arguments.need_grad) merge.unit_grad = arguments.unit_grad;
   return launch_merge(merge, stream);
 }
 

@@ -7,9 +7,9 @@
 //
 // s = center_scale: 1 for unit centres, 1 / |w_j| for raw ones.
 //
-// Use: why_not() -> plan_sweep() -> allocate plan.workspace_bytes -> launch_sweep(). Two launches on the stream, no
-// synchronisation, no allocation: capturable in a CUDA graph. Two runs on one device at one number of rows give the
-// same bits (the number of splits depends on both).
+// Use: why_not() -> plan_sweep() -> allocate plan.workspace_bytes -> launch_sweep(). Two launches on the stream, five
+// in two passes, no synchronisation, no allocation: capturable in a CUDA graph. Two runs on one device at one number of
+// rows give the same bits (the number of splits depends on both).
 #pragma once
 
 #include <cstddef>
@@ -24,6 +24,7 @@ struct DeviceLimits {
   int compute_capability;  // 10 major + minor
   int shared_bytes;        // a block may have after opting in
   int multiprocessors;
+  bool has_sm90a_code = true;  // what two passes need (gpu/sm90.h): the build has it
 };
 
 // Pointers are device pointers, numbers ("real" in SweepInputs) float.
@@ -39,8 +40,7 @@ struct SweepArguments : SweepInputs {
   float* moments;       // [num_rows, 3]
 };
 
-// Which kernel runs a sweep. Another family (wgmma and TMA on sm_90) is one more value here, one more case in
-// plan_sweep() and launch_sweep(), and the same partial results for the merge.
+// Which kernel runs a sweep, or the gradient pass of two (two_pass.h).
 enum class SweepKernel {
   kD128,  // sweep_d128.cu
   kD256,
@@ -56,11 +56,16 @@ struct SweepPlan {
   int64_t row_blocks;
   int splits;  // parts of the class axis, summed separately and merged
   int64_t tiles_per_split;
+  bool two_passes;
+  int lse_splits;  // of the lse pass, where there are two; without a gradient the one pass
   size_t workspace_bytes;
 };
 
 // nullptr, or why this sweep cannot run here; the words complete "backend cuda cannot run: ...".
 const char* why_not(const DeviceLimits& device, const SweepArguments& arguments);
+
+// nullptr: such a sweep runs in two passes (two_pass.h). Else why in one; the words complete "one pass: ...".
+const char* why_one_pass(const DeviceLimits& device, const SweepArguments& arguments);
 
 SweepPlan plan_sweep(const DeviceLimits& device, const SweepArguments& arguments);
 

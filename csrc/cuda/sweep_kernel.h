@@ -34,6 +34,12 @@ class SweepBlock {
         warp(thread / gpu::kWarpSize),
         lane(thread % gpu::kWarpSize),
         first_row(static_cast<int64_t>(gpu::block_index_x()) * kRows) {  // fault: block_rows
+    if (p.live.lists != nullptr) {
+      const int64_t all = p.live.counts[gpu::block_index_x()], split = gpu::block_index_y();
+      first_center = all * split / p.splits;  // in the list
+      tiles = static_cast<int>(all * (split + 1) / p.splits - first_center) * kParts;
+      return;
+    }
     const int64_t first_tile = gpu::block_index_y() * p.tiles_per_split;
     const int64_t left = (p.num_centers + kTile - 1) / kTile - first_tile;
     tiles = static_cast<int>(left < 0 ? 0 : left < p.tiles_per_split ? left : p.tiles_per_split);
@@ -73,6 +79,7 @@ class SweepBlock {
  private:
   static constexpr int kRows = Config::kRows, kTile = Config::kTile, kDim = Config::kDim;
   static constexpr int kGradRowGroups = kRows / 16, kGradPairs = Config::kGradColumns / 16;
+  static constexpr int kParts = kLiveTile / kTile;  // tiles of an entry of the list
   static constexpr bool kLoadsMidway = grad && Config::kStages == 3;
   static constexpr uint32_t kNeeded = 1, kMoved = 2;  // flags of a warp's rows for a tile
   static constexpr float kLog2E = 1.4426950408889634f;
@@ -80,7 +87,7 @@ class SweepBlock {
   const SweepParameters& p;
   SweepShared<Config, Element, grad> shared;
   int thread, warp, lane;
-  int64_t first_row, first_center;
+  int64_t first_row, first_center;  // of a list of live tiles: the first entry
   int tiles;
 
   // The row this thread owns with its three neighbours; moments, max_cosine and hard_count are this thread's share. The
@@ -99,13 +106,17 @@ class SweepBlock {
     row_label = row < p.num_rows ? p.labels[row] : -1;  // fault: sweep_label_end
     const bool live = row_label >= 0;                   // an ignored row's numbers may be anything
     modulation = live ? p.modulation<float>(row) : no_modulation<float>();
-    part = empty_partial(WeightRange<Element>::kStartsAtTarget ? target() : -INFINITY);
+    const bool lse_is_known = p.live.lists != nullptr;
+    if (lse_is_known && live && p.live.lse[row] == -INFINITY) row_label = -1;  // it has no negatives that count
+    part = empty_partial(WeightRange<Element>::kStartsAtTarget || lse_is_known ? target() : -INFINITY);
     row_scale = WeightRange<Element>::row_scale(modulation.quad, modulation.lin);
     update_target_mass();
   }
 
-  // The row's target logit, or -inf. Read again when the reference moves: a register for it would spill.
+  // The row's target logit, or -inf; its lse where that is known. Read again when the reference moves: a register for
+  // it would spill.
   ATTFC_DEVICE float target() const {
+    if (row_label >= 0 && p.live.lists != nullptr) return p.live.lse[first_row + thread / 4];
     // fault: ignored_row
     return row_label >= 0 ? p.target_logit<float>(first_row + thread / 4) : -INFINITY;
   }
@@ -129,6 +140,14 @@ class SweepBlock {
     load_labels(now + 3);
   }
 
+  // The first centre of a tile.
+  ATTFC_DEVICE int64_t center_of(int tile) const {
+    if (p.live.lists == nullptr) return first_center + static_cast<int64_t>(tile) * kTile;
+    if (tile >= tiles) return p.num_centers;
+    const int* list = p.live.lists + static_cast<int64_t>(gpu::block_index_x()) * p.live.num_tiles + first_center;
+    return static_cast<int64_t>(list[tile / kParts]) * kLiveTile + tile % kParts * kTile;  // fault: live_tile_parts
+  }
+
   ATTFC_DEVICE void load_embeddings() {
     using Tile = OperandTile<kDim>;
     const Element* source = static_cast<const Element*>(p.embeddings);
@@ -143,7 +162,7 @@ class SweepBlock {
   // Labels come a tile ahead of their centres, so that an empty slot's content is never read.
   ATTFC_DEVICE void load_labels(int tile) {
     if (thread >= kTile) return;
-    const int64_t center = first_center + static_cast<int64_t>(tile) * kTile + thread;
+    const int64_t center = center_of(tile) + thread;
     int64_t* slot = shared.label_tile(tile) + thread;
     if (tile < tiles && center < p.num_centers) {  // fault: sweep_center_label_end
       gpu::cp_async_8(slot, p.center_labels + center, true);
@@ -158,7 +177,7 @@ class SweepBlock {
     using Tile = OperandTile<kDim>;
     if (tile >= tiles) return;
     const Element* source = static_cast<const Element*>(p.centers);
-    const int64_t first = first_center + static_cast<int64_t>(tile) * kTile;
+    const int64_t first = center_of(tile);
     Element* target_tile = shared.center_tile(tile % Config::kStages);  // fault: stage_reuse
     const int64_t* center_label = shared.label_tile(tile);
     static_assert(kTile * Tile::kChunks % Config::kThreads == 0);

@@ -14,11 +14,22 @@ struct PartialSums {
   float* gradient;
 };
 
+// What the gradient pass of sm_90a goes through instead of all centres (live_tiles.h): for each of its blocks of rows a
+// list of tiles of kLiveTile centres, of which each split takes its even share; lse is final and takes R's place.
+constexpr int kLiveTile = 128;
+struct LiveTiles {
+  const int* lists = nullptr;   // [row blocks, num_tiles]; null: all centres
+  const int* counts = nullptr;  // [row blocks]
+  int num_tiles = 0;
+  const float* lse = nullptr;  // [num_rows]
+};
+
 struct SweepParameters : SweepInputs {
   float scale, grad_tolerance;
   int splits;
   int64_t tiles_per_split;
   PartialSums partial;
+  LiveTiles live;
 };
 
 // What the 16-bit format of p N' center_scale asks for.

@@ -21,7 +21,8 @@ cuda::DeviceLimits ask_limits(int index) {
     return value;
   };
   return {10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrMultiProcessorCount)};
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrMultiProcessorCount),
+          ATTFC_CUDA_HAS_SM90A != 0};
 }
 
 }  // namespace

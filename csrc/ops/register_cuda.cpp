@@ -9,6 +9,7 @@
 #include <string>
 
 #include "../cuda/center_gradient.h"
+#include "../cuda/sweep.h"
 #include "cuda_device.h"
 #include "cuda_ops.h"
 
@@ -33,6 +34,16 @@ std::optional<std::string> why_not(int compute_capability, int shared_bytes, con
     if (reason != nullptr) return reason;
   }
   return std::nullopt;
+}
+
+// nullopt: such a device runs the sweep in two passes; else why in one.
+std::optional<std::string> why_one_pass(int compute_capability, int shared_bytes, double grad_tolerance) {
+  cuda::SweepArguments sweep{};
+  sweep.num_rows = sweep.num_centers = 1;
+  sweep.need_grad = true;
+  sweep.grad_tolerance = static_cast<float>(grad_tolerance);
+  const char* reason = cuda::why_one_pass({compute_capability, shared_bytes, 1, ATTFC_CUDA_HAS_SM90A != 0}, sweep);
+  return reason != nullptr ? std::optional<std::string>(reason) : std::nullopt;
 }
 
 }  // namespace
@@ -65,4 +76,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   });
   module.def("why_not", attfc::why_not, pybind11::arg("compute_capability"), pybind11::arg("shared_bytes"),
              pybind11::arg("dtype"), pybind11::arg("dim"));
+  module.def("why_one_pass", attfc::why_one_pass, pybind11::arg("compute_capability"), pybind11::arg("shared_bytes"),
+             pybind11::arg("grad_tolerance"));
 }

@@ -20,15 +20,25 @@ from pathlib import Path
 
 from fault import Fault, plant
 from planted_center_gradient import CENTER_GRADIENT_FAULTS
+from planted_lse_pass import LSE_PASS_FAULTS
 from planted_sweep import SWEEP_FAULTS
+from planted_two_pass import TWO_PASS_FAULTS
 
 FLAGS = {
     "plain": ["-O1"],
     "asan": ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "tsan": ["-O1", "-g1", "-fsanitize=thread"],
 }
-TESTS = ("wrappers_test", "sweep_test", "center_gradient_test", "adasin_test")
-FAULTS = SWEEP_FAULTS + CENTER_GRADIENT_FAULTS
+TESTS = (
+    "wrappers_test",
+    "sm90_test",
+    "lse_pass_test",
+    "two_pass_test",
+    "sweep_test",
+    "center_gradient_test",
+    "adasin_test",
+)
+FAULTS = SWEEP_FAULTS + CENTER_GRADIENT_FAULTS + LSE_PASS_FAULTS + TWO_PASS_FAULTS
 
 
 def run(fault: Fault, build_dir: Path, source: Path, cxx: str) -> str | None:
@@ -46,6 +56,7 @@ def run(fault: Fault, build_dir: Path, source: Path, cxx: str) -> str | None:
             cxx,
             "-std=c++17",
             "-w",
+            "-Wno-psabi",
             *FLAGS[fault.build],
             f"-I{tree}",
             f"-I{source}/tests/csrc",

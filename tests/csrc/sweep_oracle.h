@@ -71,6 +71,13 @@ inline bool is_valid(const SweepData& data, int64_t row, int64_t center) {
   return label >= 0 && other >= 0 && label != other;
 }
 
+inline double logit_of(const SweepCase& c, const SweepData& data, int64_t row, int64_t center) {
+  const auto b = static_cast<size_t>(row);
+  const double cosine = cosine_of(c, data, row, center);
+  if (!c.modulated || !(cosine > data.threshold[b])) return c.scale * cosine;
+  return c.scale * ((data.quad[b] * cosine + data.lin[b]) * cosine + data.constant[b]);
+}
+
 // Gives each centre a length of its own, and center_scale its inverse; an empty slot's is NaN.
 inline void lengthen_centers(const SweepCase& c, SweepData& data) {
   std::mt19937_64 random(c.data_seed + 1000);

@@ -86,10 +86,16 @@ def test_the_list_of_architectures_decides(monkeypatch, toolkit, text):
     assert plan.architectures == ("8.0", "9.0+PTX")
     assert plan.nvcc_flags()[2:] == [
         "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90a,code=sm_90a",  # wgmma and TMA; PTX of it would run nowhere else
         "-gencode=arch=compute_90,code=compute_90",
     ]
     assert "-DATTFC_CUDA_ARCHITECTURES=8.0,9.0+PTX" in plan.cxx_flags()
+    assert "-DATTFC_CUDA_HAS_SM90A=1" in plan.cxx_flags()
+
+
+def test_code_for_hopper_is_promised_where_it_is_built(toolkit):
+    assert "-DATTFC_CUDA_HAS_SM90A=0" in _build.plan_cuda_build("13.0", [(8, 6)]).cxx_flags()
+    assert "-DATTFC_CUDA_HAS_SM90A=1" in _build.plan_cuda_build("13.0", [(9, 0)]).cxx_flags()
 
 
 def test_a_list_that_cannot_be_read_is_an_error(monkeypatch, toolkit):

@@ -63,6 +63,8 @@ print(json.dumps({
     "loss": [str(loss.device.type), list(loss.shape), str(loss.dtype)],
     "gradient": [str(gradient.dtype), list(gradient.shape)],
     "info": _backend.info(),
+    "one_pass": {str(case): module.why_one_pass(*case) for case in ((90, 227 << 10, 2**-12), (90, 227 << 10, 0.0),
+                                                                    (80, 163 << 10, 2**-12), (100, 227 << 10, 2**-12))},
 }))
 """
 
@@ -112,3 +114,11 @@ def test_a_head_step_calls_the_operator_of_the_choice(told):
     assert told["called"] == ["attfc::negative_logsumexp_cuda"]
     assert told["loss"] == ["cuda", [], "torch.float32"]
     assert told["gradient"] == ["torch.bfloat16", [4096, 512]]
+
+
+def test_two_passes_on_hopper_where_something_may_be_left_out(told):
+    reasons = told["one_pass"]
+    assert reasons[str((90, 227 << 10, 2**-12))] is None
+    assert reasons[str((90, 227 << 10, 0.0))].startswith("with a tolerance of 0")
+    for device in ((80, 163 << 10), (100, 227 << 10)):
+        assert reasons[str((*device, 2**-12))] == "two need compute capability 9.0 (wgmma, TMA)"

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,8 @@ UNITS = (
     "sweep_d256",
     "sweep_d512",
     "merge",
+    "lse_pass",
+    "live_tiles",
     "adasin",
     "center_gradient",
     "center_gradient_d128",
@@ -50,6 +53,8 @@ UNITS = (
 _SWEEP = re.compile(r"sweep_kernel<.*?SweepConfig<([\d, ]+)>, .*?(BFloat16|Float16), (true|false)>")
 # CenterGradientConfig<D, centres, rows, stages, product rows, product columns>, as center_gradient_layout.h does.
 _CENTERS = re.compile(r"center_gradient_kernel<.*?CenterGradientConfig<([\d, ]+)>, .*?(BFloat16|Float16)>")
+# LsePassConfig<D, stages>, as lse_pass_layout.h does; a kernel for sm_90a, empty elsewhere.
+_LSE = re.compile(r"lse_pass_kernel<.*?LsePassConfig<(\d+), (\d+)>, .*?(BFloat16|Float16)>")
 _DTYPES = {"BFloat16": "bf16", "Float16": "fp16"}
 
 
@@ -60,12 +65,14 @@ class KernelResources:
     arch: int
     kernel: str
     dim: int | None  # of a sweep or a centre gradient
-    role: str  # "sweep", "sweep with gradient", "center gradient"; "rows" of the small ones
+    role: str  # "sweep", "sweep with gradient", "center gradient", "lse pass"; "rows" of the small ones
     threads: int
     registers: int
     spill_bytes: int  # stores, loads and, with tensor cores, the stack frame
     shared_bytes: int
     tensor_instructions: int | None  # None where no disassembler was found
+    wgmma_instructions: int | None  # of those, the ones of Hopper alone (HGMMA)
+    tma_instructions: int | None  # copies of tiles (UTMALDG)
 
     @property
     def fits(self) -> bool:
@@ -119,8 +126,15 @@ def _group(pattern: str, text: str) -> str:
     return found.group(1)
 
 
-def _tensor_instructions(disassembler: str | None, cubin: Path) -> dict[str, int]:
-    """Tensor-core instructions in the code of each mangled kernel name."""
+def _lse_shared_bytes(dim: int, stages: int) -> int:
+    """sizeof(LsePassShared), likewise."""
+    tile, barriers = 128 * 64 * 2, 1 + 2 * stages + 4
+    size = tile * (dim // 64 + stages) + 2 * (8 + 4) * 128 + 8 * barriers
+    return -(-size // 1024) * 1024
+
+
+def _instructions(disassembler: str | None, cubin: Path) -> dict[str, Counter[str]]:
+    """How often each tensor-core and TMA instruction stands in the code of each mangled kernel name."""
     if disassembler is None:
         return {}
     result = subprocess.run([disassembler, "-c", str(cubin)], capture_output=True, text=True)
@@ -128,21 +142,33 @@ def _tensor_instructions(disassembler: str | None, cubin: Path) -> dict[str, int
         return {}
     sections = re.split(r"^\s*\.section\s+\.text\.([^,\s]+)", result.stdout, flags=re.MULTILINE)[1:]
     return {
-        name: len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", code))
+        name: Counter(re.findall(r"\b(HMMA|HGMMA|UTCHMMA|UTMALDG)\b", code))
         for name, code in zip(sections[::2], sections[1::2], strict=True)
     }
+
+
+def _counted(counts: Counter[str] | None) -> tuple[int | None, int | None, int | None]:
+    """Of tensor cores, of wgmma among them, of TMA."""
+    if counts is None:
+        return None, None, None
+    return counts.total() - counts["UTMALDG"], counts["HGMMA"], counts["UTMALDG"]
 
 
 def compile_unit(nvcc: str, csrc: Path, unit: str, arch: int) -> list[KernelResources]:
     """Every kernel of <csrc>/cuda/<unit>.cu for one architecture. Raises RuntimeError with the compiler's words."""
     with tempfile.TemporaryDirectory() as name:
         cubin = Path(name) / "unit.cubin"
-        command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v"]
+        # As attfc_cuda/ops/build.py compiles it: Hopper's own instructions are in sm_90a alone.
+        target = "sm_90a" if arch == 90 else f"sm_{arch}"
+        command = [nvcc, "-std=c++17", "-O3", f"-arch={target}", "-cubin", "-Xptxas", "-v"]
         command += [str(csrc / "cuda" / f"{unit}.cu"), "-o", str(cubin)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
             raise RuntimeError(f"{unit}.cu does not compile for sm_{arch}:\n{result.stderr}")
-        instructions = _tensor_instructions(find_disassembler(), cubin)
+        # C7507: registers are not traded; C7510, C7517: products wait for each other.
+        if "Potential Performance Loss" in result.stderr:
+            raise RuntimeError(f"{unit}.cu for {target}: the compiler warns:\n{result.stderr}")
+        instructions = _instructions(find_disassembler(), cubin)
     resources = []
     for block in result.stderr.split("Compiling entry function '")[1:]:
         mangled = block[: block.index("'")]
@@ -152,7 +178,15 @@ def compile_unit(nvcc: str, csrc: Path, unit: str, arch: int) -> list[KernelReso
         static = re.search(r"(\d+) bytes smem", block)
         shared = int(static.group(1)) if static else 0
         found = _CENTERS.search(kernel) or _SWEEP.search(kernel)
-        if found:
+        lse = _LSE.search(kernel)
+        if lse and arch != 90:
+            continue
+        if lse:
+            role, dim, stages, threads = "lse pass", int(lse.group(1)), int(lse.group(2)), 384
+            spill += int(_group(r"(\d+) bytes stack frame", block))
+            shared += _lse_shared_bytes(dim, stages)
+            kernel = f"lse pass D {dim}, 128 x 128, {stages} stages, {_DTYPES[lse.group(3)]}"
+        elif found:
             config = tuple(int(each) for each in found.group(1).split(","))
             spill += int(_group(r"(\d+) bytes stack frame", block))
             dim, held, tile, stages = config[:4]
@@ -169,9 +203,10 @@ def compile_unit(nvcc: str, csrc: Path, unit: str, arch: int) -> list[KernelReso
         else:
             role, dim = "rows", None
             kernel = _group(r"(\w+_kernel)", kernel)
-            threads = 256 if kernel.startswith("adasin") else 128
+            threads = 256 if kernel.startswith("adasin") else 512 if kernel.startswith("live") else 128
+        tensor, wgmma, tma = _counted(instructions.get(mangled))
         resources.append(
-            KernelResources(arch, kernel, dim, role, threads, registers, spill, shared, instructions.get(mangled))
+            KernelResources(arch, kernel, dim, role, threads, registers, spill, shared, tensor, wgmma, tma)
         )
     return resources
 

@@ -26,6 +26,7 @@ struct Counters {
             blocks = 0;
   // cp.async that landed late, and the mma of their own warps between issue and landing: what a copy was hidden behind.
   long long late_copies = 0, mma_behind_copies = 0;
+  long long tile_copies = 0, wgmma = 0;  // a warp's share each
 };
 inline Counters counters;
 
@@ -51,7 +52,7 @@ struct Meeting {
   void* arguments;
 };
 
-enum class State { kRunnable, kAtWarpOperation, kAtBarrier, kDone };
+enum class State { kRunnable, kAtWarpOperation, kAtBarrier, kWaits, kDone };  // kWaits: alone, see sm90.h
 
 struct Thread {
   Context context;
@@ -82,6 +83,15 @@ struct Block {
   char* launch_end = nullptr;
 };
 inline Block* block = nullptr;
+
+// What goes on beside the threads, where a kernel uses it (sm90.h): at a block's start, while it runs (`must`: no
+// thread can go on; true: something was done) and at its end.
+struct Asynchronous {
+  void (*begin)();
+  bool (*advance)(bool must);
+  void (*end)();
+};
+inline Asynchronous asynchronous = {};
 
 ATTFC_UNSEEN inline Thread& self() { return *block->current; }
 ATTFC_UNSEEN inline Warp& own_warp() { return block->warps[self().index / kWarpSize]; }
@@ -214,7 +224,10 @@ inline void run_threads() {
     if (options.seed != 0) turn = random_below(warps);
     unsigned tried = 0;
     while (tried < warps && block->warps[turn % warps].runnable == 0) ++turn, ++tried;
-    if (tried == warps) fail_deadlock();
+    if (tried == warps) {
+      if (asynchronous.advance != nullptr && asynchronous.advance(true)) continue;
+      fail_deadlock();
+    }
     const Warp& warp = block->warps[turn % warps];
     unsigned lane = static_cast<unsigned>(__builtin_ctz(warp.runnable));
     if (options.seed % 2 == 1) lane = 31 - static_cast<unsigned>(__builtin_clz(warp.runnable));

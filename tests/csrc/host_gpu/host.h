@@ -42,6 +42,11 @@ inline void count_access(const void* pointer, int bytes, const char* operation, 
   ++counters.shared_accesses;
   counters.bank_conflicts += own_warp().bank_log.add(line, self().index % kWarpSize, pointer, bytes);
 }
+
+inline void note_store(const void* pointer, int bytes) {
+  const Quiet quiet;
+  block->arena->note_store(pointer, bytes, self().index);
+}
 }  // namespace host
 
 template <class T>
@@ -52,6 +57,7 @@ T load_shared(const T* pointer, unsigned line = __builtin_LINE()) {
 template <class T>
 void store_shared(T* pointer, T value, unsigned line = __builtin_LINE()) {
   host::count_access(pointer, sizeof(T), "store_shared", line);
+  host::note_store(pointer, sizeof(T));
   *pointer = value;
 }
 
@@ -361,7 +367,9 @@ const char* launch(void (*kernel)(Parameters), Grid grid, unsigned threads, size
       warp.runnable = 0xffffffffu;
       warp.arrived = warp.done = 0;
     }
+    if (asynchronous.begin != nullptr) asynchronous.begin();
     run_threads();
+    if (asynchronous.end != nullptr) asynchronous.end();
     block->arena->check();
     ++counters.blocks;
     for (Warp& warp : block->warps) counters.bank_conflicts += warp.bank_log.finish();

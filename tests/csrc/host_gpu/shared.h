@@ -6,13 +6,14 @@
 #include <map>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "fiber.h"
 
 namespace attfc::gpu::host {
 
-constexpr size_t kRedZoneBytes = 256;  // a multiple of 128: red zones do not move a piece to other banks
-constexpr uint16_t kPoison = 0x7fff;   // a NaN as bfloat16, float16 and float32, and as int64 no empty slot's label
+constexpr size_t kRedZoneBytes = 1024;  // red zones move no piece to other banks, nor in a 128-byte swizzle's pattern
+constexpr uint16_t kPoison = 0x7fff;    // a NaN as bfloat16, float16 and float32, and as int64 no empty slot's label
 
 constexpr uint64_t kPoisonWord = 0x7fff7fff7fff7fffu;
 
@@ -33,6 +34,7 @@ class Arena {
   void reset() {
     unpoison();
     for (size_t at = 0; at < capacity_; at += 2) std::memcpy(&memory_[at], &kPoison, 2);
+    stored_by_.assign(capacity_ / 4 + 1, 0);
     pieces_ = 0;
     taken_ = 0;
     end_ = 0;
@@ -47,7 +49,7 @@ class Arena {
       if (taken_ + bytes > bytes_) {
         fail("shared memory: pieces 0..%d need %zu bytes, the launch gave %zu", piece, taken_ + bytes, bytes_);
       }
-      // The red zone before the piece keeps its place modulo 128 bytes, that is its banks.
+      // The red zone before the piece keeps its place modulo 1024 bytes.
       starts_[piece] = end_ + kRedZoneBytes;
       end_ = starts_[piece] + bytes;
       sizes_[piece] = bytes;
@@ -89,6 +91,33 @@ class Arena {
     fail("%s, line %u: %d bytes outside the shared memory pieces", operation, line, bytes);
   }
 
+  // Where a piece lies, as a shared-memory address.
+  uint32_t offset_of(const void* pointer) const {
+    return static_cast<uint32_t>(static_cast<const char*>(pointer) - &memory_[0]);
+  }
+  char* at(uint32_t offset) const {
+    if (offset >= capacity_) fail("shared memory: address %u is beyond it", offset);
+    return &memory_[offset];
+  }
+
+  // A thread's stores are unknown to copies and products until that thread's fence_proxy_async.
+  void note_store(const void* pointer, int bytes, unsigned thread) {
+    const uint32_t first = offset_of(pointer);
+    for (uint32_t word = first / 4; word <= (first + static_cast<uint32_t>(bytes) - 1) / 4; ++word) {
+      stored_by_[word] = static_cast<uint16_t>(thread + 1);
+    }
+  }
+  void make_visible(unsigned thread) {
+    for (uint16_t& each : stored_by_) each = each == thread + 1 ? 0 : each;
+  }
+  void check_visible(const void* pointer, int bytes, const char* operation, unsigned line) const {
+    const uint32_t first = offset_of(pointer);
+    for (uint32_t word = first / 4; word <= (first + static_cast<uint32_t>(bytes) - 1) / 4; ++word) {
+      if (stored_by_[word] == 0) continue;
+      fail("%s, line %u: a store of thread %d without its fence_proxy_async", operation, line, stored_by_[word] - 1);
+    }
+  }
+
  private:
   static constexpr int kMaxPieces = 16;
   struct Free {
@@ -108,6 +137,7 @@ class Arena {
 
   size_t bytes_, capacity_;
   std::unique_ptr<char[], Free> memory_;
+  std::vector<uint16_t> stored_by_;  // thread + 1, of each 4 bytes
   int pieces_ = 0;
   size_t taken_ = 0, end_ = 0;
   size_t starts_[kMaxPieces], sizes_[kMaxPieces];

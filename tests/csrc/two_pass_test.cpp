@@ -1,0 +1,147 @@
+// The sweep in two passes: its own sources, run on the host and held to plain float64 loops, under each of several
+// schedules, whose results must be the same bits. ATTFC_SEEDS, ATTFC_SMALL: see schedules.h.
+#include "csrc/cuda/two_pass.h"
+
+#include "schedules.h"
+#include "sweep_oracle.h"
+
+using namespace attfc;
+using testing::same_bits, testing::small_only;
+using testing::SweepCase;
+
+namespace {
+
+SweepCase hopper() {
+  SweepCase c;
+  c.compute_capability = 90;
+  c.shared_bytes = 227 << 10;
+  c.tolerance = 0x1p-12f;
+  return c;
+}
+
+testing::SweepResult check_case(const SweepCase& c, const testing::SweepData& data) {
+  const auto result = testing::under_schedules(
+      c.shared_bytes, [&] { return testing::run_sweep(c, data); },
+      [&](const testing::SweepResult& each) { testing::check_against_oracle(c, data, each); },
+      [](const testing::SweepResult& a, const testing::SweepResult& b) {
+        return same_bits(a.lse, b.lse) && same_bits(a.grad, b.grad) && same_bits(a.moments, b.moments) &&
+               same_bits(a.omitted, b.omitted) && same_bits(a.max_cosine, b.max_cosine) &&
+               same_bits(a.hard_count, b.hard_count);
+      });
+  const long long launches = gpu::host::counters.launches;
+  CHECK(launches == (c.need_grad ? 5 : 2), "%lld launches: not two passes", launches);
+  return result;
+}
+
+void add(const std::string& name, void (*change)(SweepCase&)) {
+  SweepCase c = hopper();
+  change(c);
+  testing::add_case(name, [c] { check_case(c, testing::make_data(c)); });
+}
+
+void add_dtypes(const std::string& name, void (*change)(SweepCase&)) {
+  for (const bool half : {false, true}) {
+    SweepCase c = hopper();
+    change(c);
+    c.dtype = half ? Dtype::kFloat16 : Dtype::kBFloat16;
+    testing::add_case(name + (half ? ".fp16" : ".bf16"), [c] { check_case(c, testing::make_data(c)); });
+  }
+}
+
+void add_cases() {
+  for (int64_t rows : {1, 66, 130}) {
+    for (int64_t centers : {1, 130, 300}) {
+      if (small_only() && rows * centers > 9000) continue;
+      SweepCase c = hopper();
+      c.rows = rows;
+      c.centers = centers;
+      c.data_seed = static_cast<uint64_t>(rows * 1000 + centers);
+      testing::add_case("shape." + std::to_string(rows) + "x" + std::to_string(centers),
+                        [c] { check_case(c, testing::make_data(c)); });
+    }
+  }
+  add_dtypes("d512", [](SweepCase& c) { c.dim = 512, c.centers = 200, c.rows = small_only() ? 3 : 66; });
+  add_dtypes("d256", [](SweepCase& c) { c.dim = 256, c.centers = 200; });
+  add_dtypes("splits", [](SweepCase& c) { c.centers = 1200, c.multiprocessors = 3; });
+  add_dtypes("no_target", [](SweepCase& c) { c.target_logit = SweepCase::kNoTarget; });
+  add_dtypes("target_far_above", [](SweepCase& c) { c.target_logit = SweepCase::kFarAbove; });
+  add_dtypes("target_far_below", [](SweepCase& c) { c.target_logit = SweepCase::kFarBelow; });
+  add_dtypes("scaled", [](SweepCase& c) { c.scaled = true, c.centers = 200; });
+  add_dtypes("scaled.no_target", [](SweepCase& c) { c.scaled = true, c.target_logit = SweepCase::kNoTarget; });
+  add_dtypes("no_modulation", [](SweepCase& c) { c.modulated = false; });
+  add_dtypes("scale_1", [](SweepCase& c) { c.scale = 1, c.centers = 200; });
+  add_dtypes("all_rows_ignored", [](SweepCase& c) { c.ignored_share = 2; });
+  add_dtypes("all_slots_empty", [](SweepCase& c) { c.empty_share = 2; });
+  add_dtypes("mostly_empty", [](SweepCase& c) { c.empty_share = 0.95, c.centers = 300; });
+  add("no_gradient", [](SweepCase& c) { c.need_grad = false, c.tolerance = 0; });
+  add("more_tiles_than_threads", [](SweepCase& c) { c.rows = 2, c.centers = 128 * 520, c.empty_share = 0.9; });
+}
+
+void add_omission() {
+  for (const bool half : {false, true}) {
+    testing::add_case(std::string("omits_tiles") + (half ? ".fp16" : ".bf16"), [half] {
+      SweepCase c = hopper();
+      c.dtype = half ? Dtype::kFloat16 : Dtype::kBFloat16;
+      c.rows = 9;
+      c.centers = 128 * 5;
+      c.modulated = false;
+      c.empty_share = 0;
+      const testing::SweepResult result = check_case(c, testing::clustered(c, 128));
+      float omitted = 0;
+      for (float each : result.omitted) omitted = std::max(omitted, each);
+      CHECK(omitted > 0, "nothing was reported as omitted");
+      // 64 x 128 x 128 / 2048 mma a product: one tile needs its gradient. Each of 5 tiles takes 8 steps of 8 warps.
+      CHECK(gpu::host::counters.mma == 2 * 512, "%lld mma", gpu::host::counters.mma);
+      CHECK(gpu::host::counters.wgmma == 5 * 8 * 8, "%lld wgmma", gpu::host::counters.wgmma);
+    });
+    testing::add_case(std::string("omission_is_accounted") + (half ? ".fp16" : ".bf16"), [half] {
+      SweepCase c = hopper();
+      c.dtype = half ? Dtype::kFloat16 : Dtype::kBFloat16;
+      c.rows = 6;
+      c.centers = 128 * 12;
+      c.scale = 4;
+      c.multiprocessors = 2;
+      c.ignored_share = 0;
+      c.tolerance = 0.3f;  // so large that the accounting, not rounding, decides
+      testing::SweepData data = testing::make_data(c);
+      // The target weighs e^2 times all negatives, so that it decides what may be omitted.
+      const testing::SweepResult before = testing::run_sweep(c, data);
+      for (size_t row = 0; row < data.target_logit.size(); ++row) data.target_logit[row] = before.lse[row] + 2;
+      const testing::SweepResult result = check_case(c, data);
+      for (float omitted : result.omitted) CHECK(omitted > 0.05f, "little was omitted: %g", omitted);
+    });
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  add_cases();
+  add_omission();
+  testing::add_case("when_one_pass_is_chosen", [] {
+    const auto reason = [](void (*change)(cuda::SweepArguments&, cuda::DeviceLimits&)) {
+      cuda::SweepArguments arguments{};
+      arguments.dtype = Dtype::kBFloat16;
+      arguments.dim = 512;
+      arguments.num_rows = 384;
+      arguments.num_centers = 100000;
+      arguments.need_grad = true;
+      arguments.grad_tolerance = 0x1p-12f;
+      cuda::DeviceLimits device{90, 227 << 10, 132};
+      change(arguments, device);
+      const char* words = cuda::why_one_pass(device, arguments);
+      CHECK(cuda::plan_sweep(device, arguments).two_passes == (words == nullptr), "the plan does otherwise");
+      return std::string(words != nullptr ? words : "");
+    };
+    CHECK(reason([](auto&, auto&) {}).empty(), "one pass without a reason to");
+    CHECK(reason([](auto& a, auto&) { a.need_grad = false, a.grad_tolerance = 0; }).empty(), "no gradient");
+    CHECK(reason([](auto& a, auto&) { a.grad_tolerance = 0; }).find("tolerance") != std::string::npos, "tolerance");
+    CHECK(reason([](auto&, auto& d) { d.compute_capability = 100; }).find("9.0") != std::string::npos, "device");
+    CHECK(reason([](auto&, auto& d) { d.has_sm90a_code = false; }).find("9.0a") != std::string::npos, "build");
+    CHECK(reason([](auto&, auto& d) { d.shared_bytes = 163 << 10; }).find("shared") != std::string::npos, "shared");
+    CHECK(reason([](auto& a, auto&) { a.num_centers = 0; }).find("no centers") != std::string::npos, "no centres");
+    CHECK(reason([](auto& a, auto&) { a.num_centers = int64_t{1} << 31; }).find("32 bits") != std::string::npos,
+          "coordinates");
+  });
+  return testing::run_cases(argc, argv);
+}
