@@ -30,7 +30,7 @@ def main() -> list[float]:
 
     faces = ProceduralFaces(num_identities=100, images_per_identity=6, image_size=32, cache=True)
     images = normalize_images(torch.stack([faces[index] for index in range(len(faces))]))
-    data = torch.utils.data.TensorDataset(images, torch.from_numpy(faces.labels))
+    data = torch.utils.data.TensorDataset(images, torch.from_numpy(faces.labels).long())
     loader = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True, drop_last=True)
     backbone = backbones.build("small", embedding_dim=64, image_size=32)
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)

@@ -67,7 +67,7 @@ def train(
     torch.manual_seed(0)
     faces = ProceduralFaces(IDENTITIES, IMAGES, SIZE, cache=True)
     images = normalize_images(torch.stack([faces[index] for index in range(len(faces))])).to(dtype)
-    labels = torch.from_numpy(faces.labels)
+    labels = torch.from_numpy(faces.labels).long()
     backbone = backbones.build("small", embedding_dim=DIM, image_size=SIZE).train().to(dtype)
     first_weight = torch.normal(0, 0.01, (IDENTITIES, DIM))
     order = torch.stack([torch.randperm(len(faces))[:BATCH] for _ in range(steps)])
