@@ -35,11 +35,18 @@ _CHECKED_BATCHES = (1, 3)
 def to_onnx(backbone: nn.Module, path: str | os.PathLike) -> float:
     """Write `backbone` as one ONNX file: "images" [batch, 3, S, S] to "embeddings" [batch, D], the batch dynamic.
 
-    backbone: a `backbones.Backbone` (its `image_size` is S), on any device; exported in eval mode in float32, whatever
-        its dtype (onnxruntime 1.32 has no convolution in bfloat16), and left as it was.
-    Returns: the largest difference between a component of torch's and of onnxruntime's unit embeddings, over random
-        images in batches of 1 and 3.
-    Raises: ArithmeticError when that is above `TOLERANCE`, with no file written; ImportError naming what to install.
+    Args:
+        backbone: a `backbones.Backbone` (its `image_size` is S), on any device; exported in eval mode in float32,
+            whatever its dtype (onnxruntime 1.32 has no convolution in bfloat16), and left as it was.
+        path: the file.
+
+    Returns:
+        The largest difference between a component of torch's and of onnxruntime's unit embeddings, over random images
+        in batches of 1 and 3.
+
+    Raises:
+        ArithmeticError: when that is above `TOLERANCE`, with no file written.
+        ImportError: naming what to install.
     """
     _need("to_onnx", "onnxscript")
     runtime, path = _need("to_onnx", "onnxruntime"), Path(path)
@@ -79,9 +86,16 @@ def to_safetensors(
 ) -> None:
     """Write the parameters and buffers of `backbone` in the safetensors format, readable without running any code.
 
-    name, options: as for `backbones.build`; kept in the file's metadata together with embedding_dim and image_size, so
-        that `from_safetensors` can build the network. Without a name, only the tensors are of use.
-    Raises: ImportError without the safetensors library; OSError where the file cannot be written.
+    Args:
+        backbone: the network.
+        path: the file.
+        name: as for `backbones.build`; kept in the file's metadata together with options, embedding_dim and image_size,
+            so that `from_safetensors` can build the network. Without a name, only the tensors are of use.
+        options: as for `backbones.build`.
+
+    Raises:
+        ImportError: without the safetensors library.
+        OSError: where the file cannot be written.
     """
     safetensors = _need("to_safetensors", "safetensors.torch")
     tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
@@ -95,7 +109,8 @@ def to_safetensors(
 def from_safetensors(path: str | os.PathLike) -> backbones.Backbone:
     """The backbone that `to_safetensors` wrote, on the CPU in eval mode.
 
-    Raises: ValueError naming a file that is damaged, or that was not written with the name of a network.
+    Raises:
+        ValueError: naming a file that is damaged, or that was not written with the name of a network.
     """
     safetensors = _need("from_safetensors", "safetensors")
     try:

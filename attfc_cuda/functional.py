@@ -45,11 +45,12 @@ _NORM_BLOCK_NUMBERS = 1 << 18
 class NegativeLogSumExp(NamedTuple):
     """What one sweep yields for each row, all [B].
 
-    lse: log sum of exp over the valid negatives, -inf without any; the only differentiable field.
-    hard_count: valid negatives above the threshold, int64.
-    max_cosine: largest cosine over the valid negatives, before modulation; -inf without any.
-    omitted_mass: share of the row's softmax (target and negatives) whose gradient was left out; 0 when none was.
-    lse, max_cosine, omitted_mass are float32 (float64 for float64 inputs).
+    Attributes:
+        lse: log sum of exp over the valid negatives, -inf without any; the only differentiable field. Float32 (float64
+            for float64 inputs), as are max_cosine and omitted_mass.
+        hard_count: valid negatives above the threshold, int64.
+        max_cosine: largest cosine over the valid negatives, before modulation; -inf without any.
+        omitted_mass: share of the row's softmax (target and negatives) whose gradient was left out; 0 when none was.
     """
 
     lse: Tensor
@@ -59,8 +60,15 @@ class NegativeLogSumExp(NamedTuple):
 
 
 class MarginSoftmaxOutput(NamedTuple):
-    """loss: reduced; rows [B]: loss of each row, 0 where ignored; negatives: the sweep; target_logit [B]: scale * T;
-    target_cosine [B]: to the own centre, 0 where ignored."""
+    """What `margin_softmax_loss` returns.
+
+    Attributes:
+        loss: the rows, reduced.
+        rows: [B], loss of each row, 0 where ignored.
+        negatives: what the sweep yields.
+        target_logit: [B], scale * T.
+        target_cosine: [B], to the own centre, 0 where ignored.
+    """
 
     loss: Tensor
     rows: Tensor
@@ -89,33 +97,46 @@ def negative_logsumexp(
     """Log-sum-exp of each row's logits over its negatives, hard ones re-weighted, without storing the B x S logits.
 
     Equals:
+
         c = embeddings @ (center_scale[:, None] * centers).T
         valid = (center_labels >= 0) & (center_labels != labels[:, None]) & (labels >= 0)[:, None]
         n = where(valid & (c > threshold[:, None]), quad[:, None] * c**2 + lin[:, None] * c + const[:, None], c)
         lse = (scale * n).masked_fill(~valid, -inf).logsumexp(dim=1)
 
-    embeddings: [B, D] unit rows, float32, bfloat16, float16 or float64. centers: [S, D] unit rows, same dtype.
-    labels: [B] int64; a row with a negative label is ignored: lse -inf, gradient 0, whatever its content.
-    center_labels: [S] int64; a negative label marks an empty slot, whose content is never read (it may be NaN).
-    center_scale: [S] float32 (float64 for float64 centers), the inverse norms of centers that are not normalised, as
-        `inverse_norms` makes them: cosines then are those of the unit centers, of which no copy is made. Not
-        differentiated itself: the gradient to centers already runs through the normalisation. None: 1.
-    target_logit: [B] the target's logit scale * T, to which the caller compares lse. It sets the precision, not the
-        value: rows whose lse lies within 80 of it or above are exact, others may come back as -inf with gradient 0.
-        None: every row is exact.
-    threshold, quad, lin, const: [B] float32 (float64 for float64 embeddings). No threshold: no modulation. With one,
-        a coefficient left out is 0.
-    scale: factor of every logit, above 0.
-    grad_tolerance: share of a row's softmax, in [0, 1), that its gradient may leave out; None: 2^-12 for 16-bit
-        embeddings, 0 (exact) otherwise. The value of lse is not affected; `omitted_mass` reports what was left out.
-    backend: "auto", "eager", "cpu", "triton" or "cuda"; a named one runs or raises.
-
     Under autocast embeddings and centers are cast to its dtype, as for a matrix product; cosines, logits and sums are
     float32 (float64 for float64) all the same.
-    Gradient: of lse to embeddings, centers, quad, lin and const. None to threshold and target_logit. That to centers,
-        where they require one, is made in the backward pass, [S, D] written once. A second derivative only with
+
+    Args:
+        embeddings: [B, D] unit rows, float32, bfloat16, float16 or float64.
+        centers: [S, D] unit rows, same dtype.
+        labels: [B] int64; a row with a negative label is ignored: lse -inf, gradient 0, whatever its content.
+        center_labels: [S] int64; a negative label marks an empty slot, whose content is never read (it may be NaN).
+        center_scale: [S] float32 (float64 for float64 centers), the inverse norms of centers that are not normalised,
+            as `inverse_norms` makes them: cosines then are those of the unit centers, of which no copy is made. Not
+            differentiated itself: the gradient to centers already runs through the normalisation. None: 1.
+        target_logit: [B] the target's logit scale * T, to which the caller compares lse. It sets the precision, not the
+            value: rows whose lse lies within 80 of it or above are exact, others may come back as -inf with gradient 0.
+            None: every row is exact.
+        threshold: [B] float32 (float64 for float64 embeddings), as are quad, lin and const. None: no modulation.
+        quad: [B]. With a threshold, a coefficient left out is 0.
+        lin: [B].
+        const: [B].
+        scale: factor of every logit, above 0.
+        grad_tolerance: share of a row's softmax, in [0, 1), that its gradient may leave out; None: 2^-12 for 16-bit
+            embeddings, 0 (exact) otherwise. The value of lse is not affected; `omitted_mass` reports what was left out.
+        backend: "auto", "eager", "cpu", "triton" or "cuda"; a named one runs or raises.
+
+    Returns:
+        `NegativeLogSumExp`, each field [B].
+
+    Gradient:
+        Of lse to embeddings, centers, quad, lin and const. None to threshold and target_logit. That to centers, where
+        they require one, is made in the backward pass, [S, D] written once. A second derivative only with
         backend="eager".
-    Raises: ValueError for shapes, devices, values; TypeError for dtypes.
+
+    Raises:
+        ValueError: for shapes, devices, values.
+        TypeError: for dtypes.
     """
     name = "negative_logsumexp"
     _check_sweep(name, embeddings, centers, labels, center_labels, center_scale)
@@ -153,37 +174,49 @@ def margin_softmax_loss(
     """Cross entropy of each row's target against its negatives in `centers`, both as `margin` says.
 
     Equals (`eager.margin_softmax_cross_entropy`):
+
         target_cosine = (embeddings * (center_scale[:, None] * centers)[target_slot]).sum(1)    # with target_slot
         T = margin.target(target_cosine, norm, hard_count)
         rows = F.cross_entropy(scale * concat([T, negatives]), 0) = softplus(lse - scale * T)
 
-    embeddings: [B, D] unit rows of any float dtype; cast for the sweep to that of centers, or autocast's. centers:
-        [S, D] unit rows.
-    labels: [B] int64; rows below 0 are ignored. center_labels: [S] int64; below 0: an empty slot.
-    margin: a `margins.Margin`. In training mode its running state moves first, once per call.
-    target_cosine: [B] cosine of each row to its own centre, differentiable; a target at exactly +-1 is fine.
-    target_slot: [B] int64, instead of target_cosine: the slot of each row's own centre in `centers`; below 0: the row
-        has none here, its cosine is 0. For centers that learn: their gradient, as positives and as negatives, is one
-        [S, D] buffer, written once.
-    center_scale: [S] as in `negative_logsumexp`, for centers that are not normalised.
-    one_slot_per_class: a promise that goes with target_slot: a row's class is in the slot that it names and in no
-        other, and in none where it names none. The compiled backends then make the gradient of centers in one go.
-    gradient_sink: with target_slot, a function of (first slot, gradient of a block of slots [n, D]) that takes the
-        gradient of centers in the backward pass in place of autograd: an optimizer, so that no buffer for all of it is
-        needed.
-    norm: [B] norms of the embeddings before normalisation; for margins that need them (AdaFace, MagFace).
-    shards: a `distributed.Shards` where `centers` is this process's part of them: rows (the same on every process) meet
-        the negatives of all parts, and a row's own centre is in one part (target_slot below 0 in the others). The loss
-        is the same on every process; gradients to embeddings are this part's share (`Shards.gather_rows` sums them).
-    reduction: "mean" over the rows that are not ignored, "sum", or "none" (loss is rows).
-    grad_tolerance, backend: as in `negative_logsumexp`.
-
-    Returns `MarginSoftmaxOutput`; loss, rows and target_logit float32 (float64 where centers are float64).
     A row without negatives has loss 0 and gradient 0 (but for a margin's regulariser). An empty batch has loss 0 and a
     gradient of zeros.
-    Gradient: to embeddings, centers, target_cosine and, where the margin says so, norm.
-    Raises: as `negative_logsumexp`; ValueError for a missing norm, another reduction, or unless one of target_cosine
-        and target_slot is given; TypeError for another margin.
+
+    Args:
+        embeddings: [B, D] unit rows of any float dtype; cast for the sweep to that of centers, or autocast's.
+        centers: [S, D] unit rows.
+        labels: [B] int64; rows below 0 are ignored.
+        center_labels: [S] int64; below 0: an empty slot.
+        margin: a `margins.Margin`. In training mode its running state moves first, once per call.
+        target_cosine: [B] cosine of each row to its own centre, differentiable; a target at exactly +-1 is fine.
+        target_slot: [B] int64, instead of target_cosine: the slot of each row's own centre in `centers`; below 0: the
+            row has none here, its cosine is 0. For centers that learn: their gradient, as positives and as negatives,
+            is one [S, D] buffer, written once.
+        center_scale: [S] as in `negative_logsumexp`, for centers that are not normalised.
+        one_slot_per_class: a promise that goes with target_slot: a row's class is in the slot that it names and in no
+            other, and in none where it names none. The compiled backends then make the gradient of centers in one go.
+        gradient_sink: with target_slot, a function of (first slot, gradient of a block of slots [n, D]) that takes the
+            gradient of centers in the backward pass in place of autograd: an optimizer, so that no buffer for all of it
+            is needed.
+        norm: [B] norms of the embeddings before normalisation; for margins that need them (AdaFace, MagFace).
+        shards: a `distributed.Shards` where `centers` is this process's part of them: rows (the same on every process)
+            meet the negatives of all parts, and a row's own centre is in one part (target_slot below 0 in the others).
+            The loss is the same on every process; gradients to embeddings are this part's share (`Shards.gather_rows`
+            sums them).
+        reduction: "mean" over the rows that are not ignored, "sum", or "none" (loss is rows).
+        grad_tolerance: as in `negative_logsumexp`.
+        backend: as in `negative_logsumexp`.
+
+    Returns:
+        `MarginSoftmaxOutput`; loss, rows and target_logit float32 (float64 where centers are float64).
+
+    Gradient:
+        To embeddings, centers, target_cosine and, where the margin says so, norm.
+
+    Raises:
+        ValueError: as `negative_logsumexp`; for a missing norm, another reduction, or unless one of target_cosine and
+            target_slot is given.
+        TypeError: as `negative_logsumexp`; for another margin.
     """
     name = "margin_softmax_loss"
     _check_sweep(name, embeddings, centers, labels, center_labels, center_scale)
@@ -274,8 +307,14 @@ def margin_softmax_loss(
 
 
 def check_sweep_options(name: str, grad_tolerance: float | None, backend: str, centers: Tensor | None = None) -> None:
-    """Raise what the functions above would raise for these options, before a caller moves any state; with `centers`
-    also where the backend cannot run on them."""
+    """Raise what the functions above would raise for these options, before a caller moves any state.
+
+    Args:
+        name: the caller, for the message.
+        grad_tolerance: as in `negative_logsumexp`.
+        backend: as in `negative_logsumexp`.
+        centers: with them, raise also where the backend cannot run on them.
+    """
     _tolerance(name, grad_tolerance, torch.float32)
     if backend not in ("auto", *backends.BACKENDS, *RENAMED_BACKENDS):
         raise error(name, "backend", f"be one of {', '.join(('auto', *backends.BACKENDS))}", repr(backend))
@@ -288,15 +327,25 @@ def generate_class_centers(probe: Tensor, gallery: Tensor, temperature: float = 
     """One unit class centre per row from r gallery embeddings of its class, those nearer to the probe weighing more.
 
     Equals (AttFC, arXiv 2503.06839, and its official code):
+
         a = softmax(F.cosine_similarity(probe[:, None], gallery, dim=2) / temperature, dim=1)
         F.normalize((a[:, :, None] * gallery).sum(1))
 
-    probe: [B, D], gallery: [B, r, D], r >= 1, any float dtype, of any length (a zero row is safe; a row whose whole
-    gallery is zero gives a zero centre). The gallery's lengths count in the sum, as published.
-    temperature: above 0; large values average the gallery evenly.
-    Returns [B, D] float32 (float64 where the gallery is float64), also under autocast.
-    Gradient: none, to anything (our choice; the official code has none either).
-    Raises: ValueError for shapes, devices or temperature; TypeError for other than floating dtypes.
+    Args:
+        probe: [B, D], any float dtype, of any length (a zero row is safe).
+        gallery: [B, r, D], r >= 1, any float dtype, of any length (a row whose whole gallery is zero gives a zero
+            centre). The gallery's lengths count in the sum, as published.
+        temperature: above 0; large values average the gallery evenly.
+
+    Returns:
+        [B, D] float32 (float64 where the gallery is float64), also under autocast.
+
+    Gradient:
+        None, to anything (our choice; the official code has none either).
+
+    Raises:
+        ValueError: for shapes, devices or temperature.
+        TypeError: for other than floating dtypes.
     """
     name = "generate_class_centers"
     _check_floating(name, "probe", probe)
@@ -319,12 +368,20 @@ def generate_class_centers(probe: Tensor, gallery: Tensor, temperature: float = 
 
 @torch.no_grad()
 def inverse_norms(centers: Tensor) -> Tensor:
-    """1 / |w_j| [S] of raw class centres [S, D], the `center_scale` of the functions above; one read of the centres.
+    """1 / |w_j| of raw class centres, the `center_scale` of the functions above; one read of the centres.
 
-    Equals: where(norm < 1e-6, 0, 1 / norm) with norm = centers.float().norm(dim=1)
-    float32 (float64 for float64 centers), without gradient. A centre shorter than 1e-6 gets 0: its cosines and its
-    gradient are 0.
-    Raises: ValueError for a shape, TypeError for other than floating dtypes.
+    Equals: ``where(norm < 1e-6, 0, 1 / norm) with norm = centers.float().norm(dim=1)``
+
+    Args:
+        centers: [S, D], any float dtype.
+
+    Returns:
+        [S] float32 (float64 for float64 centers), without gradient. A centre shorter than 1e-6 gets 0: its cosines and
+        its gradient are 0.
+
+    Raises:
+        ValueError: for a shape.
+        TypeError: for other than floating dtypes.
     """
     _check_floating("inverse_norms", "centers", centers)
     if centers.dim() != 2:

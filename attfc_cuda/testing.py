@@ -48,7 +48,13 @@ FLOAT32_FLOOR = 2.0**-20
 
 @dataclasses.dataclass
 class Case:
-    """Inputs of one sweep, and the upstream gradient [B] of its lse. threshold..const are None without modulation."""
+    """Inputs of one sweep.
+
+    Attributes:
+        embeddings: as for `negative_logsumexp`, like those not named here.
+        threshold: None without modulation, as are quad, lin and const.
+        upstream: [B], the gradient of its lse.
+    """
 
     embeddings: Tensor
     centers: Tensor
@@ -108,18 +114,26 @@ def make_case(
     empty: float = 0.1,
     ignored: float = 0.1,
 ) -> Case:
-    """Inputs for a sweep of (B, S, D), the same for the same arguments on every machine.
+    """Inputs for a sweep, the same for the same arguments on every machine.
 
-    kind: "random": embeddings and centres independent, labels colliding by chance. "trained": cosine 0.8 to the own
-        centre, which the container holds for most rows (some twice, stale), and up to four hard negatives per row at
-        0.3 to 0.45. Both repeat some labels inside the batch.
-    modulation: "none"; "filter" (0, 0, 0); "adasin" (0, Phi, 0); "mv" (0, t, t - 1); "curricular" (1, t, 0);
-        "quadratic": random coefficients of either sign. Each row's threshold is psi(theta + 0.5), moved into a gap
-        between cosines near it, so that rounding does not change which negatives are hard; the filter's is 0.4, or 0.1
-        for "random".
-    scale: of the logits. target_cosine: the same for all rows, +-1 included; None: 0.8, or random in 0.3 to 0.9.
-    empty: share of slots that are empty: label -1 and NaN content. ignored: share of rows with label -1.
     One row at least stays valid, one slot filled, unless a share is 1.
+
+    Args:
+        shape: (B, S, D).
+        dtype: of embeddings and centres.
+        device: of all tensors.
+        seed: of the draw.
+        kind: "random": embeddings and centres independent, labels colliding by chance. "trained": cosine 0.8 to the own
+            centre, which the container holds for most rows (some twice, stale), and up to four hard negatives per row
+            at 0.3 to 0.45. Both repeat some labels inside the batch.
+        modulation: "none"; "filter" (0, 0, 0); "adasin" (0, Phi, 0); "mv" (0, t, t - 1); "curricular" (1, t, 0);
+            "quadratic": random coefficients of either sign. Each row's threshold is psi(theta + 0.5), moved into a gap
+            between cosines near it, so that rounding does not change which negatives are hard; the filter's is 0.4, or
+            0.1 for "random".
+        scale: of the logits.
+        target_cosine: the same for all rows, +-1 included; None: 0.8, or random in 0.3 to 0.9.
+        empty: share of slots that are empty: label -1 and NaN content.
+        ignored: share of rows with label -1.
     """
     known = {"kind": (kind, KINDS), "modulation": (modulation, MODULATIONS)}
     for argument, (value, choices) in known.items():
@@ -166,7 +180,11 @@ def make_case(
 
 
 def run(function: Callable[..., Any], case: Case, **options: Any) -> dict[str, Tensor]:
-    """Run a `negative_logsumexp` on the case: its four fields and grad_embeddings, grad_quad, grad_lin, grad_const."""
+    """Run a `negative_logsumexp` on the case.
+
+    Returns:
+        Its four fields and grad_embeddings, grad_quad, grad_lin, grad_const.
+    """
     wanted = {"embeddings": case.embeddings, "quad": case.quad, "lin": case.lin, "const": case.const}
     inputs = {name: value.detach().requires_grad_() for name, value in wanted.items() if value is not None}
     modulation = {name: inputs.get(name) for name in ("quad", "lin", "const")}
@@ -229,13 +247,18 @@ def relative_error(actual: Tensor, truth: Tensor, least: float = 0.0) -> Tensor:
 
 
 def floor_of(key: str, case: Case) -> tuple[float, float]:
-    """(floor, least) for one entry of `run`'s result: the relative error that float32 logits may cost anywhere.
+    """The relative error that float32 logits may cost anywhere, for one entry of `run`'s result.
 
-    max_cosine: FLOAT32_FLOOR of 1, the cosine of a unit row with itself. lse: the same of `scale`, the logit of that
-    cosine. Gradients: a probability exp(z - lse) carries the absolute error of z and lse, each up to scale * 2^-23 by
-    its own rounding and that of its cosine: scale * 2^-22 in all. grad_embeddings, in its dtype: two roundings more, of
-    the probabilities before the product with the centres and of the result. Relative to at least scale * 2^-40: rows
-    whose whole gradient is smaller come from negatives under e^-27 of the row's mass, which float32 may lose.
+    - max_cosine: FLOAT32_FLOOR of 1, the cosine of a unit row with itself.
+    - lse: the same of `scale`, the logit of that cosine.
+    - Gradients: a probability exp(z - lse) carries the absolute error of z and lse, each up to scale * 2^-23 by its own
+      rounding and that of its cosine: scale * 2^-22 in all.
+    - grad_embeddings, in its dtype: two roundings more, of the probabilities before the product with the centres and of
+      the result. Relative to at least scale * 2^-40: rows whose whole gradient is smaller come from negatives under
+      e^-27 of the row's mass, which float32 may lose.
+
+    Returns:
+        (floor, least), as `assert_no_worse` takes them.
     """
     if key.startswith("grad_"):
         rounding = torch.finfo(case.embeddings.dtype).eps if key == "grad_embeddings" else 0.0
@@ -256,12 +279,23 @@ def assert_no_worse(
 ) -> None:
     """Fail unless actual's relative errors against truth are at most max(factor * plain's, floor).
 
-    Largest and root-mean-square error (`relative_error`, relative to at least `least`) are held against plain's own, so
-    neither one bad element nor a general loss of digits passes. Integers must be equal. plain None: the floor alone.
-    Mappings are compared key by key over truth's keys. With the `case` they came from, floor and least are those of
-    `floor_of`, values (not gradients) are held to the floor alone (a logit is float32 in every dtype), and rows whose
-    lse lies more than 80 below their target_logit may have lost it, as `negative_logsumexp` allows.
-    The message names the first element over the limit and the worst one, with coordinates.
+    Largest and root-mean-square error (`relative_error`) are held against plain's own, so neither one bad element nor a
+    general loss of digits passes. Integers must be equal. Mappings are compared key by key over truth's keys.
+
+    Args:
+        actual: what is judged.
+        truth: the same from float64.
+        plain: the same by plain PyTorch; None: the floor alone counts.
+        factor: how many times plain's error is let pass.
+        floor: the relative error that is let pass anyway.
+        least: errors are relative to at least this.
+        case: what mappings came from. Then floor and least are those of `floor_of`, values (not gradients) are held to
+            the floor alone (a logit is float32 in every dtype), and rows whose lse lies more than 80 below their
+            target_logit may have lost it, as `negative_logsumexp` allows.
+        name: of the result, for the message.
+
+    Raises:
+        AssertionError: naming the first element over the limit and the worst one, with coordinates.
     """
     if isinstance(truth, Mapping):
         assert isinstance(actual, Mapping) and not isinstance(plain, Tensor)
@@ -293,7 +327,11 @@ def assert_no_worse(
 
 
 def gradient_difference(actual: Tensor, truth: Tensor) -> dict[str, float]:
-    """How far a gradient is off as one vector: relative_l2, cosine (of the two), bias (signed, along truth)."""
+    """How far a gradient is off as one vector.
+
+    Returns:
+        relative_l2, cosine (of the two), bias (signed, along truth).
+    """
     actual, truth = actual.detach().double().cpu().flatten(), truth.detach().double().cpu().flatten()
     length = truth.norm()
     if length == 0:

@@ -27,7 +27,15 @@ __getattr__ = renamed_attributes(__name__, {"psi": "margins.angles.psi"})
 
 
 def modulated_cosine(cosine: Tensor, hard: Tensor, quad: Tensor, lin: Tensor, const: Tensor) -> Tensor:
-    """N_bj: quad c^2 + lin c + const where `hard`, else c. cosine, hard: [B, S]; quad, lin, const: [B, 1]."""
+    """The cosines after modulation, N_bj: quad c^2 + lin c + const where `hard`, else c.
+
+    Args:
+        cosine: [B, S].
+        hard: [B, S], which of them are hard.
+        quad: [B, 1].
+        lin: [B, 1].
+        const: [B, 1].
+    """
     return torch.where(hard, (quad * cosine + lin) * cosine + const, cosine)
 
 
@@ -46,7 +54,8 @@ def own_cosine(
 ) -> Tensor:
     """Cosine [B] of each row to the centre in slot target_slot [B]; 0 where that or the label is negative.
 
-    Gradient: to embeddings and centers, by autograd.
+    Gradient:
+        To embeddings and centers, by autograd.
     """
     here = (target_slot >= 0) & (labels >= 0)
     slot = torch.where(here, target_slot, 0)
@@ -87,7 +96,11 @@ def negative_logits(
     const: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(scale * N with -inf where not valid, valid, hard), each [B, S]. No threshold: nothing is hard."""
+    """The logits of all negatives, which of them count, and which are hard.
+
+    Returns:
+        (scale * N with -inf where not valid, valid, hard), each [B, S]. No threshold: nothing is hard.
+    """
     row = (labels >= 0)[:, None]
     valid = row & (center_labels >= 0)[None, :] & (center_labels[None, :] != labels[:, None])
     if threshold is None:
@@ -115,7 +128,11 @@ def logsumexp_of_cosines(
     const: Tensor | None = None,
     scale: float = 64.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(lse, hard_count, max_cosine, omitted_mass), each [B], from cosines [B, S]; see `negative_logsumexp`."""
+    """The sweep of `negative_logsumexp` from cosines [B, S].
+
+    Returns:
+        (lse, hard_count, max_cosine, omitted_mass), each [B]; see `negative_logsumexp`.
+    """
     logits, valid, hard = negative_logits(cosine, labels, center_labels, threshold, quad, lin, const, scale)
     # One more column of -inf gives a container without slots something to reduce over.
     logits, ranked = (
@@ -143,13 +160,27 @@ def negative_logsumexp(
     const: Tensor | None = None,
     scale: float = 64.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(lse, hard_count, max_cosine, omitted_mass), each [B]: the definition of `functional.negative_logsumexp`.
+    """The definition of `functional.negative_logsumexp`.
 
-    embeddings [B, D], centers [S, D] unit rows; labels [B], center_labels [S] int64; threshold, quad, lin, const [B].
-    center_scale [S]: 1 / |w_j| where the centres are not normalised; the gradient to them runs through that.
-    `target_logit` changes nothing here: every row is exact at any scale, and no mass is ever omitted.
-    lse, max_cosine, omitted_mass: float32 (float64 for float64 inputs); hard_count int64.
-    Gradient: of lse, by autograd, to embeddings, centers, quad, lin and const; the threshold has none.
+    Args:
+        embeddings: [B, D] unit rows.
+        centers: [S, D] unit rows.
+        labels: [B] int64.
+        center_labels: [S] int64.
+        center_scale: [S], 1 / |w_j| where the centres are not normalised; the gradient to them runs through that.
+        target_logit: changes nothing here: every row is exact at any scale, and no mass is ever omitted.
+        threshold: [B].
+        quad: [B].
+        lin: [B].
+        const: [B].
+        scale: factor of every logit.
+
+    Returns:
+        (lse, hard_count, max_cosine, omitted_mass), each [B]. lse, max_cosine, omitted_mass: float32 (float64 for
+        float64 inputs); hard_count int64.
+
+    Gradient:
+        Of lse, by autograd, to embeddings, centers, quad, lin and const; the threshold has none.
     """
     cosine = cosines(embeddings, centers, labels, center_labels, center_scale)
     return logsumexp_of_cosines(
@@ -172,8 +203,15 @@ def margin_softmax_cross_entropy(
 ) -> Tensor:
     """The margin softmax loss of each row [B] as textbooks write it: cross entropy over {target} and {negatives}.
 
-    Equals: F.cross_entropy(concat([scale * target, scale * N]), 0) per row, -inf logits where a negative is not valid.
-    target [B]: the margin's bent cosine T. Ignored rows (label < 0) give 0. Equal to softplus(lse - scale * T).
+    Equals: ``F.cross_entropy(concat([scale * target, scale * N]), 0)`` per row, -inf logits where a negative is not
+    valid; and ``softplus(lse - scale * T)``. Ignored rows (label < 0) give 0.
+
+    Args:
+        embeddings: [B, D], as for `negative_logsumexp`, like those not named here.
+        centers: [S, D].
+        labels: [B].
+        center_labels: [S].
+        target: [B], the margin's bent cosine T.
     """
     row = labels >= 0
     cosine = cosines(embeddings, centers, labels, center_labels)
