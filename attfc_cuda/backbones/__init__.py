@@ -33,12 +33,17 @@ __all__ = ["NAMES", "Backbone", "IResNet", "MobileFaceNet", "SmallResNet", "Timm
 def build(name: str, embedding_dim: int = 512, image_size: int = 112, **options: Any) -> Backbone:
     """The embedding network called `name`, freshly initialised from torch's global generator.
 
-    name: one of `NAMES`, or "timm:MODEL" for any image model of the timm library (which has to be installed).
-    embedding_dim: columns of the output. image_size: height and width of the square input images, in pixels.
-    options: of the class: `dropout` (IResNet); `norm`, `embedding` (SmallResNet); timm's own (TimmBackbone).
+    ``build("iresnet50")(images).shape == (B, 512)`` for images [B, 3, 112, 112].
 
-    Example: ``build("iresnet50")(images).shape == (B, 512)`` for images [B, 3, 112, 112].
-    Errors: ValueError for an unknown name, or sizes the network cannot take; ImportError for a timm model without timm.
+    Args:
+        name: one of `NAMES`, or "timm:MODEL" for any image model of the timm library (which has to be installed).
+        embedding_dim: columns of the output.
+        image_size: height and width of the square input images, in pixels.
+        **options: of the class: `dropout` (IResNet); `norm`, `embedding` (SmallResNet); timm's own (TimmBackbone).
+
+    Raises:
+        ValueError: for an unknown name, or sizes the network cannot take.
+        ImportError: for a timm model without timm.
     """
     if name.startswith(TIMM_PREFIX):
         return TimmBackbone(name.removeprefix(TIMM_PREFIX), embedding_dim, image_size, **options)

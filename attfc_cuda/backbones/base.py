@@ -16,8 +16,12 @@ class Backbone(nn.Module):
     Images are float, normalised to [-1, 1] (`attfc_cuda.data.normalize_images`). Embeddings are NOT of unit length: the
     heads normalise, and AdaFace and MagFace read the norm.
 
-    Attributes: `image_size` and `embedding_dim`, the two numbers a caller needs to feed and to read the network.
-    Errors: ValueError at construction for a size the network cannot take.
+    Attributes:
+        embedding_dim: columns of the output, a number a caller needs to read the network.
+        image_size: height and width of the images in pixels, a number a caller needs to feed it.
+
+    Raises:
+        ValueError: at construction for a size the network cannot take.
     """
 
     def __init__(self, embedding_dim: int, image_size: int, min_image_size: int) -> None:
@@ -31,8 +35,14 @@ class Backbone(nn.Module):
         self.image_size = image_size
 
     def check_images(self, images: Tensor) -> None:
-        """Raise unless `images` is a floating [B, 3, image_size, image_size] tensor: a wrong size would otherwise
-        surface as a matrix shape error deep inside the network."""
+        """Raise unless `images` is a floating [B, 3, image_size, image_size] tensor.
+
+        A wrong size would otherwise surface as a matrix shape error deep inside the network.
+
+        Raises:
+            ValueError: for another shape.
+            TypeError: for other than a floating dtype.
+        """
         name, size = type(self).__name__, self.image_size
         if images.dim() != 4 or images.shape[1:] != (IMAGE_CHANNELS, size, size):
             raise error(name, "images", f"be [B, 3, {size}, {size}]", list(images.shape), "resize, or set image_size")

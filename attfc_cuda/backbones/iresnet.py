@@ -45,13 +45,20 @@ class IResNet(Backbone):
 
     images [B, 3, image_size, image_size] float in [-1, 1] -> embeddings [B, embedding_dim], not normalised.
 
-    Parameters at 112 x 112 and D = 512: 24.0 M, 34.1 M, 43.6 M, 65.2 M. `image_size` may be any size from 16: four
-    strides of 2 leave a square of ceil(image_size / 16), flattened into the fully connected embedding, whose weight
-    count follows (so a checkpoint belongs to one image size; 97..112 share the shape of 112).
-    `dropout` is the probability before the embedding. The scale of the last BatchNorm is fixed at 1 and takes no
-    gradient, as published: only its bias and statistics move. Under autocast the embedding layer runs in float32.
+    Parameters at 112 x 112 and D = 512: 24.0 M, 34.1 M, 43.6 M, 65.2 M. The scale of the last BatchNorm is fixed at 1
+    and takes no gradient, as published: only its bias and statistics move. Under autocast the embedding layer runs in
+    float32.
 
-    Errors: ValueError for an unknown depth, an image_size below 16, embedding_dim below 1, or images of another size.
+    Args:
+        depth: 18, 34, 50 or 100.
+        embedding_dim: columns of the output.
+        image_size: any from 16, in pixels: four strides of 2 leave a square of ceil(image_size / 16), flattened into
+            the fully connected embedding, whose weight count follows (so a checkpoint belongs to one image size;
+            97..112 share the shape of 112).
+        dropout: the probability before the embedding.
+
+    Raises:
+        ValueError: for an unknown depth, an image_size below 16, embedding_dim below 1, or images of another size.
     """
 
     layer1: nn.Sequential

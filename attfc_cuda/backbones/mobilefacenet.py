@@ -51,10 +51,14 @@ class MobileFaceNet(Backbone):
 
     images [B, 3, image_size, image_size] float in [-1, 1] -> embeddings [B, embedding_dim], not normalised.
 
-    `image_size` may be any size from 16; the global depthwise kernel is ceil(image_size / 16) (7 at 112). Under
-    autocast the embedding layer runs in float32.
+    Under autocast the embedding layer runs in float32.
 
-    Errors: ValueError for an image_size below 16, embedding_dim below 1, or images of another size.
+    Args:
+        embedding_dim: columns of the output.
+        image_size: any from 16, in pixels; the global depthwise kernel is ceil(image_size / 16) (7 at 112).
+
+    Raises:
+        ValueError: for an image_size below 16, embedding_dim below 1, or images of another size.
     """
 
     def __init__(self, embedding_dim: int = 128, image_size: int = 112) -> None:

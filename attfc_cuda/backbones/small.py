@@ -25,8 +25,11 @@ class StandardizedConv2d(nn.Conv2d):
 
     Filters of mean 0 pass nothing of what all images share. BatchNorm subtracts that share and GroupNorm cannot:
     without this the embeddings of all faces start within a narrow cone (mean cosine 0.9) and hardly leave it.
-    Source: Qiao et al., Weight Standardization (arXiv 1903.10520), up to a constant factor, which the norm after it
-    takes away."""
+
+    Source:
+        Qiao et al., Weight Standardization (arXiv 1903.10520), up to a constant factor, which the norm after it takes
+        away.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         centered = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
@@ -76,22 +79,28 @@ class SmallResNet(Backbone):
 
     images [B, 3, image_size, image_size] float in [-1, 1] -> embeddings [B, embedding_dim], not normalised.
 
-    image_size: any from 16; four strides of 2 leave a square of ceil(image_size / 16).
-    norm: "batch" (BatchNorm, also after the embedding), or "group": GroupNorm and standardised convolutions in the
-        maps, LayerNorm after the embedding. With "group" an image's embedding depends on that image alone, in training
-        as in evaluation, so a momentum copy of the network needs no batch statistics. LayerNorm fixes the embedding's
-        norm: for margins that read the norm (AdaFace, MagFace) take "batch". It wants smaller steps: under a fully
-        connected head with SGD it learned real faces as fast as "batch" at a learning rate of 0.02, and at 0.1, where
-        "batch" still learns, all its embeddings fell into one direction. Under AttFC, whose centres take no gradient,
-        it did so at every setting tried with the exact gradient of the margin: take "batch" there.
-    embedding: what turns the last maps into a vector: "depthwise", a global depthwise convolution as in MobileFaceNet
-        (its size follows the maps: 16 weights per channel at 64 x 64), or "flatten", a linear layer over all of them
-        (16 times 128 x embedding_dim weights at 64 x 64).
-
     The maps are held channels-last whatever the images' memory format; results do not depend on it. Under autocast the
     embedding layer runs in float32.
-    Errors: ValueError for an unknown norm or embedding, an image_size below 16, embedding_dim below 1, or images of
-    another size.
+
+    Args:
+        embedding_dim: columns of the output.
+        image_size: any from 16, in pixels; four strides of 2 leave a square of ceil(image_size / 16).
+        norm: "batch" (BatchNorm, also after the embedding), or "group": GroupNorm and standardised convolutions in the
+            maps, LayerNorm after the embedding. With "group" an image's embedding depends on that image alone, in
+            training as in evaluation, so a momentum copy of the network needs no batch statistics. LayerNorm fixes the
+            embedding's
+            norm: for margins that read the norm (AdaFace, MagFace) take "batch". It wants smaller steps: under a fully
+            connected head with SGD it learned real faces as fast as "batch" at a learning rate of 0.02, and at 0.1,
+            where
+            "batch" still learns, all its embeddings fell into one direction. Under AttFC, whose centres take no
+            gradient, it did so at every setting tried with the exact gradient of the margin: take "batch" there.
+        embedding: what turns the last maps into a vector: "depthwise", a global depthwise convolution as in
+            MobileFaceNet (its size follows the maps: 16 weights per channel at 64 x 64), or "flatten", a linear layer
+            over all of them (16 times 128 x embedding_dim weights at 64 x 64).
+
+    Raises:
+        ValueError: for an unknown norm or embedding, an image_size below 16, embedding_dim below 1, or images of
+            another size.
     """
 
     def __init__(

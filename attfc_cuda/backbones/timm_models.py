@@ -16,11 +16,19 @@ class TimmBackbone(Backbone):
 
     images [B, 3, image_size, image_size] float in [-1, 1] -> embeddings [B, embedding_dim], not normalised.
 
-    Equals: timm.create_model(model, num_classes=embedding_dim, **options). Models that are tied to one input size
-    (vision transformers) are also told `img_size=image_size`. `pretrained=True` among the options fetches weights as
-    timm does; those were trained on other normalisations than [-1, 1], which fine-tuning has to bridge.
+    Equals: ``timm.create_model(model, num_classes=embedding_dim, **options)``. Models that are tied to one input size
+    (vision transformers) are also told `img_size=image_size`.
 
-    Errors: ImportError without timm; ValueError for a model timm does not know.
+    Args:
+        model: timm's name.
+        embedding_dim: columns of the output.
+        image_size: height and width of the images, in pixels.
+        **options: of `timm.create_model`. `pretrained=True` fetches weights as timm does; those were trained on other
+            normalisations than [-1, 1], which fine-tuning has to bridge.
+
+    Raises:
+        ImportError: without timm.
+        ValueError: for a model timm does not know.
     """
 
     def __init__(self, model: str, embedding_dim: int = 512, image_size: int = 112, **options: Any) -> None:

@@ -13,10 +13,20 @@ TEMPLATE = np.array(
 
 
 def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The rotation, uniform scale and shift, float64 [2, 3], that bring points `source` [P, 2] closest to `target`.
+    """The rotation, uniform scale and shift that bring points closest to others: least squares without reflection.
 
-    Least squares without reflection. Errors: ValueError for points that all coincide or are not finite.
-    Source: Umeyama, "Least-squares estimation of transformation parameters", IEEE PAMI 13(4), 1991, equations 39 to 43.
+    Args:
+        source: [P, 2] points.
+        target: [P, 2], where they should be.
+
+    Returns:
+        float64 [2, 3].
+
+    Source:
+        Umeyama, "Least-squares estimation of transformation parameters", IEEE PAMI 13(4), 1991, equations 39 to 43.
+
+    Raises:
+        ValueError: for points that all coincide or are not finite.
     """
     source, target = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
     if not (np.isfinite(source).all() and np.isfinite(target).all()):
@@ -34,8 +44,16 @@ def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def align_face(picture: Image.Image, landmarks: np.ndarray, image_size: int) -> torch.Tensor:
-    """uint8 [3, image_size, image_size] with the landmarks [5, 2] of an RGB picture brought to `TEMPLATE`, bilinear;
-    what lies outside of the picture is black."""
+    """A picture with its landmarks brought to `TEMPLATE`, bilinear.
+
+    Args:
+        picture: RGB.
+        landmarks: [5, 2], in pixels.
+        image_size: side of the result, in pixels.
+
+    Returns:
+        uint8 [3, image_size, image_size]; what lies outside of the picture is black.
+    """
     matrix = similarity_transform(landmarks, TEMPLATE * (image_size / 112))
     inverse = np.linalg.inv(np.vstack([matrix, [0.0, 0.0, 1.0]]))[:2]
     # Landmarks count pixels from their centres, Pillow from their corners: half a pixel on both sides.

@@ -20,12 +20,18 @@ FOLDS = 10
 def read_bin(path: str | os.PathLike, image_size: int = 112) -> VerificationSet:
     """The pairs of a .bin file: a pickle of (2 P encoded images, P booleans), images 2k and 2k + 1 being pair k.
 
-    Equals: pickle.load(file, encoding="bytes"), but by a reader that runs nothing (`read_pickle`). Images are kept
-    encoded, equal ones once, and decoded to `image_size` when they are asked for. Folds: ten runs of consecutive
-    pairs, as InsightFace's KFold(10, shuffle=False) makes them.
+    Equals: ``pickle.load(file, encoding="bytes")``, but by a reader that runs nothing (`read_pickle`). Images are kept
+    encoded, equal ones once, and decoded when they are asked for. Folds: ten runs of consecutive pairs, as
+    InsightFace's KFold(10, shuffle=False) makes them.
 
-    Errors: ValueError naming the file (and the offset in it) for a pickle that holds anything else than bytes, lists,
-    booleans and numpy arrays, or not such a pair of lists; OSError for a file that cannot be opened.
+    Args:
+        path: the file.
+        image_size: side that images are decoded to, in pixels.
+
+    Raises:
+        ValueError: naming the file (and the offset in it) for a pickle that holds anything else than bytes, lists,
+            booleans and numpy arrays, or not such a pair of lists.
+        OSError: for a file that cannot be opened.
     """
     path = Path(path)
     try:

@@ -43,21 +43,30 @@ def embed_images(
 ) -> Tensor:
     """Embed every image with `backbone`, in evaluation mode and without gradient.
 
-    Equals, per batch: normalize(backbone(x) + backbone(x.flip(-1))) with flip=True, normalize(backbone(x)) without,
-    where x = normalize_images(batch). The two views are added before normalisation, as InsightFace does, so a view the
-    network is unsure of (a short embedding) counts less.
+    Equals, per batch: ``normalize(backbone(x) + backbone(x.flip(-1)))`` with flip=True, ``normalize(backbone(x))``
+    without, where ``x = normalize_images(batch)``. The two views are added before normalisation, as InsightFace does,
+    so a view the network is unsure of (a short embedding) counts less.
 
-    images: uint8 [N, 3, H, W] tensor, a data set of uint8 [3, H, W], or a list of image files.
-    image_size: side that files are resized to; default `backbone.image_size`. Tensors and data sets are taken as they
-    are.
-    device: where to compute; default the backbone's own (it is not moved). progress: show a bar.
-    unit: bring each row to unit length; without, an image's embedding keeps its length, as templates weigh it.
-    Returns: float32 [N, D] on the CPU, rows of unit length (a zero embedding stays zero). The backbone is left in the
-    mode it came in. Wrap the call in torch.autocast for half precision.
+    The backbone is left in the mode it came in. Wrap the call in torch.autocast for half precision.
 
-    Errors: ValueError for no images, a batch_size below 1, files without an image_size, images of unequal size, a
-    corrupt file (naming it), or an embedding that is not finite (naming the image); TypeError for images that are not
-    uint8.
+    Args:
+        backbone: the network.
+        images: uint8 [N, 3, H, W] tensor, a data set of uint8 [3, H, W], or a list of image files.
+        flip: embed the mirrored image too.
+        unit: bring each row to unit length; without, an image's embedding keeps its length, as templates weigh it.
+        batch_size: images at a time.
+        image_size: side that files are resized to, in pixels; default `backbone.image_size`. Tensors and data sets are
+            taken as they are.
+        device: where to compute; default the backbone's own (it is not moved).
+        progress: show a bar.
+
+    Returns:
+        float32 [N, D] on the CPU, rows of unit length (a zero embedding stays zero).
+
+    Raises:
+        ValueError: for no images, a batch_size below 1, files without an image_size, images of unequal size, a corrupt
+            file (naming it), or an embedding that is not finite (naming the image).
+        TypeError: for images that are not uint8.
     """
     if batch_size < 1:
         raise error("embed_images", "batch_size", "be at least 1", batch_size)
@@ -89,13 +98,22 @@ def raw_pixel_embeddings(
 ) -> Tensor:
     """The floor every network must clear: the pixels themselves as an embedding.
 
-    Equals: normalize(p - p.mean(1)) with p = normalize_images(x).flatten(1): all three colours, the image's own mean
-    brightness taken off (so that the cosine is the correlation of the pixels, whatever value stands for black), no flip
-    averaging. Our choice: without the subtraction the floor is 0.01 to 0.04 lower in accuracy on real faces.
+    Equals: ``normalize(p - p.mean(1))`` with ``p = normalize_images(x).flatten(1)``: all three colours, the image's own
+    mean brightness taken off (so that the cosine is the correlation of the pixels, whatever value stands for black), no
+    flip averaging. Our choice: without the subtraction the floor is 0.01 to 0.04 lower in accuracy on real faces.
 
-    images: as for `embed_images`; files are resized to `image_size`.
-    Returns: float32 [N, 3 * H * W], rows of unit length (an image of one colour has no direction: a zero row).
-    Errors: as for `embed_images`.
+    Args:
+        images: as for `embed_images`.
+        image_size: side that files are resized to, in pixels.
+        batch_size: images at a time.
+        progress: show a bar.
+
+    Returns:
+        float32 [N, 3 * H * W], rows of unit length (an image of one colour has no direction: a zero row).
+
+    Raises:
+        ValueError: as `embed_images` does.
+        TypeError: as `embed_images` does.
     """
     if batch_size < 1:
         raise error("raw_pixel_embeddings", "batch_size", "be at least 1", batch_size)
@@ -108,9 +126,17 @@ def raw_pixel_embeddings(
 
 
 def pair_similarity(embeddings: Tensor, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of each pair: float32 [P].
+    """Cosine of each pair.
 
-    Equals: (embeddings[a] * embeddings[b]).sum(1) for unit rows. embeddings: [N, D]; a, b: int64 [P].
+    Equals: ``(embeddings[a] * embeddings[b]).sum(1)`` for unit rows.
+
+    Args:
+        embeddings: [N, D].
+        a: int64 [P].
+        b: int64 [P].
+
+    Returns:
+        float32 [P].
     """
     first, second = torch.from_numpy(np.asarray(a)), torch.from_numpy(np.asarray(b))
     parts = [
@@ -125,10 +151,19 @@ def verify_backbone(
 ) -> tuple[VerificationResult, np.ndarray]:
     """Embed the images of `pairs` with `backbone` and judge them: what `attfc verify` and the trainer call.
 
-    pairs: a PairList (files), or PairIndices into `dataset`. Each image is embedded once. options: of `embed_images`.
-    Returns: the result and the similarities [P], from which the plots are made.
-    Errors: those of `embed_images` and `verify`; ValueError for PairIndices without a data set, or a data set with a
-    PairList.
+    Args:
+        backbone: the network.
+        pairs: a PairList (files), or PairIndices into `dataset`. Each image is embedded once.
+        dataset: the images of PairIndices.
+        **options: of `embed_images`.
+
+    Returns:
+        The result and the similarities [P], from which the plots are made.
+
+    Raises:
+        ValueError: as `embed_images` and `verify` do; for PairIndices without a data set, or a data set with a
+            PairList.
+        TypeError: as `embed_images` and `verify` do.
     """
     if isinstance(pairs, PairList) != (dataset is None):
         raise error(

@@ -20,7 +20,8 @@ MEDIA, PAIRS, LANDMARKS = "_face_tid_mid.txt", "_template_pair_label.txt", "_nam
 class AlignedFaces:
     """Images cut out by their five landmarks when they are asked for; without landmarks, by their central square.
 
-    An image that cannot be decoded is an `UnreadableImage` naming it.
+    Raises:
+        UnreadableImage: naming an image that cannot be decoded, when it is asked for.
     """
 
     def __init__(self, paths: list[Path], landmarks: np.ndarray | None, image_size: int) -> None:
@@ -45,15 +46,23 @@ def find_ijb(folder: Path) -> str | None:
 def read_ijb(folder: str | Path, image_size: int = 112) -> TemplateSet:
     """The 1:1 protocol of IJB-B or IJB-C.
 
-    folder: holds, for a name such as `ijbc`,
-        meta/<name>_face_tid_mid.txt: on each line `image template medium`,
-        meta/<name>_template_pair_label.txt: on each line `template template same`,
-        meta/<name>_name_5pts_score.txt: on each line `image x1 y1 .. x5 y5 score`, in the order of the first file,
-        loose_crop/<image>.
+    The folder holds, for a name such as `ijbc`,
+
+    - meta/<name>_face_tid_mid.txt: on each line `image template medium`,
+    - meta/<name>_template_pair_label.txt: on each line `template template same`,
+    - meta/<name>_name_5pts_score.txt: on each line `image x1 y1 .. x5 y5 score`, in the order of the first file,
+    - loose_crop/<image>.
+
     Without the third file images are taken as aligned already and all weigh the same; with it they are aligned by
     their landmarks, and the detector's score is the weight of an image. Images are read when they are asked for.
-    Errors: ValueError naming the file and the line for anything else, for a template in a pair that has no image;
-    FileNotFoundError for a list that is not there.
+
+    Args:
+        folder: where these lie.
+        image_size: side that images are brought to, in pixels.
+
+    Raises:
+        ValueError: naming the file and the line for anything else, for a template in a pair that has no image.
+        FileNotFoundError: for a list that is not there.
     """
     folder = Path(folder)
     name = find_ijb(folder)

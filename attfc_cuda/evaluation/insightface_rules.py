@@ -36,8 +36,10 @@ class InsightFaceCounts:
     """What InsightFace prints of a .bin set. All are fractions in [0, 1].
 
     Attributes:
-        accuracy, accuracy_std: mean and population standard deviation over the ten folds.
-        tar, tar_std: mean and deviation over the folds of the true accept rate at the interpolated thresholds.
+        accuracy: mean over the ten folds.
+        accuracy_std: population standard deviation over the folds.
+        tar: mean over the folds of the true accept rate at the interpolated thresholds.
+        tar_std: its population standard deviation over the folds.
         far: the false accept rate that those thresholds really have, mean over the folds.
         named_far: the rate that was asked for.
     """
@@ -100,7 +102,9 @@ def nearest_tar_at_far(
     """TAR of templates by the rule for IJB-B and IJB-C: at the point of the ROC nearest to each false accept rate.
 
     Args:
-        similarity: [P]. same: [P] bool. far: the rates.
+        similarity: [P].
+        same: [P] bool.
+        far: the rates.
 
     Returns:
         For each rate (true accept rate, the false accept rate that it really has). Of two points equally near the one

@@ -20,12 +20,21 @@ def is_lfw_header(line: str) -> bool:
 
 
 def lfw_pairs(path: Path, lines: Sequence[str], root: Path) -> Iterator[tuple[int, str, str, bool, int]]:
-    """Line number, both images relative to `root`, same and fold of every pair.
+    """The pairs of LFW's own list.
 
-    lines: all of the file. `<folds> <n>` stands before that many folds of n genuine pairs (`name i j`: two images of
-    one person) and n impostor pairs (`name i name j`). `<n>` alone stands before n of both, which are dealt into ten
-    folds in turn. Image i of a name is `<name>/<name>_<i, four digits>` with the extension its file has.
-    Errors: ValueError naming the list and the line, or the number of pairs that is missing.
+    Args:
+        path: the list, for messages.
+        lines: all of the file. `<folds> <n>` stands before that many folds of n genuine pairs (`name i j`: two images
+            of one person) and n impostor pairs (`name i name j`). `<n>` alone stands before n of both, which are dealt
+            into ten folds in turn. Image i of a name is `<name>/<name>_<i, four digits>` with the extension its file
+            has.
+        root: the folder of the images.
+
+    Yields:
+        Line number, both images relative to `root`, same and fold of every pair.
+
+    Raises:
+        ValueError: naming the list and the line, or the number of pairs that is missing.
     """
     first = next(k for k, line in enumerate(lines) if line.strip() and not line.startswith("#"))
     header = [int(number) for number in lines[first].split()]

@@ -25,7 +25,14 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 class PairIndices(NamedTuple):
-    """P pairs of image numbers. `a`, `b`, `fold`: int64 [P]; `same`: bool [P]."""
+    """P pairs of image numbers.
+
+    Attributes:
+        a: int64 [P].
+        b: int64 [P].
+        same: bool [P].
+        fold: int64 [P].
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -34,7 +41,14 @@ class PairIndices(NamedTuple):
 
 
 class PairList(NamedTuple):
-    """P pairs of image files. `paths_a`, `paths_b`: lists of P; `same`: bool [P]; `fold`: int64 [P]."""
+    """P pairs of image files.
+
+    Attributes:
+        paths_a: P of them.
+        paths_b: P of them.
+        same: bool [P].
+        fold: int64 [P].
+    """
 
     paths_a: list[Path]
     paths_b: list[Path]
@@ -50,7 +64,11 @@ class PairList(NamedTuple):
 
 
 class LabelledImages(Protocol):
-    """What `make_pairs` needs of a data set: `labels`, int64 [N], the identity of every image."""
+    """What `make_pairs` needs of a data set.
+
+    Attributes:
+        labels: int64 [N], the identity of every image.
+    """
 
     labels: np.ndarray
 
@@ -58,14 +76,20 @@ class LabelledImages(Protocol):
 def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> PairList:
     """Read a tab-separated pair list: on each line `image_a  image_b  same  fold`; or LFW's own `pairs.txt`.
 
-    path: the list, UTF-8. root: the folder its image paths are relative to (absolute paths stand for themselves).
     `same` is 1 (genuine) or 0 (impostor), `fold` any integer. Empty lines and lines that start with # are passed over;
     an image paired with itself is left out, with a warning.
-    A list whose first line is one or two numbers is one of LFW's, see `lfw_pairs`; root is then LFW's image folder.
-    check_files: look every image up, so that a wrong root is reported before the network has run for minutes.
 
-    Errors: ValueError naming the list and the line for a wrong number of columns, a `same` or `fold` that is not one,
-    or a list without a pair; FileNotFoundError naming both for an image that does not exist.
+    A list whose first line is one or two numbers is one of LFW's, see `lfw_pairs`; root is then LFW's image folder.
+
+    Args:
+        path: the list, UTF-8.
+        root: the folder its image paths are relative to (absolute paths stand for themselves).
+        check_files: look every image up, so that a wrong root is reported before the network has run for minutes.
+
+    Raises:
+        ValueError: naming the list and the line for a wrong number of columns, a `same` or `fold` that is not one, or a
+            list without a pair.
+        FileNotFoundError: naming both for an image that does not exist.
     """
     path, root = Path(path), Path(root)
     try:
@@ -135,12 +159,22 @@ def make_pairs(dataset: LabelledImages, num_pairs: int = 6000, folds: int = 10, 
     judged on people it has not seen); only when some fold could not be filled that way do the folds share identities.
     Genuine pairs are spread over the identities as evenly as their images allow. Impostor pairs are uniform over the
     pairs of images, of at most 10 images of an identity where that suffices. The same arguments draw the same pairs.
-    Source: Huang et al., UMass TR 07-49 (2007), for the shape of the protocol; the drawing is our choice.
 
-    dataset: anything with `labels`, int64 [N]; negative labels are left out. Returns: PairIndices, folds numbered from
-    0.
-    Errors: ValueError for fewer than 2 folds, fewer than 2 pairs a fold, or when the data set holds too few pairs,
-    saying how many there are.
+    Args:
+        dataset: anything with `labels`, int64 [N]; negative labels are left out.
+        num_pairs: pairs of both kinds together.
+        folds: at least 2.
+        seed: of the draw.
+
+    Returns:
+        PairIndices, folds numbered from 0.
+
+    Source:
+        Huang et al., UMass TR 07-49 (2007), for the shape of the protocol; the drawing is our choice.
+
+    Raises:
+        ValueError: for fewer than 2 folds, fewer than 2 pairs a fold, or when the data set holds too few pairs, saying
+            how many there are.
     """
     labels = np.asarray(dataset.labels)
     if folds < 2:

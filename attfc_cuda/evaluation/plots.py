@@ -40,9 +40,16 @@ def plot_roc(
 ) -> None:
     """Draw true accepts over false accepts (logarithmic) of one or several methods into one PNG.
 
-    results: name -> (similarity [P], same [P] bool), in the order of the legend. The false accept axis starts at one
-    false accept of the method with the most impostor pairs: below it the curve would say nothing.
-    Errors: ValueError for no methods, or a method without both kinds of pairs or with values that are not finite.
+    The false accept axis starts at one false accept of the method with the most impostor pairs: below it the curve
+    would say nothing.
+
+    Args:
+        results: name -> (similarity [P], same [P] bool), in the order of the legend.
+        path: of the PNG.
+        title: above the plot.
+
+    Raises:
+        ValueError: for no methods, or a method without both kinds of pairs or with values that are not finite.
     """
     if not results:
         raise error("plot_roc", "results", "hold at least one method", "none")
@@ -88,9 +95,17 @@ def plot_histogram(
 ) -> None:
     """Draw how the similarities of genuine and impostor pairs are distributed into one PNG.
 
-    similarity [P]: cosines, same [P] bool. threshold: drawn as a line (VerificationResult.threshold) unless None.
     Heights are shares of each kind's pairs per bin, so that lists with more impostors than genuine pairs read alike.
-    Errors: ValueError as for plot_roc.
+
+    Args:
+        similarity: [P] cosines.
+        same: [P] bool.
+        path: of the PNG.
+        threshold: drawn as a line (VerificationResult.threshold) unless None.
+        title: above the plot.
+
+    Raises:
+        ValueError: as for `plot_roc`.
     """
     genuine, impostor = _split("plot_histogram", similarity, same)
     figure, axes = _figure(6.4, 4.0)
@@ -129,11 +144,19 @@ def plot_cosines(
 ) -> None:
     """Draw cosines of training rows to class centres into one PNG: how they are distributed, and negatives by age.
 
-    positive [P]: to the own centre. negative [N] and age [N]: to other classes' centres, and how many steps ago each of
-    those came into the container; 0: in this step. The ages are put into at most 24 groups of whole steps.
     What to look for: fresh and stale negatives should lie alike. Fresh ones that lie apart mean that the network tells
     this step's images from older centres, whoever is on them.
-    Errors: ValueError for other shapes, no positive, or values that are not finite.
+
+    Args:
+        positive: [P], to the own centre.
+        negative: [N], to other classes' centres.
+        age: [N], how many steps ago each of those came into the container; 0: in this step. The ages are put into at
+            most 24 groups of whole steps.
+        path: of the PNG.
+        title: above the plot.
+
+    Raises:
+        ValueError: for other shapes, no positive, or values that are not finite.
     """
     positive, negative, age = (np.asarray(values, dtype=np.float64) for values in (positive, negative, age))
     for argument, values in (("positive", positive), ("negative", negative), ("age", age)):
@@ -200,14 +223,20 @@ SMOOTHED = ("loss", "positive_cosine", "hard_fraction", "images_per_s")  # noisy
 def plot_training(logs: str | Path | Mapping[str, str | Path], path: str | Path, title: str = "Training") -> None:
     """Draw the course of one or several runs from their JSON-lines logs into one PNG.
 
-    logs: one log, or name -> log to lay runs over each other. Read are the records
+    Read are the records
     `{"kind": "step", "step": int, "loss": float, "lr": ..., "positive_cosine": ..., "t": ..., "hard_fraction": ...,
     "images_per_s": ...}` and `{"kind": "verify", "step": int, "accuracy": float, "tar_at_far": {"0.01": float}}`; other
     records are passed over, and so are absent, null or non-finite values. Noisy quantities are averaged over 2 % of the
     run; the raw values show faintly behind.
 
-    Errors: ValueError naming file and line for a line that is no JSON object (an unfinished last line is passed over:
-    the run may still be writing it), or naming the file when it holds no step.
+    Args:
+        logs: one log, or name -> log to lay runs over each other.
+        path: of the PNG.
+        title: above the plot.
+
+    Raises:
+        ValueError: naming file and line for a line that is no JSON object (an unfinished last line is passed over: the
+            run may still be writing it), or naming the file when it holds no step.
     """
     named = {"": logs} if isinstance(logs, (str, Path)) else dict(logs)
     if not named:

@@ -46,7 +46,15 @@ __getattr__ = renamed_attributes(
 
 
 class SetResult(NamedTuple):
-    """One method on one set: its result, and the similarity and truth of every pair."""
+    """One method on one set.
+
+    Attributes:
+        method: its name.
+        data: the set's name.
+        result: what was measured.
+        similarity: of every pair.
+        same: the truth of every pair.
+    """
 
     method: str
     data: str
@@ -82,8 +90,11 @@ def evaluate_sets(
 def evaluate_suite(
     method: str, backbone: nn.Module | None, entries: Iterable[SuiteEntry], *, flip: bool = True, progress: bool = False
 ) -> tuple[list[SetResult], dict[str, str]]:
-    """Verify on each set of a suite, one in memory at a time. Returns the results, and for each set that could not
-    be read or used the reason: one bad set does not cost the others."""
+    """Verify on each set of a suite, one in memory at a time: one bad set does not cost the others.
+
+    Returns:
+        The results, and for each set that could not be read or used the reason.
+    """
     results, failures = [], {}
     for entry in entries:
         try:
@@ -135,8 +146,12 @@ def print_insightface_table(results: list[SetResult], console: Console | None = 
 
 
 def insightface_counts(result: SetResult) -> dict[str, Any]:
-    """accuracy and accuracy_std (None without folds, or with fewer pairs than its ten folds), tar_at_far: named rate ->
-    [TAR, the rate it really has]."""
+    """The scores of one result as InsightFace counts them.
+
+    Returns:
+        accuracy and accuracy_std (None without folds, or with fewer pairs than its ten folds), tar_at_far: named rate
+        -> [TAR, the rate it really has].
+    """
     if result.result.accuracy is None:
         nearest = nearest_tar_at_far(result.similarity, result.same, list(result.result.tar_at_far))
         return {"accuracy": None, "accuracy_std": None, "tar_at_far": {f"{f:g}": list(t) for f, t in nearest.items()}}
@@ -148,7 +163,11 @@ def insightface_counts(result: SetResult) -> dict[str, Any]:
 
 
 def write_insightface(results: list[SetResult], folder: Path) -> list[Path]:
-    """`insightface_counts` of each set and method as JSON. Returns the files."""
+    """`insightface_counts` of each set and method as JSON.
+
+    Returns:
+        The files.
+    """
     files = []
     for r in results:
         path = folder / f"{_stem(r)}_as_insightface.json"
@@ -163,7 +182,11 @@ def _stem(result: SetResult) -> str:
 
 
 def write_files(results: list[SetResult], folder: Path) -> list[Path]:
-    """Per set one ROC of all methods; per set and method a histogram and the numbers as JSON. Returns the files."""
+    """Per set one ROC of all methods; per set and method a histogram and the numbers as JSON.
+
+    Returns:
+        The files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name in dict.fromkeys(r.data for r in results):

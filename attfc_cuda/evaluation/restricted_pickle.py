@@ -55,7 +55,13 @@ class _Dtype:
 
 @dataclass
 class Array:
-    """A numpy array, or numpy scalar (shape ()), as it stands in the pickle. code: its type, such as `u1` or `b1`."""
+    """A numpy array, or numpy scalar (shape ()), as it stands in the pickle.
+
+    Attributes:
+        shape: its sizes.
+        code: its type, such as `u1` or `b1`.
+        raw: its bytes.
+    """
 
     shape: tuple[int, ...] = ()
     code: str = ""
@@ -69,7 +75,9 @@ class _Refused(Exception):
 def read_pickle(path: str | os.PathLike) -> Any:
     """What the pickle in a file holds: bytes, str, int, float, bool, None, lists, tuples and `Array`s.
 
-    Errors: `DamagedFile` naming file and offset for anything else; OSError.
+    Raises:
+        DamagedFile: naming file and offset for anything else.
+        OSError: for a file that cannot be read.
     """
     file = CheckedFile(path)
     if file.size > MAX_BYTES:

@@ -14,7 +14,13 @@ from attfc_cuda.evaluation.pairs import PairIndices
 
 
 class VerificationSet(NamedTuple):
-    """Pairs into `images`, uint8 [N, 3, H, W] or anything that gives uint8 [3, H, W] by number; each image once."""
+    """Pairs of images.
+
+    Attributes:
+        name: of the set.
+        images: uint8 [N, 3, H, W] or anything that gives uint8 [3, H, W] by number; each image once.
+        pairs: into `images`.
+    """
 
     name: str
     images: ImageSource
@@ -24,9 +30,13 @@ class VerificationSet(NamedTuple):
 class TemplateSet(NamedTuple):
     """Pairs of templates, each the images of one person taken together.
 
-    images: N images. template, media: int64 [N], whose template an image belongs to and from which medium (a
-    photograph, a video) it comes. weights: float32 [N] or None, the confidence in each image. pairs: a, b: numbers of
-    templates; same; fold all 0. Templates are numbered from 0.
+    Attributes:
+        name: of the set.
+        images: N images.
+        template: int64 [N], whose template an image belongs to; numbered from 0.
+        media: int64 [N], from which medium (a photograph, a video) an image comes.
+        weights: float32 [N] or None, the confidence in each image.
+        pairs: a, b: numbers of templates; same; fold all 0.
     """
 
     name: str

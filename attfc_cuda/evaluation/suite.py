@@ -15,7 +15,12 @@ from attfc_cuda.evaluation.sets import ImageFiles, TemplateSet, VerificationSet
 
 
 class SuiteEntry(NamedTuple):
-    """A set that a folder holds; `load()` reads it, so that one set at a time is in memory."""
+    """A set that a folder holds.
+
+    Attributes:
+        name: of the set.
+        load: reads it, so that one set at a time is in memory.
+    """
 
     name: str
     load: Callable[[], VerificationSet | TemplateSet]
@@ -24,10 +29,17 @@ class SuiteEntry(NamedTuple):
 def find_suite(folder: str | Path, image_size: int = 112, root: str | Path | None = None) -> list[SuiteEntry]:
     """The verification sets in `folder`, in the order of their names.
 
-    These are: every `<name>.bin` (`read_bin`); every `<name>.txt`, a pair list (`read_pairs`) whose images lie below
-    `root`, else below `<folder>/<name>` where that exists, else below `folder`; and every sub-folder, and the folder
-    itself, with `meta/*_face_tid_mid.txt` (`read_ijb`).
-    Errors: ValueError for a folder without a set, or with two of one name; FileNotFoundError for no folder.
+    These are: every `<name>.bin` (`read_bin`); every `<name>.txt`, a pair list (`read_pairs`); and every sub-folder,
+    and the folder itself, with `meta/*_face_tid_mid.txt` (`read_ijb`).
+
+    Args:
+        folder: where to look.
+        image_size: side that images are brought to, in pixels.
+        root: folder that the images of pair lists lie below; None: `<folder>/<name>` where that exists, else `folder`.
+
+    Raises:
+        ValueError: for a folder without a set, or with two of one name.
+        FileNotFoundError: for no folder.
     """
     folder = Path(folder)
     if not folder.is_dir():

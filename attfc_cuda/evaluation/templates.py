@@ -21,14 +21,23 @@ def template_embeddings(
 ) -> Tensor:
     """One unit embedding for each template: first the mean over each medium, then the mean over a template's media.
 
-    Equals, for template t: normalize(mean([(w * x)[(template == t) & (media == m)].mean(0) for m in its media])).
+    Equals, for template t: ``normalize(mean([(w * x)[(template == t) & (media == m)].mean(0) for m in its media]))``.
     So a video of a hundred frames counts as much as one photograph.
 
-    embeddings: [N, D], of any length: a longer one counts more. template, media: int64 [N]; templates are numbered from
-    0, media in any way, and one medium may give images to several templates. weights: [N] or None.
-    Returns: float32 [T, D], T = max(template) + 1; a template without an image is a zero row.
-    Source: IJB-B (Whitelam et al., CVPRW 2017) for the pooling; InsightFace's IJB evaluation for its order and weights.
-    Errors: ValueError for shapes that do not fit or a negative template.
+    Args:
+        embeddings: [N, D], of any length: a longer one counts more.
+        template: int64 [N], numbered from 0.
+        media: int64 [N], numbered in any way; one medium may give images to several templates.
+        weights: [N] or None.
+
+    Returns:
+        float32 [T, D], T = max(template) + 1; a template without an image is a zero row.
+
+    Source:
+        IJB-B (Whitelam et al., CVPRW 2017) for the pooling; InsightFace's IJB evaluation for its order and weights.
+
+    Raises:
+        ValueError: for shapes that do not fit or a negative template.
     """
     count = len(embeddings)
     for name, array in (("template", template), ("media", media), ("weights", weights)):
@@ -48,11 +57,24 @@ def template_embeddings(
 def verify_templates(
     backbone: nn.Module | None, data: TemplateSet, *, flip: bool = True, progress: bool = False, batch_size: int = 256
 ) -> tuple[VerificationResult, np.ndarray]:
-    """Embed every image (with None: the raw pixels), pool them to templates and judge the pairs of these.
+    """Embed every image, pool them to templates and judge the pairs of these.
 
     Embeddings keep their length and are multiplied by the set's weights before pooling, as InsightFace's defaults do.
-    Returns: the result (TAR at FAR 1e-1 to 1e-6 where the impostors support it; no folds, no accuracy) and the
-    similarity of each pair. Errors: those of `embed_images`, `template_embeddings` and `verify`.
+
+    Args:
+        backbone: the network; None: the raw pixels.
+        data: the templates.
+        flip: embed the mirrored image too.
+        progress: show a bar.
+        batch_size: images at a time.
+
+    Returns:
+        The result (TAR at FAR 1e-1 to 1e-6 where the impostors support it; no folds, no accuracy) and the similarity of
+        each pair.
+
+    Raises:
+        ValueError: as `embed_images`, `template_embeddings` and `verify` do.
+        TypeError: as `embed_images` and `verify` do.
     """
     if backbone is None:
         embeddings = raw_pixel_embeddings(data.images, batch_size=batch_size, progress=progress)

@@ -25,12 +25,20 @@ FALSE_ACCEPT_RATES = (1e-2, 1e-3, 1e-4)
 class VerificationResult:
     """What `verify` measured. All rates are fractions in [0, 1].
 
-    accuracy, accuracy_std: mean and (population) standard deviation over the folds of the share of pairs judged right
-        with the threshold chosen on the other folds; None where the protocol has no folds.
-    threshold: the similarity from which two images count as one person, chosen on ALL pairs: for use, not for judging.
-    auc: area under the ROC. eer: equal error rate, where false accepts and false rejects are equally frequent.
-    tar_at_far: true accept rate at each false accept rate the impostor pairs can support.
-    fold_accuracies: accuracy of each fold, in ascending order of the fold's number.
+    Attributes:
+        accuracy: mean over the folds of the share of pairs judged right with the threshold chosen on the other folds;
+            None where the protocol has no folds.
+        accuracy_std: its (population) standard deviation over the folds; None likewise.
+        threshold: the similarity from which two images count as one person, chosen on ALL pairs: for use, not for
+            judging.
+        auc: area under the ROC.
+        eer: equal error rate, where false accepts and false rejects are equally frequent.
+        tar_at_far: true accept rate at each false accept rate the impostor pairs can support.
+        num_pairs: pairs of both kinds.
+        num_genuine: pairs of one person.
+        num_impostors: pairs of two.
+        num_folds: of the protocol.
+        fold_accuracies: accuracy of each fold, in ascending order of the fold's number.
     """
 
     accuracy: float | None
@@ -46,8 +54,12 @@ class VerificationResult:
     fold_accuracies: tuple[float, ...]
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The result as JSON text, rates of tar_at_far as strings ("0.01"). With `path`, also written there: at once or
-        not at all, so that an interrupted run leaves the old file or the new one, never half of one."""
+        """The result as JSON text, rates of tar_at_far as strings ("0.01").
+
+        Args:
+            path: also write it there, at once or not at all, so that an interrupted run leaves the old file or the new
+                one, never half of one.
+        """
         fields = asdict(self)
         fields["tar_at_far"] = {f"{far:g}": tar for far, tar in self.tar_at_far.items()}
         text = json.dumps(fields, indent=2) + "\n"
@@ -71,23 +83,29 @@ def verify(
 ) -> VerificationResult:
     """Judge the similarities of P pairs of images.
 
-    similarity [P] float: higher means more alike (cosine of two embeddings). same [P] bool: genuine pairs.
-    fold [P]: integers; None for a protocol without folds (IJB's), which has no accuracy then.
-    far: the false accept rates to report the true accept rate at.
+    - Accuracy: for each fold the threshold with the most right answers on the OTHER folds is applied to it (a pair is
+      accepted from the threshold on). The threshold lies halfway between the two neighbouring scores; of several
+      equally good ones the highest is taken.
+    - TAR at FAR f: the highest share of genuine pairs accepted by a threshold that accepts at most the share f of the
+      impostor pairs, over all folds. It is reported only if there are at least 1 / f impostor pairs: with fewer, not
+      one false accept is allowed and the number belongs to a lower rate. Between 1 / f and 10 / f the threshold rests
+      on fewer than ten false accepts: read such a number as coarse.
+    - EER: where the ROC, joined by straight lines, meets false accepts = false rejects.
 
-    Accuracy: for each fold the threshold with the most right answers on the OTHER folds is applied to it (a pair is
-    accepted from the threshold on). The threshold lies halfway between the two neighbouring scores; of several equally
-    good ones the highest is taken.
-    TAR at FAR f: the highest share of genuine pairs accepted by a threshold that accepts at most the share f of the
-    impostor pairs, over all folds. It is reported only if there are at least 1 / f impostor pairs: with fewer, not one
-    false accept is allowed and the number belongs to a lower rate. Between 1 / f and 10 / f the threshold rests on
-    fewer than ten false accepts: read such a number as coarse.
-    EER: where the ROC, joined by straight lines, meets false accepts = false rejects.
-    Source: LFW View 2 protocol (Huang et al., UMass TR 07-49, 2007) for the folds; the ROC and AUC are scikit-learn's.
+    Args:
+        similarity: [P] float; higher means more alike (cosine of two embeddings).
+        same: [P] bool, genuine pairs.
+        fold: [P] integers; None for a protocol without folds (IJB's), which has no accuracy then.
+        far: the false accept rates to report the true accept rate at.
 
-    Errors: TypeError for `same` or `fold` of another kind; ValueError for shapes that differ, no pairs, NaN or infinite
-    similarities, one constant similarity (a collapsed embedding: any threshold is as good as any other), pairs of one
-    kind only, fewer than 2 folds, folds without which one kind is missing, or a rate outside (0, 1).
+    Source:
+        LFW View 2 protocol (Huang et al., UMass TR 07-49, 2007) for the folds; the ROC and AUC are scikit-learn's.
+
+    Raises:
+        TypeError: for `same` or `fold` of another kind.
+        ValueError: for shapes that differ, no pairs, NaN or infinite similarities, one constant similarity (a collapsed
+            embedding: any threshold is as good as any other), pairs of one kind only, fewer than 2 folds, folds without
+            which one kind is missing, or a rate outside (0, 1).
     """
     judged, dtype = fold is not None, np.asarray(similarity).dtype
     similarity, same, fold = _checked(similarity, same, np.zeros(np.shape(same), np.int64) if fold is None else fold)

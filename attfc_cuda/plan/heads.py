@@ -22,7 +22,14 @@ _INDEX_BYTES = 8
 
 @dataclass(frozen=True)
 class Head:
-    """A head by name. share: of the identities in its container, or sampled in a step. fused: optimizer in backward."""
+    """A head by name.
+
+    Attributes:
+        label: what the plan calls it.
+        kind: one of `KINDS`.
+        share: of the identities in its container, or sampled in a step.
+        fused: optimizer in the backward pass.
+    """
 
     label: str
     kind: str
@@ -67,7 +74,14 @@ def centers_met(head: Head, identities: int, batch: int) -> int:
 
 @dataclass
 class HeadNeeds:
-    """bytes kept between steps and of a step's peak, by item; products: of size `product_flop` in a step."""
+    """What a head needs.
+
+    Attributes:
+        kept: bytes kept between steps, by item.
+        step: bytes of a step's peak, by item.
+        product_flop: in a step.
+        products: of size `product_flop` in a step.
+    """
 
     kept: dict[str, int] = field(default_factory=dict)
     step: dict[str, int] = field(default_factory=dict)
@@ -91,9 +105,18 @@ def head_needs(
 ) -> HeadNeeds:
     """What `head` needs for `identities` classes and `batch` rows of `dim` numbers.
 
-    precision: of the products (autocast); trained centres are float32 masters, a container is kept in it. momentum:
-    whether the optimizer keeps one, as SGD with momentum does.
-    Raises: ValueError naming the argument.
+    Args:
+        head: the head.
+        identities: classes.
+        dim: numbers of a row.
+        batch: rows.
+        precision: of the products (autocast); trained centres are float32 masters, a container is kept in it.
+        device: "cpu" or "cuda".
+        policy: of the container.
+        momentum: whether the optimizer keeps one, as SGD with momentum does.
+
+    Raises:
+        ValueError: naming the argument.
     """
     check_precision(precision)
     element = DTYPES[precision].itemsize

@@ -19,8 +19,17 @@ from attfc_cuda.train.objective import DTYPES
 
 @dataclass(frozen=True)
 class NetworkNeeds:
-    """parameters, buffers: numbers; saved_bytes: activations that a forward of `batch` images keeps for the backward,
-    largest_bytes: the largest of them; forward_flop: of one image."""
+    """What a backbone needs.
+
+    Attributes:
+        name: of the backbone.
+        parameters: numbers.
+        buffers: numbers.
+        batch: images of a forward.
+        saved_bytes: activations that a forward of `batch` images keeps for the backward.
+        largest_bytes: the largest of them.
+        forward_flop: of one image.
+    """
 
     name: str
     parameters: int
@@ -36,7 +45,9 @@ def network_needs(name: str, dim: int, image_size: int, batch: int, precision: s
 
     saved_bytes counts each storage that autograd saves once, parameters left out. Nothing is computed or allocated, and
     torch's random state stays as it is.
-    Raises: ValueError naming an unknown backbone.
+
+    Raises:
+        ValueError: naming an unknown backbone.
     """
     with torch.device("meta"):
         network = backbones.build(name, embedding_dim=dim, image_size=image_size).train()

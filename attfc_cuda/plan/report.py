@@ -26,7 +26,17 @@ _RESERVE_BYTES = {"cuda": 3 << 29, "cpu": 3 << 28}
 
 @dataclass(frozen=True)
 class Row:
-    """A head's part of the plan. memory: bytes by item, of head and backbone; flop of a step, of each."""
+    """A head's part of the plan.
+
+    Attributes:
+        head: the head.
+        memory: bytes by item, of head and backbone.
+        head_bytes: of them, the head's.
+        head_flop: of a step.
+        network_flop: of a step.
+        head_seconds: of a step; None where nothing was measured.
+        network_seconds: of a step; None where nothing was measured.
+    """
 
     head: Head
     memory: dict[str, int]
@@ -47,7 +57,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """identities x dim, batch rows a step; limit_bytes: the memory to fit into."""
+    """identities x dim, batch rows a step.
+
+    Attributes:
+        identities: classes.
+        dim: numbers of a row.
+        batch: rows a step.
+        precision: of the products.
+        device: of the step.
+        network: the backbone's needs.
+        limit_bytes: the memory to fit into.
+        rows: a head each.
+    """
 
     identities: int
     dim: int
@@ -66,7 +87,11 @@ class Plan:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from `24GiB`, `80 GB`, `512MiB` or a plain number. Raises ValueError."""
+    """Bytes from `24GiB`, `80 GB`, `512MiB` or a plain number.
+
+    Raises:
+        ValueError: for anything else.
+    """
     match = _SIZE.fullmatch(text)
     size = float(match[1]) * _UNITS.get(match[2].lower(), math.nan) if match else math.nan
     if not 1 <= size < math.inf:
@@ -183,7 +208,8 @@ def print_items(plan: Plan) -> None:
 def draw(plan: Plan, path: Path) -> None:
     """Write the plan as stacked bars, one a head, with the limit as a line; PNG, SVG or PDF by the path's suffix.
 
-    Raises: ValueError for another suffix.
+    Raises:
+        ValueError: for another suffix.
     """
     check_chart(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -154,7 +154,8 @@ def load(path: Path) -> dict[str, Any]:
 def load_newest(folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
     """The newest checkpoint in `folder` that loads; each newer one that does not is reported through `say`.
 
-    Raises CheckpointError when there is none, or none loads.
+    Raises:
+        CheckpointError: when there is none, or none loads.
     """
     paths = find(folder)
     if not paths:

@@ -300,8 +300,11 @@ class TrainConfig:
 
     @staticmethod
     def from_dict(plain: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`; fields left out take their defaults. Raises ValueError naming one that is not known
-        or has another type."""
+        """The inverse of `to_dict`; fields left out take their defaults.
+
+        Raises:
+            ValueError: naming a field that is not known or has another type.
+        """
         groups = {g.name: g.default_factory for g in dataclasses.fields(TrainConfig)}
         _check_keys(plain, groups, "group")
         plain = {group: _with_new_names(fields, group) for group, fields in plain.items()}
@@ -313,7 +316,11 @@ class TrainConfig:
 
     @staticmethod
     def load(path: Path) -> TrainConfig:
-        """Read a config from a JSON file. Raises ValueError naming the file when it is missing or not such JSON."""
+        """Read a config from a JSON file.
+
+        Raises:
+            ValueError: naming the file when it is missing or not such JSON.
+        """
         try:
             plain = json.loads(Path(path).read_text())
         except (OSError, ValueError) as cause:

@@ -78,8 +78,12 @@ class DataIdentity:
         return self.names == then.names
 
     def mapping(self, then: DataIdentity) -> Tensor:
-        """[identities] int64: the label that each identity had then, -1 for one that is new. The second identity of a
-        name (of another root) is that name's second then."""
+        """The label that each identity had then.
+
+        Returns:
+            [identities] int64, -1 for one that is new. The second identity of a name (of another root) is that name's
+            second then.
+        """
         label_of = {key: label for label, key in enumerate(_numbered(then.names))}
         return torch.tensor([label_of.get(key, -1) for key in _numbered(self.names)], dtype=torch.int64)
 

@@ -29,10 +29,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 class RunLog:
     """Writes records to file, TensorBoard and screen. A context manager: leaving it closes all three.
 
-    path: log.jsonl. first_step: steps already done; records beyond it (written after the checkpoint that the run
-    resumes from) are dropped, since their steps are computed again. tensorboard: folder for events, None for none.
-    progress: "bar", "lines" or "none"; the bar becomes lines where the output is not a terminal.
-    event_files: what was made in the folder for events.
+    Args:
+        path: log.jsonl.
+        total_steps: of the run.
+        first_step: steps already done; records beyond it (written after the checkpoint that the run resumes from) are
+            dropped, since their steps are computed again.
+        tensorboard: folder for events, None for none.
+        progress: "bar", "lines" or "none"; the bar becomes lines where the output is not a terminal.
+
+    Attributes:
+        event_files: what was made in the folder for events.
     """
 
     def __init__(

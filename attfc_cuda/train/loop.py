@@ -39,7 +39,14 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: after `step` steps, by which signal (None: it was done), and its last verification results."""
+    """How a run ended.
+
+    Attributes:
+        run: the run's folder.
+        step: steps done.
+        signal: by which it was stopped; None: it was done.
+        results: its last verification results.
+    """
 
     run: Path
     step: int
@@ -201,7 +208,11 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
 
 
 def save(training: Training, own: Manifest | None) -> Path:
-    """Write a checkpoint; its path. Raises RunRemoved once it is written where the run folder had been removed."""
+    """Write a checkpoint; its path.
+
+    Raises:
+        RunRemoved: once it is written where the run folder had been removed.
+    """
     removed = was_removed(own)
     if removed:
         own.add(())

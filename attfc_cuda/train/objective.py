@@ -29,10 +29,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Objective(nn.Module):
     """A loss over batches, with whatever state and parameters it needs; saved and restored by its state_dict.
 
-    gallery_size and negatives_per_batch: what `AttentionLoader` has to deliver for it.
-    command: how a user starts a run with it, for the message after an interruption.
+    `gallery_size` and `negatives_per_batch` say what `AttentionLoader` has to deliver for it.
+
     Where a run has several processes, the constructor gets the head's `shards` as a keyword, and each process passes
     its own part of the batch; the loss is that of the whole, and all trained parameters are parts of split centres.
+
+    Attributes:
+        command: how a user starts a run with it, for the message after an interruption.
     """
 
     command = "attfc train"
@@ -254,7 +257,11 @@ ADDITIVE_MARGINS = ("adasin", "arcface", "cosface", "mvsoftmax", "curricularface
 
 
 def build_margin(config: TrainConfig) -> margins.Margin:
-    """The margin of the config, with its scale and options. Raises ValueError for an unknown name or option."""
+    """The margin of the config, with its scale and options.
+
+    Raises:
+        ValueError: for an unknown name or option.
+    """
     name = config.head.margin.lower()
     options = {"m": DEFAULT_M} if name in ADDITIVE_MARGINS else {}
     options |= {"scale": config.head.scale, **parse_options(config.head.margin_options, "margin_options")}

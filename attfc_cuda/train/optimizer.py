@@ -15,9 +15,12 @@ def decay_groups(
 ) -> list[dict[str, object]]:
     """Trainable parameters in two groups: matrices and convolutions with `weight_decay`; vectors and scalars without.
 
-    elsewhere: an optimizer that already has some of them; those are left to it.
-
     Biases, norm scales and PReLU slopes are vectors: shrinking them does not regularise, it changes the function.
+
+    Args:
+        modules: whose parameters.
+        weight_decay: of the first group.
+        elsewhere: an optimizer that already has some of them; those are left to it.
     """
     taken = {id(p) for group in (elsewhere.param_groups if elsewhere else []) for p in group["params"]}
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad and id(p) not in taken]

@@ -44,7 +44,9 @@ class LostProcess(ConnectionError):
 class Group:
     """This process among those of a run: its rank, their count, its device. `join` makes one.
 
-    owned: whether the process group is ours to end.
+    Args:
+        device: where this process computes.
+        owned: whether the process group is ours to end.
     """
 
     def __init__(self, device: torch.device, owned: bool = True) -> None:
@@ -135,7 +137,10 @@ def join(config: TrainConfig) -> Group | None:
     """The group of the run where torchrun has started several processes; None for a process by itself.
 
     A group that exists already is used as it is. GPUs talk by NCCL, CPUs by gloo; each process of a machine takes the
-    GPU of its local rank. Raises ValueError where there is none for it, or `device` names one GPU for all.
+    GPU of its local rank.
+
+    Raises:
+        ValueError: where there is no GPU for it, or `device` names one GPU for all.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized():
         return None

@@ -37,9 +37,15 @@ CACHE_LIMIT_BYTES = 2 * 2**30
 class Training:
     """The parts of one run and its position: `step` steps are done, of `total_steps`.
 
-    objective_type: builds the loss from (backbone, loader, config). A checkpoint's `state_dict` holds all of it.
-    group: this process among several, see `distributed.join`.
-    network: what the objective calls: the backbone, or with a group the backbone whose gradients are averaged.
+    A checkpoint's `state_dict` holds all of it.
+
+    Args:
+        config: of the run.
+        objective_type: builds the loss from (backbone, loader, config).
+        group: this process among several, see `distributed.join`.
+
+    Attributes:
+        network: what the objective calls: the backbone, or with a group the backbone whose gradients are averaged.
     """
 
     def __init__(self, config: TrainConfig, objective_type: type[Objective], group: Group | None = None) -> None:
@@ -307,7 +313,11 @@ def build_loader(
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: the GPU if there is one. Raises ValueError for a device that is not a device, or is not here."""
+    """The device of that name; `auto`: the GPU if there is one.
+
+    Raises:
+        ValueError: for a device that is not a device, or is not here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
