@@ -224,24 +224,3 @@ def test_the_reference_names_what_there_is() -> None:
         assert value.__doc__, name
     public = set(importlib.import_module("attfc_cuda").__all__) - {"__version__"}
     assert public <= {name.rpartition(".")[2] for name in names}
-
-
-def test_docstrings_become_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    sys.modules.pop("house_docstrings", None)
-    markdown = importlib.import_module("house_docstrings").markdown
-    text = (
-        "What it is, and a colon: in a sentence that goes on\n"
-        "here: it has not ended.\n\n"
-        "PyTorch equivalent:\n    y = f(x)\n\n    z = y\nwithout the rest.\n\n"
-        "dim: length D, or:\n    another.\nembeddings [B, D], labels: the batch,\n    over two lines.\n"
-        "Train and eval mode: in eval mode it goes\non as it was.\n"
-        "Raises: ValueError."
-    )
-    assert markdown(text) == (
-        "What it is, and a colon: in a sentence that goes on\nhere: it has not ended.\n\n"
-        "PyTorch equivalent:\n\n```python\ny = f(x)\n\nz = y\n```\n\nwithout the rest.\n\n"
-        "- **dim**: length D, or:\n  another.\n\n- **embeddings [B, D], labels**: the batch,\n  over two lines.\n\n"
-        "- **Train and eval mode**: in eval mode it goes\n  on as it was.\n\n"
-        "- **Raises**: ValueError."
-    )

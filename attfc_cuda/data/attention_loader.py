@@ -27,7 +27,13 @@ _CHUNK = 2**20
 class Batch(NamedTuple):
     """Images are float32 in [-1, 1]; labels are the data set's, or -1 for a row to ignore (an unreadable image).
 
-    negatives: images of identities with too few images to be probes, whose class centres serve as negatives only.
+    Attributes:
+        probe: [B, 3, H, W].
+        gallery: [B, r, 3, H, W].
+        labels: [B] int64.
+        negatives: [M, 3, H, W], M may be 0: images of identities with too few images to be probes, whose class centres
+            serve as negatives only.
+        negative_labels: [M] int64.
     """
 
     probe: torch.Tensor  # [B,3,H,W]

@@ -17,19 +17,23 @@ _LOWEST_SHARE = 0.2
 def normalize_images(images: torch.Tensor) -> torch.Tensor:
     """Network input from uint8 pixels: training, verification and export all use this one definition.
 
-    Equals: (images.float() - 127.5) / 127.5
+    Equals: ``(images.float() - 127.5) / 127.5``
 
     Args:
         images: uint8 [..., 3, H, W].
 
     Returns:
-        float32, same shape, on the same device, in [-1, 1]; a new tensor. Gradient: none (integers have none).
+        float32, same shape, on the same device, in [-1, 1]; a new tensor.
+
+    Gradient:
+        None (integers have none).
 
     Raises:
         TypeError: For another dtype.
         ValueError: For another shape.
 
-    Source: InsightFace's convention.
+    Source:
+        InsightFace's convention.
     """
     if images.dtype != torch.uint8:
         raise error("normalize_images", "images", "be uint8", images.dtype, kind=TypeError)

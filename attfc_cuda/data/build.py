@@ -46,8 +46,9 @@ def build_dataset(
         identities: For folders, identity lists, one for each folder in the same order, a sequence or separated by
             commas; None or an empty item takes the whole folder.
         seed: Of procedural faces only.
-        on_bad_image, check: Of all but procedural faces, see `FolderFaces`.
+        on_bad_image: Of all but procedural faces, see `FolderFaces`.
         cache: Keep the decoded images in memory.
+        check: Of all but procedural faces, see `FolderFaces`.
         label_field: Of tar shards only, see `TarFaces`.
 
     Returns:

@@ -28,7 +28,7 @@ class PartialFC(FullyConnected):
             rest drawn evenly. At least as many take part as the batch has rows. With shards each process samples its
             own part.
         margin: a `margins.Margin`; AdaSin() when None.
-        **options: as for `FullyConnected`, as are gradient and errors.
+        **options (Any): as for `FullyConnected`, as are gradient and errors.
 
     Source:
         Partial FC (arXiv 2203.15565).
