@@ -157,7 +157,8 @@ class AttentionLoader:
         TooManyUnreadable: While iterating, after as many rows as a batch has without a readable one, or more than
             `max_unreadable` of all.
 
-    Source: the attention loader of AttFC (arXiv 2503.06839); min_images and the negatives are our choice.
+    Source:
+        The attention loader of AttFC (arXiv 2503.06839); min_images and the negatives are our choice.
     """
 
     def __init__(

@@ -72,8 +72,9 @@ class Augmentation:
         ValueError: For another spec.
         ImportError: Without torchvision where it is needed.
 
-    Source: the kinds, their ranges and 0.2 are AdaFace's (Kim et al., CVPR 2022), gray is our choice; that a crop is
-    enlarged rather than left in place on black is torchvision's.
+    Source:
+        The kinds, their ranges and 0.2 are AdaFace's (Kim et al., CVPR 2022), gray is our choice; that a crop is
+        enlarged rather than left in place on black is torchvision's.
     """
 
     def __init__(self, spec: str, image_size: int) -> None:

@@ -141,8 +141,9 @@ def load_all(
 ) -> tuple[torch.Tensor | None, np.ndarray, list[UnreadableImage]]:
     """Run `load(i)` for every i on a few threads; without `skip`, the first `UnreadableImage` is raised.
 
-    Returns the readable images, uint8 [n,3,size,size] (None unless `keep`), which of the `count` were readable, bool
-    [count], and the `UnreadableImage`s in order. A tensor, not an array: worker processes then share its memory.
+    Returns:
+        The readable images, uint8 [n,3,size,size] (None unless `keep`), which of the `count` were readable, bool
+        [count], and the `UnreadableImage`s in order. A tensor, not an array: worker processes then share its memory.
     """
     images = torch.empty((count, 3, image_size, image_size), dtype=torch.uint8) if keep else None
     readable, failures, notice = np.zeros(count, dtype=bool), [], SlowNotice(task)

@@ -50,7 +50,11 @@ def packed_identities(names: Sequence[str]) -> str:
 
 
 def unpacked_identities(packed: str) -> list[str]:
-    """The names in order, from what `packed_identities` made of them. Errors: ValueError for anything else."""
+    """The names in order, from what `packed_identities` made of them.
+
+    Raises:
+        ValueError: For anything else.
+    """
     try:
         content = zlib.decompress(base64.b85decode(packed))
     except (zlib.error, ValueError, TypeError) as cause:

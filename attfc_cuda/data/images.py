@@ -77,7 +77,11 @@ def decode_image(data: bytes, image_size: int, where: str, *, fast: bool = True)
 
 
 def decode_picture(path: str | os.PathLike) -> Image.Image:
-    """The whole picture of an image file, RGB. Errors: as `read_image`."""
+    """The whole picture of an image file, RGB.
+
+    Raises:
+        UnreadableImage: As `read_image`.
+    """
     _need_pillow("read_image")
     try:
         return _decode_any(_bytes(path), None)
@@ -86,7 +90,11 @@ def decode_picture(path: str | os.PathLike) -> Image.Image:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """The bytes of an image file. Errors: `UnreadableImage` naming the file."""
+    """The bytes of an image file.
+
+    Raises:
+        UnreadableImage: Naming the file.
+    """
     try:
         return _bytes(path)
     except (OSError, TooLarge) as cause:

@@ -37,7 +37,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 class CheckpointReader(dcp.FileSystemReader):
-    """torch's reader of a folder of tensors. Raises ValueError where the folder holds no complete checkpoint."""
+    """torch's reader of a folder of tensors.
+
+    Raises:
+        ValueError: Where the folder holds no complete checkpoint.
+    """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         try:

@@ -13,7 +13,11 @@ from attfc_cuda.margins import AdaSin, Margin
 
 
 def checked_margin(head: str, margin: Margin | None) -> Margin:
-    """The margin; AdaSin() for None. Raises TypeError for anything else."""
+    """The margin; AdaSin() for None.
+
+    Raises:
+        TypeError: for anything else.
+    """
     margin = AdaSin() if margin is None else margin
     if not isinstance(margin, Margin):
         remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'

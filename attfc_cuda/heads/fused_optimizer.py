@@ -108,7 +108,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's. Raises ValueError for the state of another kind of optimizer."""
+        """As torch's.
+
+        Raises:
+            ValueError: for the state of another kind of optimizer.
+        """
         known = {*self.split_states, *(("step",) if self.kind == "adamw" else ())}
         given = {name for state in state_dict["state"].values() for name in state}
         if not given <= known:

@@ -93,10 +93,16 @@ class CudaBuild:
 def plan_cuda_build(torch_cuda: str | None, capabilities: Iterable[tuple[int, int]]) -> CudaBuild | str:
     """How to build the CUDA extension, or the reason why it is not built.
 
-    torch_cuda: torch.version.cuda. capabilities: of the CUDA devices that torch sees. Without a device nothing is built
-    unless the variable ATTFC_FORCE_CUDA is 1; where it is 0, never. Architectures: TORCH_CUDA_ARCH_LIST, else those of
-    the devices, else `ARCHITECTURES`, as far as the toolkit knows them.
-    Raises: ValueError for variables that cannot be read, and RuntimeError with the reason where ATTFC_FORCE_CUDA is 1.
+    Without a device nothing is built unless the variable ATTFC_FORCE_CUDA is 1; where it is 0, never. Architectures:
+    TORCH_CUDA_ARCH_LIST, else those of the devices, else `ARCHITECTURES`, as far as the toolkit knows them.
+
+    Args:
+        torch_cuda: torch.version.cuda.
+        capabilities: of the CUDA devices that torch sees.
+
+    Raises:
+        ValueError: for variables that cannot be read.
+        RuntimeError: with the reason where ATTFC_FORCE_CUDA is 1.
     """
     force = os.environ.get(FORCE, "")
     if force not in ("", "0", "1"):

@@ -15,13 +15,16 @@ _LEFT_OUT = {"target_logit": -math.inf, "threshold": math.inf}
 class RowValues(NamedTuple):
     """One number for each of B rows, float32 (float64 beside float64 embeddings); None: left out.
 
-    target_logit [B]: scale * T, to which the caller compares lse. Sets the precision, not the value, and counts in what
-        `grad_tolerance` allows to leave out. Left out, or -inf in a row: every row, or that one, is exact.
-    threshold [B]: the cosine above which a negative is hard: quad c^2 + lin c + const takes the place of c. Left out:
-        nothing is modulated, and the next three must be left out too. +inf in a row: nothing is hard there.
-    quad, lin, const [B]: the coefficients; left out beside a threshold: 0.
-
     The order of the fields is that of the table's rows, in every backend: `RowValue` in csrc/sweep_inputs.h.
+
+    Attributes:
+        target_logit: [B], scale * T, to which the caller compares lse. Sets the precision, not the value, and counts in
+            what `grad_tolerance` allows to leave out. Left out, or -inf in a row: every row, or that one, is exact.
+        threshold: [B], the cosine above which a negative is hard: quad c^2 + lin c + const takes the place of c. Left
+            out: nothing is modulated, and the next three must be left out too. +inf in a row: nothing is hard there.
+        quad: [B], a coefficient; left out beside a threshold: 0.
+        lin: [B], likewise.
+        const: [B], likewise.
     """
 
     target_logit: Tensor | None = None
@@ -34,9 +37,13 @@ class RowValues(NamedTuple):
         """The operand `row_values` [R, B] of torch.ops.attfc.*, contiguous.
 
         R says what there is, so that no kernel looks for what is not: 0 nothing, 1 the target logit alone, 5 all.
-        embeddings [B, D]: whose rows these are; says B, dtype and device.
-        Gradient: to quad, lin and const, by autograd through torch.stack: theirs are rows 2 to 4 of the table's. None
-        to target_logit and threshold.
+
+        Args:
+            embeddings: [B, D], whose rows these are; says B, dtype and device.
+
+        Gradient:
+            To quad, lin and const, by autograd through torch.stack: theirs are rows 2 to 4 of the table's. None to
+            target_logit and threshold.
         """
         target_logit = None if self.target_logit is None else self.target_logit.detach()
         dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32

@@ -51,7 +51,11 @@ class CheckedFile:
         return info
 
     def read(self, start: int, length: int) -> bytes:
-        """`length` bytes from `start` on. Errors: `DamagedFile` where the file does not hold them (any more)."""
+        """`length` bytes from `start` on.
+
+        Raises:
+            DamagedFile: Where the file does not hold them (any more).
+        """
         if start >= 0 and length >= 0 and start + length <= self.size:  # else a hostile length would be allocated first
             try:
                 content = os.pread(self.descriptor, length, start)

@@ -44,14 +44,18 @@ class LmdbFaces(StoredFaces):
 
     Args:
         path: The folder of data.mdb, or a database file.
-        image_size, on_bad_image, cache, check: As for `FolderFaces`.
+        image_size: As for `FolderFaces`.
+        on_bad_image: As for `FolderFaces`.
+        cache: As for `FolderFaces`.
+        check: As for `FolderFaces`.
 
     Raises:
         ImportError: Without lmdb.
         ValueError: For a database that cannot be read, is damaged, is open in this process already or holds no image;
             for another layout the error says which it is and how to convert it.
 
-    Source: the layout is our choice, that of a folder of identities; there is no common one.
+    Source:
+        The layout is our choice, that of a folder of identities; there is no common one.
     """
 
     @renamed_keyword("on_error", "on_bad_image")

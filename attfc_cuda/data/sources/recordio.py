@@ -44,7 +44,9 @@ class FaceRecord(NamedTuple):
 class RecordFile:
     """Random access to the records of a .rec file, each read checked.
 
-    Errors: `DamagedFile` naming file and offset for whatever is not a record; OSError for a file that cannot be opened.
+    Raises:
+        DamagedFile: Naming file and offset for whatever is not a record.
+        OSError: For a file that cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:

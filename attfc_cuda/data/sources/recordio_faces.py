@@ -23,15 +23,18 @@ class RecordFaces(StoredFaces):
 
     Args:
         path: The .rec.
-        image_size, cache, check: As for `FolderFaces`.
+        image_size: As for `FolderFaces`.
+        cache: As for `FolderFaces`.
+        check: As for `FolderFaces`.
         on_bad_image: "skip" leaves out and counts a record that is damaged, holds no image or has no whole number as
             label; "raise" makes the first an error.
 
     Raises:
         ValueError: For a file that cannot be read, without an image, or (on_bad_image "raise") with anything damaged.
 
-    Source: InsightFace's MXFaceDataset; that labels are taken from the images and not from the ranges in record 0 is
-    our choice, and they are compared in the report.
+    Source:
+        InsightFace's MXFaceDataset; that labels are taken from the images and not from the ranges in record 0 is our
+        choice, and they are compared in the report.
     """
 
     @renamed_keyword("on_error", "on_bad_image")

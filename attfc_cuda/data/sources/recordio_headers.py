@@ -22,8 +22,9 @@ _MAGIC = int.from_bytes(MAGIC, "little")
 def read_headers(records: RecordFile, offsets: np.ndarray, found: Skipped) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the records at ascending `offsets` (int64 [N]) say of themselves; damage is counted in `found`.
 
-    Returns the label of each, int32 [N], -1 for one without an image or a label; the places within `offsets` of the
-    records of ranges (no image, two labels or more), int64 [R]; and those two labels, float32 [R, 2].
+    Returns:
+        The label of each, int32 [N], -1 for one without an image or a label; the places within `offsets` of the records
+        of ranges (no image, two labels or more), int64 [R]; and those two labels, float32 [R, 2].
     """
     labels = np.full(len(offsets), -1, dtype=np.int32)
     behind, is_range = np.zeros(len(offsets), dtype=np.int64), np.zeros(len(offsets), dtype=bool)

@@ -35,9 +35,13 @@ _CHUNK = 2**22
 
 
 class RecordIndex(NamedTuple):
-    """N images in the order of their keys. offsets: int64 [N]; labels: int32 [N].
+    """N images in the order of their keys.
 
-    facts: lines for the start-up report. damage: kind -> (count, first example), what had to be left out.
+    Attributes:
+        offsets: int64 [N].
+        labels: int32 [N].
+        facts: Lines for the start-up report.
+        damage: Kind -> (count, first example), what had to be left out.
     """
 
     offsets: np.ndarray
@@ -102,7 +106,9 @@ def build_index(records: RecordFile, idx: Path) -> RecordIndex:
 def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Keys and offsets of an .idx file, lines of `key<TAB>offset`, int64 [N] each.
 
-    Errors: `DamagedFile` naming the line for anything else, for a key that comes twice; OSError.
+    Raises:
+        DamagedFile: Naming the line for anything else, for a key that comes twice.
+        OSError: For a file that cannot be read.
     """
     file = CheckedFile(path)
     parts, start = [np.empty(0, np.int64)], 0

@@ -26,7 +26,9 @@ class RecordWriter:
     """Writes records one after the other; both files appear under their names when all is written, or not at all.
 
     Use as a context manager: an exception inside leaves what was there before.
-    path: the .rec; its .idx is written beside it.
+
+    Args:
+        path: The .rec; its .idx is written beside it.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:

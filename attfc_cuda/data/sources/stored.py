@@ -34,7 +34,9 @@ class StoredFaces(FaceDataset):
     `start` and gives `_content` and `_where`. An identity without an item, and with `check` an item that cannot be
     decoded, is left out, so that labels are contiguous.
 
-    image_size, on_bad_image, check, cache: as `FolderFaces` documents them.
+    Args:
+        image_size: As for `FolderFaces`, as are `check` and `cache`, which `start` takes.
+        on_bad_image: As for `FolderFaces`.
     """
 
     def __init__(self, image_size: int, on_bad_image: str) -> None:
@@ -90,7 +92,11 @@ class StoredFaces(FaceDataset):
         return self._where(self._item(index))
 
     def content(self, index: int) -> bytes:
-        """The encoded bytes of image `index`. Errors: `UnreadableImage`."""
+        """The encoded bytes of image `index`.
+
+        Raises:
+            UnreadableImage: Where they cannot be read.
+        """
         return self._content(self._item(index))
 
     def outside(self, index: int) -> bool:

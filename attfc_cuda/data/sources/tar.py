@@ -38,7 +38,9 @@ class TarFaces(StoredFaces):
 
     Args:
         shards: The files, in order; brace lists (`train-{0000..0099}.tar`) are for `build_dataset`.
-        image_size, cache, check: As for `FolderFaces`.
+        image_size: As for `FolderFaces`.
+        cache: As for `FolderFaces`.
+        check: As for `FolderFaces`.
         on_bad_image: "skip" leaves out and counts what is damaged or has no identity; "raise" makes the first an error.
         label_field: Where a sample's identity stands: "cls", "json", "folder", or "auto" for the first of these that is
             there; then a sample whose .cls and .json name different labels is an error.
@@ -47,8 +49,9 @@ class TarFaces(StoredFaces):
         ValueError: For a shard that cannot be read, for none with an image, for samples that contradict themselves or
             each other, or (on_bad_image "raise") for damage.
 
-    Source: the WebDataset file format; "label" in the JSON, the folder as identity and several images a sample are our
-    choice.
+    Source:
+        The WebDataset file format; "label" in the JSON, the folder as identity and several images a sample are our
+        choice.
     """
 
     @renamed_keyword("on_error", "on_bad_image")

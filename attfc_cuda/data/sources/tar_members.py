@@ -35,10 +35,14 @@ class Member(NamedTuple):
 
 
 def walk(file: CheckedFile, left_out: Callable[[str, str], None] = lambda what, name: None) -> Iterator[Member]:
-    """Each regular file, hard link and symbolic link that lies within the file, in order. left_out: told of a kind of
-    file that cannot be read in place, and its name.
+    """Each regular file, hard link and symbolic link that lies within the file, in order.
 
-    Errors: `DamagedFile`, or nearly any type that tarfile raises on a hostile header, at the first damage.
+    Args:
+        file: The shard.
+        left_out: Told of a kind of file that cannot be read in place, and its name.
+
+    Raises:
+        DamagedFile: At the first damage; nearly any type that tarfile raises on a hostile header may come instead.
     """
     at, archive = 0, None
     while True:
@@ -94,8 +98,11 @@ def walk(file: CheckedFile, left_out: Callable[[str, str], None] = lambda what, 
 
 
 def size_at(file: CheckedFile, start: int) -> int:
-    """The size of the content at `start` by the header before it. Errors: `DamagedFile` where there is none (any more):
-    the shard has changed."""
+    """The size of the content at `start` by the header before it.
+
+    Raises:
+        DamagedFile: Where there is none (any more): the shard has changed.
+    """
     header = file.read(start - BLOCK, BLOCK)
     if not _plain(header, any_size=True):
         raise file.damaged(start - BLOCK, "be a tar header", "other bytes: has the shard changed?")

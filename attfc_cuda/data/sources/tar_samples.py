@@ -30,8 +30,14 @@ Damage = Callable[[str, CheckedFile, int, str, Any], None]
 def samples(shard: CheckedFile, label_field: str, left_out: LeftOut, damage: Damage) -> Iterator[tuple[int, int | str]]:
     """Where the content of each image of a shard starts, and its identity: a number, or the name of a folder.
 
-    left_out: called with the kind and an example of what is not taken. damage: called as `(kind, shard, offset, rule,
-    got)` for what is broken; it may raise. Errors: ValueError for a sample with two different labels.
+    Args:
+        shard: The shard.
+        label_field: As for `TarFaces`.
+        left_out: Called with the kind and an example of what is not taken.
+        damage: Called as `(kind, shard, offset, rule, got)` for what is broken; it may raise.
+
+    Raises:
+        ValueError: For a sample with two different labels.
     """
     current = _Sample(shard, ("", ""), label_field, left_out, damage)
     for member in _members(shard, left_out, damage):
