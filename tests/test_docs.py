@@ -11,6 +11,7 @@ The blocks of a page run in order in one namespace and one empty folder. What a 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import shutil
 import subprocess
@@ -210,12 +211,13 @@ def test_every_page_of_the_site_is_reached() -> None:
     assert named == {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
 
 
+def names_of_the_reference() -> list[str]:
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    return [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)]
+
+
 def test_the_reference_names_what_there_is() -> None:
-    names = [
-        name
-        for page in (ROOT / "docs" / "reference").glob("*.md")
-        for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
-    ]
+    names = names_of_the_reference()
     assert len(names) == len(set(names)) > 50
     for name in names:
         module, _, attribute = name.rpartition(".")
@@ -223,3 +225,22 @@ def test_the_reference_names_what_there_is() -> None:
         assert value.__doc__, name
     public = set(importlib.import_module("attfc_cuda").__all__) - {"__version__"}
     assert public <= {name.rpartition(".")[2] for name in names}
+
+
+def test_documented_arguments_are_those_of_the_signature() -> None:
+    """One entry of `Args:` for one parameter, as editors and the site read Google's layout."""
+    seen = 0
+    for name in names_of_the_reference():
+        module, _, attribute = name.rpartition(".")
+        value = getattr(importlib.import_module(module), attribute)
+        doc = inspect.getdoc(value) or ""
+        assert not re.search(r"^(Errors|Raises|Returns|Args|Attributes): *\S", doc, re.MULTILINE), name
+        section = re.search(r"^Args:\n((?: {4}.*\n?|\n)+)", doc, re.MULTILINE)
+        if section is None:
+            continue
+        for line in re.findall(r"^ {4}(?=\S)(.*)", section[1], re.MULTILINE):
+            entry = re.match(r"\*{0,2}(\w+)(?: \([^)]*\))?: \S", line)
+            assert entry, f"{name}: {line}"
+            assert entry[1] in inspect.signature(value).parameters, f"{name}: {line}"
+            seen += 1
+    assert seen > 100

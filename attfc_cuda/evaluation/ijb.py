@@ -48,10 +48,10 @@ def read_ijb(folder: str | Path, image_size: int = 112) -> TemplateSet:
 
     The folder holds, for a name such as `ijbc`,
 
-    - meta/<name>_face_tid_mid.txt: on each line `image template medium`,
-    - meta/<name>_template_pair_label.txt: on each line `template template same`,
-    - meta/<name>_name_5pts_score.txt: on each line `image x1 y1 .. x5 y5 score`, in the order of the first file,
-    - loose_crop/<image>.
+    - `meta/<name>_face_tid_mid.txt`: on each line `image template medium`,
+    - `meta/<name>_template_pair_label.txt`: on each line `template template same`,
+    - `meta/<name>_name_5pts_score.txt`: on each line `image x1 y1 .. x5 y5 score`, in the order of the first file,
+    - `loose_crop/<image>`.
 
     Without the third file images are taken as aligned already and all weigh the same; with it they are aligned by
     their landmarks, and the detector's score is the weight of an image. Images are read when they are asked for.

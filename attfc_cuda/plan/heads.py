@@ -79,8 +79,8 @@ class HeadNeeds:
     Attributes:
         kept: bytes kept between steps, by item.
         step: bytes of a step's peak, by item.
-        product_flop: in a step.
-        products: of size `product_flop` in a step.
+        product_flop: floating-point operations of one product.
+        products: how many of that size a step has.
     """
 
     kept: dict[str, int] = field(default_factory=dict)
