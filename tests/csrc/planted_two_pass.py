@@ -16,7 +16,7 @@ TWO_PASS_FAULTS = (
         "live_share",
         " / static_cast<float>(p.tiles)",
         "",
-        ("omission_is_accounted.bf16",),
+        ("omission_has_no_target",),
         "live_tiles",
     ),
     _fault(

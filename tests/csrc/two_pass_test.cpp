@@ -118,6 +118,15 @@ void add_omission() {
 int main(int argc, char** argv) {
   add_cases();
   add_omission();
+  testing::add_case("omission_has_no_target", [] {
+    SweepCase c = hopper();
+    c.centers = 128 * 12;
+    c.scale = 4;
+    c.target_logit = SweepCase::kNoTarget;
+    c.tolerance = 0.3f;  // of a tile 0.025, and each weighs about 1 / 12
+    const testing::SweepResult result = check_case(c, testing::make_data(c));
+    for (float omitted : result.omitted) CHECK(omitted < 0.1f, "%g omitted", omitted);
+  });
   testing::add_case("when_one_pass_is_chosen", [] {
     const auto reason = [](void (*change)(cuda::SweepArguments&, cuda::DeviceLimits&)) {
       cuda::SweepArguments arguments{};

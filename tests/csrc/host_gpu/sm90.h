@@ -218,9 +218,9 @@ inline bool advance_async(bool must) {
   if (must || (copies != 0 && random_below(2) == 0)) {
     if (copies == 0) return false;
     auto chosen = async->copies.begin();
-    // Where nothing else can go on, odd seeds bring the youngest first: nobody may count on the order.
+    // Where nothing else can go on, even seeds bring the youngest first: nobody may count on the order.
     const uint32_t last = static_cast<uint32_t>(copies) - 1;
-    if (options.seed != 0) std::advance(chosen, must && options.seed % 2 == 1 ? last : random_below(last + 1));
+    std::advance(chosen, must && options.seed % 2 == 0 ? last : random_below(last + 1));
     const TileCopy copy = *chosen;
     async->copies.erase(chosen);
     land(copy);
