@@ -21,6 +21,7 @@ from attfc_cuda.heads.fused_optimizer import FusedOptimizer
 from attfc_cuda.margins import ArcFace
 from attfc_cuda.plan.heads import Head, centers_met
 from attfc_cuda.plan.networks import NetworkNeeds
+from attfc_cuda.train.config import HeadConfig
 from attfc_cuda.train.objective import DTYPES
 
 # Centres of the larger of the two sizes. Much fewer, and what a call costs by itself drowns the centres' own time.
@@ -69,7 +70,8 @@ def head_step(head: Head, identities: int, dim: int, batch: int, device: str, dt
     labels = torch.randint(identities, (batch,), device=device)
     if head.kind == "attfc":
         slots = centers_met(head, identities, batch)
-        attfc = AttFC(dim, slots, ArcFace(), "refresh", num_classes=identities, dtype=dtype).to(device)
+        code = HeadConfig.class_code
+        attfc = AttFC(dim, slots, ArcFace(), "refresh", num_classes=identities, dtype=dtype, class_code=code).to(device)
         for classes in torch.randperm(identities, device=device)[:slots].split(min(slots, _ENQUEUED)):
             attfc.container.enqueue(F.normalize(torch.randn(len(classes), dim, device=device)), classes)
         gallery = torch.randn(batch, 2, dim, device=device)

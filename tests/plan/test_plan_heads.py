@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from attfc_cuda import AttFC
 from attfc_cuda.plan import Head, head_needs
+from attfc_cuda.plan.heads import centers_met
+from attfc_cuda.train.config import HeadConfig
 
 # Large enough that the pages of a library or an allocator's rounding do not count, small enough for any machine.
 SIZE = {"identities": 200_000, "dim": 256, "batch": 64}
@@ -44,3 +47,16 @@ def test_predicted_memory_is_within_a_tenth_of_the_measured(name: str) -> None:
     assert predicted == pytest.approx(measured, rel=0.1), (
         f"{predicted / 2**20:.0f} MiB, measured {measured / 2**20:.0f}"
     )
+
+
+@pytest.mark.parametrize("policy", ["refresh", "fifo"])
+def test_what_attfc_keeps_is_its_buffers_class_codes_included(policy: str) -> None:
+    identities, dim, batch = 100_000, 8, 64
+    slots = centers_met(planned := Head("AttFC 10 %", "attfc", 0.1), identities, batch)
+    head = AttFC(dim, slots, policy=policy, num_classes=identities, class_code=HeadConfig.class_code)
+    measured = {tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in head.buffers()}
+    assert head.code_of_class is not None and measured[head.code_of_class.data_ptr()] == 8 * identities
+    kept = head_needs(planned, identities, dim, batch, policy=policy).kept
+    assert kept["code of each class"] == 8 * identities
+    # Counters and the margin's state are single numbers.
+    assert sum(kept.values()) == pytest.approx(sum(measured.values()), abs=1024)
