@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from attfc_cuda import backbones
 from attfc_cuda._check import error
 from attfc_cuda._files import replacing
+from attfc_cuda._tensors_from_files import network_state, require_fit, without_wrappers
 from attfc_cuda.backbones.options_from_files import options_from_file
 
 SUFFIXES = (".onnx", ".safetensors")
@@ -98,7 +100,7 @@ def to_safetensors(
         OSError: where the file cannot be written.
     """
     safetensors = _need("to_safetensors", "safetensors.torch")
-    tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
+    tensors = {without_wrappers(key): value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
     build = {"name": name, "embedding_dim": backbone.embedding_dim, "image_size": backbone.image_size}
     metadata = {"format": "pt", "attfc": FORMAT, "build": json.dumps({**build, "options": options or {}})}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,8 @@ def from_safetensors(path: str | os.PathLike) -> backbones.Backbone:
     """The backbone that `to_safetensors` wrote, on the CPU in eval mode.
 
     Raises:
-        ValueError: naming a file that is damaged, or that was not written with the name of a network.
+        ValueError: naming a file that is damaged, that has NaN in a weight, or that was not written with the name of a
+            network.
     """
     safetensors = _need("from_safetensors", "safetensors")
     try:
@@ -124,9 +127,13 @@ def from_safetensors(path: str | os.PathLike) -> backbones.Backbone:
     try:
         build = json.loads(metadata["build"])
         options = options_from_file(build["name"], build["options"], path)
-        network = backbones.build(build["name"], build["embedding_dim"], build["image_size"], **options)
+        make = functools.partial(backbones.build, build["name"], build["embedding_dim"], build["image_size"], **options)
+        tensors = network_state(tensors)
+        if not build["name"].startswith(backbones.TIMM_PREFIX):  # not all of those build without memory
+            require_fit(make, tensors)
+        network = make()
         network.load_state_dict(tensors)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as cause:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as cause:
         got = f"{path} ({' '.join(str(cause).split())[:300]})"
         raise error("from_safetensors", "path", "hold a network of `backbones.build` and its tensors", got) from cause
     return network.eval()

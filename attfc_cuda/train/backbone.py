@@ -9,6 +9,7 @@ from torch import nn
 
 from attfc_cuda import backbones
 from attfc_cuda._check import error
+from attfc_cuda._tensors_from_files import network_state
 from attfc_cuda.backbones.options_from_files import options_from_file
 from attfc_cuda.train import checkpoint
 from attfc_cuda.train.config import TrainConfig, parse_options
@@ -52,6 +53,12 @@ def load_backbone(path: Path) -> tuple[nn.Module, str]:
     state = checkpoint.open_any(path)
     config = TrainConfig.from_dict(state["config"])
     backbone = build_backbone(config, path)
-    backbone.load_state_dict(state["backbone"])
+    try:
+        backbone.load_state_dict(network_state(state["backbone"]))
+    except (KeyError, ValueError, RuntimeError) as cause:
+        got = f"({' '.join(str(cause).split())[:300]})"
+        raise checkpoint.CheckpointError(
+            f"checkpoint: {path} must hold a {config.model.backbone}, got {got}"
+        ) from cause
     # channels_last is the layout convolution libraries compute in.
     return backbone.eval().to(memory_format=torch.channels_last), config.model.backbone

@@ -26,6 +26,7 @@ import torch
 
 from attfc_cuda._check import error
 from attfc_cuda._files import replacing
+from attfc_cuda._tensors_from_files import require_plain, require_stored
 from attfc_cuda.train.manifest import Manifest
 
 FORMAT = "attfc-checkpoint-1"
@@ -131,7 +132,9 @@ def load(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} in it is wrong")
+        require_stored(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        require_plain(state)
     except FileNotFoundError as cause:
         raise CheckpointError(f"checkpoint: {path} must exist, got no such file") from cause
     except Exception as cause:  # damage can fail in any place of zipfile, pickle and torch

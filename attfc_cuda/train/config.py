@@ -25,6 +25,7 @@ RENAMED: dict[tuple[str, Any], str] = {("optim", "passes"): "epochs"}
 """Old names of fields, by group, which files of older runs hold."""
 HOW_A_RUN_STARTS = ("resume", "carry_classes", "overwrite", "config")
 """Fields of `RunConfig` that no file holds."""
+_MOST_BITS = 63  # of a whole number: it has to fit a float and a tensor
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,7 @@ class TrainConfig:
         """
         try:
             plain = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as cause:
+        except (OSError, ValueError, RecursionError) as cause:
             raise error("train", "config", "be a readable JSON file", f"{path} ({cause})") from cause
         return TrainConfig.from_dict(plain)
 
@@ -337,7 +338,7 @@ def parse_options(text: str, argument: str) -> dict[str, Any]:
             raise error("train", argument, "be name=value pairs separated by commas", repr(text))
         try:
             options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             options[name] = value
     return options
 
@@ -383,6 +384,8 @@ def _group(make: Any, plain: dict[str, Any], name: str) -> Any:
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
     """A JSON value as the field's type: an int is fine for a float, a string for a path; nothing else is guessed."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise error("train", f"config {name}", f"have at most {_MOST_BITS} bits", f"{value.bit_length()} bits")
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
         if typing.get_origin(option) is Literal:

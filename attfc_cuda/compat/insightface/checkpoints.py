@@ -5,10 +5,9 @@ Read with `weights_only=True`: a file that would run code is refused.
 
 from __future__ import annotations
 
+import math
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attfc_cuda._check import error
+from attfc_cuda._tensors_from_files import network_state, require_plain, require_stored
 from attfc_cuda.backbones import IResNet
 from attfc_cuda.backbones.iresnet import STAGE_BLOCKS, STAGE_CHANNELS
 from attfc_cuda.heads import FullyConnected
@@ -28,8 +28,8 @@ _STRIDE = 16  # pixels of the image to one of the last feature map
 def load_backbone(path: str | os.PathLike) -> IResNet:
     """The IResNet of an InsightFace checkpoint, on the CPU in eval mode, ready for training or verification.
 
-    Equals torch.load and load_state_dict into `backbones.build("iresnet50", ...)`: parameters have the same names. A
-    "module." of DistributedDataParallel in front of them is dropped.
+    Equals torch.load and load_state_dict into `backbones.build("iresnet50", ...)`: parameters have the same names. The
+    "module." of DistributedDataParallel and the "_orig_mod." of torch.compile in them are dropped.
 
     Args:
         path: a file with the network's state_dict (`model.pt`, `backbone.pth`), or the whole state that
@@ -37,14 +37,16 @@ def load_backbone(path: str | os.PathLike) -> IResNet:
             shapes.
 
     Raises:
-        ValueError: naming the file: not loadable, another network (MobileFaceNet, ViT, IResNet200), keys missing.
+        ValueError: naming the file: not loadable, another network (MobileFaceNet, ViT, IResNet200), keys missing,
+            tensors that are sparse, without numbers or larger than what is stored of them, NaN in a weight.
     """
     path = Path(path)
     state = _read(path, "load_backbone")
     state = state.get("state_dict_backbone", state) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise error("load_backbone", "path", "hold a state_dict of tensors", f"{type(state).__name__} in {path}")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    try:
+        state = network_state(state)
+    except ValueError as cause:
+        raise error("load_backbone", "path", "hold a state_dict of tensors", f"{cause}, in {path}") from cause
     depth, embedding_dim, image_size = _architecture(state, path)
     backbone = IResNet(depth, embedding_dim, image_size)
     try:
@@ -86,14 +88,16 @@ def load_centers(head: FullyConnected, paths: str | os.PathLike | Sequence[str |
 def _read(path: Path, function: str) -> Any:
     try:
         # Only the zip format can be mapped; files of before torch 1.6 are read.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=require_stored(path))
+        require_plain(state)
     except FileNotFoundError as cause:
         raise error(function, "path", "exist", f"no file {path}") from cause
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as cause:
-        reason = str(cause).strip().split("\n", 1)[0].rstrip(".")
+    except Exception as cause:  # damage can fail in any place of zipfile, pickle and torch
+        reason = str(cause).strip().split("\n", 1)[0].rstrip(".") or type(cause).__name__
         raise error(
             function, "path", "be a checkpoint of tensors", f"{path}, which does not load ({reason})"
         ) from cause
+    return state
 
 
 def _architecture(state: Mapping[str, Tensor], path: Path) -> tuple[int, int, int]:
@@ -107,7 +111,10 @@ def _architecture(state: Mapping[str, Tensor], path: Path) -> tuple[int, int, in
         got = f"stages of {blocks} blocks in {path}"
         raise error("load_backbone", "path", f"hold an IResNet of depth (blocks) {known}", got)
     embedding_dim, features = state["fc.weight"].shape
-    side = round((features / STAGE_CHANNELS[-1]) ** 0.5)
+    side = math.isqrt(features // STAGE_CHANNELS[-1])
+    if embedding_dim < 1 or side < 1 or features != STAGE_CHANNELS[-1] * side**2:
+        rule = f"hold an fc.weight [D, {STAGE_CHANNELS[-1]} S^2] of a square last feature map"
+        raise error("load_backbone", "path", rule, f"{[embedding_dim, features]} in {path}")
     return depths[blocks], embedding_dim, side * _STRIDE
 
 

@@ -7,8 +7,10 @@ and arithmetic over earlier names are understood, and that is all that their con
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -36,30 +38,45 @@ _OPERATORS: dict[type, Any] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.USub: operator.neg,
 }  # fmt: skip
+_NUMBERS = (
+    "num_epoch", "warmup_epoch", "sample_rate", "batch_size", "num_workers", "embedding_size", "lr", "momentum",
+    "weight_decay", "verbose", "frequent", "seed", "interclass_filtering_threshold",
+)  # fmt: skip
+_LARGEST_FILE, _LARGEST_VALUE, _MOST_BITS = 2**16, 2**12, 63
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
     """The settings that a config file of InsightFace assigns, without running it and without `BASE`.
 
+    A value is at most 4096 characters and items together, a whole number has at most 63 bits, and a file at most 64 KiB
+    (our choice): more is not computed.
+
     Raises:
         ValueError: naming the file and the line that is more than an assignment of values.
     """
     path = Path(path)
+    text = _text(path)
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError) as cause:
-        raise error("read_config", "path", "be a readable Python file", f"{path} ({cause})") from cause
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of their escapes and comparisons
+            tree = ast.parse(text)
+    except SyntaxError as cause:
+        got = f"line {cause.lineno or 1} of {path}: {cause.msg}"
+        raise error("read_config", "path", "be a readable Python file", got) from cause
+    except (ValueError, RecursionError, MemoryError) as cause:
+        got = f"{path} ({cause or 'nested too deeply'})"
+        raise error("read_config", "path", "be a readable Python file", got) from cause
     settings: dict[str, Any] = {}
     for line in tree.body:
         if isinstance(line, (ast.Import, ast.ImportFrom)) or _is_text(line) or _makes_the_dict(line):
             continue
         target = line.targets[0] if isinstance(line, ast.Assign) and len(line.targets) == 1 else None
         if not isinstance(line, ast.Assign) or not _is_setting(target):
-            raise _not_a_value(path, line)
+            raise _not_a_value(path, line, text)
         try:
             settings[target.attr] = _value(line.value, settings)
-        except (ValueError, ArithmeticError, TypeError) as cause:
-            raise _not_a_value(path, line) from cause
+        except (ValueError, ArithmeticError, TypeError, RecursionError) as cause:
+            raise _not_a_value(path, line, text) from cause
     return settings
 
 
@@ -86,14 +103,19 @@ def train_config(settings: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
     from attfc_cuda.train.config import TrainConfig
 
     given = {**BASE, **settings}
-    network = str(given["network"])
-    if network not in _NETWORKS:
+    network = given["network"]
+    if not isinstance(network, str) or network not in _NETWORKS:
         raise error("train_config", "network", f"be one of {', '.join(_NETWORKS)}", repr(network))
     if given["gradient_acc"] != 1:
         raise error("train_config", "gradient_acc", "be 1", given["gradient_acc"], "a larger batch_size does the same")
     if not given.get("rec"):
         raise error("train_config", "rec", "name the training data", repr(given.get("rec")))
-    epochs, warmup = given.get("num_epoch", 20), given.get("warmup_epoch", 0)
+    given = {"num_epoch": 20, "warmup_epoch": 0, **given}
+    for name in _NUMBERS:
+        _require_number(name, given[name])
+    epochs, warmup = float(given["num_epoch"]), float(given["warmup_epoch"])
+    if epochs <= 0:
+        raise error("train_config", "num_epoch", "be positive", given["num_epoch"])
     rate = float(given["sample_rate"])
     plain = {
         "dataset": {"data": str(given["rec"]), "image_size": _IMAGE_SIZE, "batch_size": int(given["batch_size"]),
@@ -101,7 +123,7 @@ def train_config(settings: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
         "model": {"backbone": _NETWORKS[network], "embedding_dim": int(given["embedding_size"])},
         "head": {"head": "fc" if rate == 1 else "partial_fc", "sample_rate": rate, "scale": _SCALE,
                  **_margin(given["margin_list"], given["interclass_filtering_threshold"])},
-        "optim": {"optimizer": str(given["optimizer"]), "lr": float(given["lr"]), "epochs": float(epochs),
+        "optim": {"optimizer": str(given["optimizer"]), "lr": float(given["lr"]), "epochs": epochs,
                   "sgd_momentum": float(given["momentum"]), "weight_decay": float(given["weight_decay"]),
                   "schedule": "polynomial", "power": 2.0, "warmup": warmup / epochs, "clip_norm": 5.0,
                   "precision": "fp16" if given["fp16"] else "fp32"},
@@ -110,6 +132,12 @@ def train_config(settings: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
                 "seed": int(given["seed"])},
     }  # fmt: skip
     return TrainConfig.from_dict(plain), _remarks(given)
+
+
+def _require_number(name: str, value: Any) -> None:
+    """Whole numbers beyond 63 bits would not fit a float or a tensor."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 2.0**_MOST_BITS:
+        raise error("train_config", name, f"be a finite number below 2^{_MOST_BITS}", repr(value)[:100])
 
 
 class _MarginLoss:
@@ -122,7 +150,9 @@ class _MarginLoss:
 
 def _margin(margin_list: Any, threshold: float) -> dict[str, str]:
     if not isinstance(margin_list, (tuple, list)) or len(margin_list) != 3:
-        raise error("train_config", "margin_list", "be three numbers (m1, m2, m3)", repr(margin_list))
+        raise error("train_config", "margin_list", "be three numbers (m1, m2, m3)", repr(margin_list)[:100])
+    for number in margin_list:
+        _require_number("margin_list", number)
     margin = as_margin(_MarginLoss(*margin_list, threshold))  # type: ignore[call-arg]
     name = type(margin).__name__.lower()
     numbers = {"arcface": ("m2",), "cosface": ("m",)}.get(name, ("m1", "m2", "m3"))
@@ -139,10 +169,11 @@ def _remarks(given: Mapping[str, Any]) -> list[str]:
         "weight_decay leaves norms, biases and PReLU slopes alone; InsightFace decays them too",
         "clip_norm is over all trained parameters, the fused class centres excepted; InsightFace clips the backbone's",
     ]
-    if given.get("val_targets"):
-        remarks.append(f"val_targets {list(given['val_targets'])}: give the sets by --verify-pairs or --verify-data")
+    if targets := given.get("val_targets"):
+        targets = list(targets) if isinstance(targets, (list, tuple)) else targets
+        remarks.append(f"val_targets {targets}: give the sets by --verify-pairs or --verify-data")
     known = {*BASE, *_WITHOUT_COUNTERPART, "rec", "num_epoch", "warmup_epoch", "val_targets"}
-    unknown = sorted(name for name in given if name not in known)
+    unknown = sorted(str(name) for name in given if name not in known)
     if unknown:
         remarks.append(f"no counterpart here: {', '.join(unknown)}")
     return remarks
@@ -168,21 +199,62 @@ def _makes_the_dict(line: ast.stmt) -> bool:
     )
 
 
+def _text(path: Path) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_LARGEST_FILE + 1)
+    except (OSError, ValueError) as cause:
+        raise error("read_config", "path", "be a readable Python file", f"{path} ({cause})") from cause
+    if len(text) > _LARGEST_FILE:
+        raise error("read_config", "path", f"have at most {_LARGEST_FILE} characters", f"more in {path}")
+    return text
+
+
 def _value(node: ast.expr, settings: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.Constant):
-        return node.value
+        return _bounded(node.value)
     if isinstance(node, (ast.Tuple, ast.List)):
-        return tuple(_value(item, settings) for item in node.elts)
+        return _bounded(tuple(_value(item, settings) for item in node.elts))
     if _is_setting(node):
         if node.attr in settings or node.attr in BASE:
             return settings.get(node.attr, BASE.get(node.attr))
     elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        return _OPERATORS[type(node.op)](_value(node.left, settings), _value(node.right, settings))
+        left, right = _value(node.left, settings), _value(node.right, settings)
+        sizes = [_size(value) for value in (left, right) if isinstance(value, (str, tuple))]
+        if isinstance(node.op, ast.Mult) and sizes and sizes[0] * _times(left, right) > _LARGEST_VALUE:
+            raise ValueError("repeated too often")
+        return _bounded(_OPERATORS[type(node.op)](left, right))
     elif isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
-        return _OPERATORS[type(node.op)](_value(node.operand, settings))
+        return _bounded(_OPERATORS[type(node.op)](_value(node.operand, settings)))
     raise ValueError("not a value")
 
 
-def _not_a_value(path: Path, line: ast.stmt) -> Exception:
-    got = f"line {line.lineno} of {path}: {ast.unparse(line)[:100]}"
+def _times(left: Any, right: Any) -> int:
+    """How often a product repeats its text or list."""
+    return max((value for value in (left, right) if isinstance(value, int)), default=1)
+
+
+def _bounded(value: Any) -> Any:
+    """`value`, a number, text, None or tuple of these. Raises ValueError for another or a larger one."""
+    if not isinstance(value, (bool, int, float, str, tuple, type(None))):
+        raise ValueError("no number, text or list")
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise ValueError("too large a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not a finite number")
+    if _size(value) > _LARGEST_VALUE:
+        raise ValueError("too long")
+    return value
+
+
+def _size(value: Any) -> int:
+    """Characters and items in a value, those of lists in it included."""
+    if isinstance(value, tuple):
+        return 1 + sum(_size(item) for item in value)
+    return 1 + len(value) if isinstance(value, str) else 1
+
+
+def _not_a_value(path: Path, line: ast.stmt, text: str) -> Exception:
+    source = text.split("\n")[line.lineno - 1].strip()[:100]
+    got = f"line {line.lineno} of {path}: {source}"
     return error("read_config", "path", "hold assignments of values to config.<name> alone", got)
