@@ -106,7 +106,7 @@ def test_the_kernels_say_what_they_run(told):
             assert [answers[f"{capability} {dtype} {dim}"] for dim in (128, 256, 512)] == [None] * 3
             for dim in (64, 1024):
                 assert answers[f"{capability} {dtype} {dim}"] == "it is compiled for D = 128, 256 and 512"
-        assert answers[f"{capability} float32 512"] == "it takes bfloat16 and float16, not float32"
+        assert answers[f"{capability} float32 512"] == "it takes bfloat16 and float16, not float32 and float64"
     assert answers["75 bfloat16 512"].startswith("it needs compute capability 8.0 or later")
 
 
