@@ -41,7 +41,7 @@ def test_image_depends_on_seed_identity_and_image_alone():
 def test_shape_labels_and_report():
     faces = ProceduralFaces(4, 3, 40)
     assert len(faces) == 12 and faces[11].shape == (3, 40, 40) and faces[11].dtype == torch.uint8
-    assert faces.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] and faces.labels.dtype == np.int64
+    assert faces.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] and faces.labels.dtype == np.int32
     assert faces.images_of(2).tolist() == [6, 7, 8]
     assert "4 identities, 12 images (3 to 3 each, median 3), 40x40" in faces.report()
     for index in (12, -1):

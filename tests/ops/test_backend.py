@@ -29,6 +29,10 @@ def fake_why_not(capability, shared_bytes, dtype, dim):
     return None if dim in (128, 256, 512) else "it is compiled for D = 128, 256 and 512"
 
 
+def fake_why_one_pass(capability, shared_bytes, grad_tolerance):
+    return None if capability == 90 and grad_tolerance > 0 else "two need compute capability 9.0 (wgmma, TMA)"
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine with one CUDA device and both GPU backends; `gpu(limits=..., architectures=...)` changes it."""
@@ -38,6 +42,7 @@ def gpu(monkeypatch):
             device_limits=lambda index: limits,
             build_config=lambda: {"architectures": architectures, "toolkit": "13.0"},
             why_not=fake_why_not,
+            why_one_pass=fake_why_one_pass,
         )
         reasons = {"cuda": why_no_cuda, "triton": why_no_triton}
         monkeypatch.setattr(_backend, "why_not", lambda name: reasons.get(name))
@@ -263,13 +268,21 @@ def test_info_says_why_the_cuda_extension_is_not_built(monkeypatch):
     assert said in _backend.info()
 
 
-def test_info_lists_the_choice_on_a_gpu(gpu, monkeypatch):
-    gpu(limits=RTX_4090)
+@pytest.mark.parametrize(
+    ("limits", "passes"),
+    [
+        (RTX_4090, "one pass: two need compute capability 9.0 (wgmma, TMA)"),
+        (H100, "two passes where grad_tolerance is above 0"),
+    ],
+    ids=["RTX 4090", "H100"],
+)
+def test_info_lists_the_choice_on_a_gpu(limits, passes, gpu, monkeypatch):
+    gpu(limits=limits)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     assert _backend._device_lines(CUDA) == [
         "on cuda:0 (a card), auto uses:",
-        "  D 512, bfloat16: cuda",
-        "  D 512, float16: cuda",
+        f"  D 512, bfloat16: cuda  ({passes})",
+        f"  D 512, float16: cuda  ({passes})",
         "  D 512, float32: triton  (cuda: it takes bfloat16 and float16, not float32)",
         "  D 320, bfloat16: triton  (cuda: it is compiled for D = 128, 256 and 512)",
     ]
@@ -279,7 +292,7 @@ def test_importing_loads_nothing():
     """The package imports on any machine: no build, no extension, no Triton, before the first call."""
     code = (
         "import sys, attfc_cuda; "
-        "print([m for m in sys.modules if m.startswith(('attfc_cuda._C', 'attfc_cuda.kernels'))])"
+        "print([m for m in sys.modules if m.startswith(('attfc_cuda._C', 'attfc_cuda.ops.triton.'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
