@@ -33,13 +33,21 @@ def test_damaged_files_are_errors_and_nothing_worse(tmp_path, inputs):
 
 
 def test_the_fuzzer_finds_a_planted_fault(tmp_path):
-    """A reader that trusts a length: the fuzzer must notice within the short run."""
-    plant = (
-        "import sys; sys.argv[0] = sys.argv.pop(1); sys.path.insert(0, sys.argv.pop(1));"
-        "import attfc_cuda.data.sources.checked_file as m;"
-        "m.CheckedFile.read = lambda self, start, length: self._file.seek(start) * 0 or self._file.read(length);"
-        "import run_fuzz; sys.exit(run_fuzz.main())"
-    )
+    """A reader that indexes past what it got: the fuzzer must notice the untyped error within the short run."""
+    plant = """
+import os, sys
+sys.argv[0] = sys.argv.pop(1)
+sys.path.insert(0, sys.argv.pop(1))
+import attfc_cuda.data.sources.checked_file as m
+
+def read(self, start, length):
+    content = os.pread(self.descriptor, min(length, 2**20), start)
+    return content if len(content) == length else content[length]
+
+m.CheckedFile.read = read
+import run_fuzz
+sys.exit(run_fuzz.main())
+"""
     arguments = [str(SCRIPT), str(SCRIPT.parent), "--inputs", "600", "--targets", "rec", "--keep", str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", plant, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "broke a rule, kept as" in done.stderr, done.stderr[-2000:]
