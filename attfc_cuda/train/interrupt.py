@@ -57,8 +57,9 @@ class Interrupt:
         except RuntimeError as cause:
             if "DataLoader worker" not in str(cause):
                 raise
-            reason = str(cause).split("\n", 1)[0].rstrip(". ")
-            raise LostWorker(f"train: the processes that prepare batches must go on, got: {reason}") from cause
+            raise _lost(str(cause).split("\n", 1)[0].rstrip(". ")) from cause
+        except (ConnectionError, EOFError) as cause:  # it ended while it was handing over a batch
+            raise _lost(f"a worker that ended half-way through a batch ({type(cause).__name__})") from cause
         finally:
             # torch's handler of a child's death raises wherever the main thread happens to be, which may be half a
             # step; the loader sees a lost worker without it, when it waits for a batch.
@@ -69,3 +70,7 @@ class Interrupt:
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
+
+
+def _lost(reason: str) -> LostWorker:
+    return LostWorker(f"train: the processes that prepare batches must go on, got: {reason}")

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attfc_cuda.data import Batch, TooManyUnreadable
 from attfc_cuda.train import AttFCObjective, TrainConfig, checkpoint, train
-from attfc_cuda.train.interrupt import LostWorker
+from attfc_cuda.train.interrupt import Interrupt, LostWorker
 
 Tiny = Callable[..., TrainConfig]
 TRAIN = [
@@ -65,6 +65,21 @@ def test_a_lost_worker_is_named_after_a_checkpoint(tiny_config: Tiny) -> None:
     with pytest.raises(LostWorker, match=r"processes that prepare batches must go on, got: .*worker.*--resume"):
         train(config, Killing)
     assert checkpoint.load_newest(config.run.run / "checkpoints")["step"] >= 3
+
+
+@pytest.mark.parametrize(
+    "cause", [ConnectionResetError(104, "reset"), EOFError(), RuntimeError("DataLoader worker (pid 1) exited")]
+)
+def test_however_the_end_of_a_worker_shows(cause: Exception) -> None:
+    def batches() -> Iterator[int]:
+        yield 1
+        raise cause
+
+    source = batches()
+    with Interrupt() as interrupt:
+        assert interrupt.next_batch(source) == 1
+        with pytest.raises(LostWorker, match="processes that prepare batches must go on, got: .*worker"):
+            interrupt.next_batch(source)
 
 
 @pytest.fixture
