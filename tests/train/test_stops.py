@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data._utils import signal_handling
 
 from attfc_cuda.data import Batch, TooManyUnreadable
 from attfc_cuda.train import AttFCObjective, TrainConfig, checkpoint, train
@@ -65,6 +66,34 @@ def test_a_lost_worker_is_named_after_a_checkpoint(tiny_config: Tiny) -> None:
     with pytest.raises(LostWorker, match=r"processes that prepare batches must go on, got: .*worker.*--resume"):
         train(config, Killing)
     assert checkpoint.load_newest(config.run.run / "checkpoints")["step"] >= 3
+
+
+def test_a_child_that_dies_interrupts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's handler, from a loader before the run or within it, is out of the way; the caller's own stays."""
+
+    def installed(previous: object) -> object:
+        signal.signal(signal.SIGCHLD, previous)
+        monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+        signal_handling._set_SIGCHLD_handler()
+        return signal.getsignal(signal.SIGCHLD)
+
+    def own(number: int, frame: object) -> None: ...
+
+    def batches() -> Iterator[int]:
+        installed(signal.getsignal(signal.SIGCHLD))
+        yield 1
+
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        for handler, held in [(installed(signal.SIG_DFL), signal.SIG_DFL), (own, own)]:
+            signal.signal(signal.SIGCHLD, handler)
+            with Interrupt() as interrupt:
+                assert signal.getsignal(signal.SIGCHLD) is held
+                assert interrupt.next_batch(batches()) == 1
+                assert signal.getsignal(signal.SIGCHLD) is held
+            assert signal.getsignal(signal.SIGCHLD) is handler
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.mark.parametrize(
