@@ -29,18 +29,22 @@ class Batch(NamedTuple):
 
     Attributes:
         probe: [B, 3, H, W].
-        gallery: [B, r, 3, H, W].
+        gallery: [B, r, 3, H, W]; with `probes_per_identity` above 1 [U, 3, H, W], each image once.
         labels: [B] int64.
         negatives: [M, 3, H, W], M may be 0: images of identities with too few images to be probes, whose class centres
             serve as negatives only.
         negative_labels: [M] int64.
+        gallery_rows: [B, r] int64, which of the gallery's images are each probe's, counted over all of its dimensions
+            before the last three: what `AttFC` takes as `gallery_rows` with the embeddings [.., D] of the images
+            `gallery.flatten(0, -4)`.
     """
 
     probe: torch.Tensor  # [B,3,H,W]
-    gallery: torch.Tensor  # [B,r,3,H,W]
+    gallery: torch.Tensor  # [B,r,3,H,W] or [U,3,H,W]
     labels: torch.Tensor  # [B] int64
     negatives: torch.Tensor  # [M,3,H,W]; M may be 0
     negative_labels: torch.Tensor  # [M] int64
+    gallery_rows: torch.Tensor  # [B,r] int64
 
 
 class TooManyUnreadable(UnreadableImage):
@@ -58,7 +62,7 @@ class _Assembler(Dataset):
         self.dataset, self.augmentation = dataset, augmentation
 
     def __getitem__(self, plan: BatchPlan) -> tuple[Batch, str | None] | UnreadableImage:
-        dataset, (rows, gallery_size) = self.dataset, plan.gallery.shape
+        dataset, sizes = self.dataset, [images.size for images in plan[:3]]
         indices = np.concatenate([plan.probe, plan.gallery.reshape(-1), plan.negatives])
         mirrored = np.concatenate([plan.mirror_probe, plan.mirror_gallery.reshape(-1), plan.mirror_negatives])
         images = torch.zeros((len(indices), 3, dataset.image_size, dataset.image_size), dtype=torch.uint8)
@@ -77,13 +81,16 @@ class _Assembler(Dataset):
             self.augmentation.apply(images, plan.seeds.tolist())
         ready = normalize_images(images)
 
-        probe, gallery, negatives = ready.split([rows, rows * gallery_size, len(plan.negatives)])
-        gallery = gallery.unflatten(0, (rows, gallery_size))
-        row_readable = readable[:rows] & readable[rows : rows * (1 + gallery_size)].reshape(rows, -1).all(axis=1)
-        labels = np.where(row_readable, dataset.labels[plan.probe], -1).astype(np.int64)
-        negative_labels = np.where(readable[rows * (1 + gallery_size) :], dataset.labels[plan.negatives], -1)
-        negative_labels = negative_labels.astype(np.int64)
-        return Batch(probe, gallery, torch.from_numpy(labels), negatives, torch.from_numpy(negative_labels)), reason
+        probe, gallery, negatives = ready.split(sizes)
+        gallery = gallery.unflatten(0, plan.gallery.shape)
+        probe_readable, gallery_readable, negative_readable = np.split(readable, np.cumsum(sizes)[:-1])
+        row_readable = probe_readable & gallery_readable[plan.gallery_rows].all(axis=1)
+        labels, negative_labels, gallery_rows = map(torch.from_numpy, (
+            np.where(row_readable, dataset.labels[plan.probe], -1).astype(np.int64),
+            np.where(negative_readable, dataset.labels[plan.negatives], -1).astype(np.int64),
+            plan.gallery_rows,
+        ))  # fmt: skip
+        return Batch(probe, gallery, labels, negatives, negative_labels, gallery_rows), reason
 
 
 def _as_is(item: Any) -> Any:
@@ -119,6 +126,13 @@ class AttentionLoader:
     with fewer than `min_images` images are never probes (their gallery would be the probe itself, which teaches
     nothing); their images come as `negatives`.
 
+    With `probes_per_identity` K above 1 probes are drawn by identity: the images of one are cut into groups of K, anew
+    in each epoch, and a group comes in one batch (two where a batch ends). What does not fill a group is a smaller one,
+    so that an identity of fewer than K images is one group. The probes of an identity in a batch share its gallery:
+    `gallery_size` images that are none of its probes there; where it has not so many left, one image more than that,
+    and each probe takes the others than itself. Each image is in `gallery` once. A network then embeds about
+    gallery_size / K gallery images a probe instead of gallery_size.
+
     Several processes (DistributedDataParallel): give each loader the same arguments but its own `rank`. Each batch is
     cut over them in its order, into parts that are equal up to a row, as `attfc train` does: a step sees the same
     images whatever the number of processes, and a saved position fits any number of them.
@@ -138,6 +152,7 @@ class AttentionLoader:
         negatives_per_batch: "auto" spreads the negatives evenly, each once an epoch, so that M varies by one between
             batches; an int fixes M, of all processes together (at most the number of such images), going round them as
             often as it takes.
+        probes_per_identity: K, 1 to 64. 1: probes in random order, each with a gallery of its own.
         augment: "none", or what is done to each image by itself, see `Augmentation`: "flip" mirrors it with probability
             1/2; "flip,crop,photometric,gray,lowres" also cuts, recolours and blurs some.
         drop_last: Leave out the last, short batch of an epoch.
@@ -176,6 +191,7 @@ class AttentionLoader:
         world_size: int = 1,
         num_workers: int = 0,
         max_unreadable: float = 0.05,
+        probes_per_identity: int = 1,
     ):
         self.augmentation = Augmentation(augment, dataset.image_size)
         self.dataset, self.mirror = dataset, self.augmentation.flip
@@ -184,8 +200,9 @@ class AttentionLoader:
             raise error("AttentionLoader", "max_unreadable", "lie in 0 to 1", max_unreadable)
         self.max_unreadable = max_unreadable
         self.sampler = AttentionSampler(
-            dataset, batch_size, gallery_size, seed, min_images, negatives_per_batch, drop_last, rank, world_size
-        )
+            dataset, batch_size, gallery_size, seed, min_images, negatives_per_batch, drop_last, rank, world_size,
+            probes_per_identity,
+        )  # fmt: skip
         self.num_probes, self.num_classes = self.sampler.num_probes, len(dataset.identities)
         self.ignored_rows = 0
         self._rows = self._unreadable = self._unreadable_in_a_row = 0
@@ -198,6 +215,7 @@ class AttentionLoader:
             "batch_size": self.sampler.batch_size,
             "gallery_size": self.sampler.gallery_size,
             "min_images": self.sampler.min_images,
+            "probes_per_identity": self.sampler.probes_per_identity,
             "negatives_per_batch": negatives_per_batch,
             "augment": augment,
             "drop_last": bool(drop_last),
@@ -278,6 +296,7 @@ class AttentionLoader:
                     "AttentionLoader.load_state_dict", "identities", "be those of the saved state", difference,
                     "labels would mean other people: restore the data, or start anew",
                 )  # fmt: skip
+        state = {"probes_per_identity": 1, **state}  # an earlier release drew no more
         for name, value in self._identity.items():
             if name not in state or state[name] != value:
                 raise error(
@@ -291,7 +310,8 @@ class AttentionLoader:
             raise error(here, "order", "be stored or keyed", repr(order))
         self._epoch = checked_int(here, "pass", position[0], 0)
         self._batch = checked_int(here, "batch", position[1], 0, len(self) - 1)
-        self.sampler.set_stored_order(order == "stored")
+        # One that is not stored as a whole may be so in part: each order by its size.
+        self.sampler.set_stored_order(True if order == "stored" else None)
 
     def report(self) -> str:
         """The data set's report, then what this loader makes of it."""
@@ -309,6 +329,8 @@ class AttentionLoader:
             f"  never probes, negatives only: {sampler.num_negatives} images of "
             f"{self.num_classes - probe_identities} identities with fewer ({per_batch})",
         ]
+        if sampler.probes_per_identity > 1:
+            lines.append(f"  {sampler.probes_per_identity} probes of an identity together, which share its gallery")
         if self.ignored_rows:
             lines.append(f"  rows ignored so far because an image could not be read: {self.ignored_rows}")
         return "\n".join(lines)

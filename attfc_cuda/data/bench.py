@@ -91,6 +91,6 @@ def _loader_rate(what: str, loader: AttentionLoader, seconds: float) -> Rate:
             if start is None:
                 start = time.perf_counter()
                 continue
-            done += len(batch.probe) + batch.gallery.shape[:2].numel() + len(batch.negatives)
+            done += len(batch.probe) + batch.gallery.flatten(0, -4).shape[0] + len(batch.negatives)
             if (passed := time.perf_counter() - start) >= seconds:
                 return Rate(what, done / passed)

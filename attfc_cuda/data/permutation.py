@@ -63,6 +63,11 @@ class EpochOrder:
         return high << low_bits | low
 
 
+def hashed(values: np.ndarray, key: np.ndarray | np.uint64) -> np.ndarray:
+    """uint64 words that look random, from whole numbers and a random key (or one for each)."""
+    return _mixed(values.astype(np.uint64) ^ key)
+
+
 def _mixed(values: np.ndarray) -> np.ndarray:
     for factor in _MULTIPLY:
         values = (values ^ (values >> _SHIFT)) * factor

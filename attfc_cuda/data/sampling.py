@@ -26,14 +26,21 @@ from attfc_cuda.data._random import (
 )
 from attfc_cuda.data.faces import FaceDataset
 from attfc_cuda.data.permutation import EpochOrder
+from attfc_cuda.data.shared_galleries import Gallery, GroupedProbes, share_galleries
 
 _WORDS_PER_BLOCK = 4
+MOST_PROBES = 64
+"""Of an identity, that can be drawn together."""
 
 
 class BatchPlan(NamedTuple):
     """Image indices of one batch and which of them to mirror: probe [B], gallery [B,r], negatives [M].
 
-    seeds: uint64 [B + B r + M], of each image's augmentation, in the order probe, gallery, negatives; [0] without.
+    Where probes share gallery images, each of these comes once: gallery [U].
+
+    gallery_rows: int64 [B,r], the gallery images of each probe, as numbers of those in `gallery`.
+    seeds: uint64 [B + gallery.size + M], of each image's augmentation, in the order probe, gallery, negatives; [0]
+        without.
     """
 
     probe: np.ndarray
@@ -43,17 +50,30 @@ class BatchPlan(NamedTuple):
     mirror_gallery: np.ndarray
     mirror_negatives: np.ndarray
     seeds: np.ndarray
+    gallery_rows: np.ndarray
 
 
-class _Slots:
-    """The slots of the images of chosen identities, by number: 8 bytes an identity instead of 8 an image."""
+class _SingleImages:
+    """The slots of the images of chosen identities, in random order: 8 bytes an identity instead of 8 an image.
 
-    def __init__(self, offsets: np.ndarray, chosen: np.ndarray) -> None:
+    Args:
+        offsets: [C + 1], where the slots of each identity begin.
+        chosen: bool [C].
+        seed, stream, stored: See `EpochOrder`.
+    """
+
+    def __init__(
+        self, offsets: np.ndarray, chosen: np.ndarray, seed: int, stream: int, stored: bool | None = None
+    ) -> None:
         self._offsets = offsets
         self._ends = np.cumsum(np.where(chosen, np.diff(offsets), 0))
         self.count = int(self._ends[-1])
+        self._order = EpochOrder(self.count, seed, stream, stored)
+        self.stored = self._order.stored
 
-    def at(self, numbers: np.ndarray) -> np.ndarray:
+    def at(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """The slots at these positions of the epoch, int64."""
+        numbers = self._order.at(epoch, positions)
         label = np.searchsorted(self._ends, numbers, side="right")
         return self._offsets[label + 1] - (self._ends[label] - numbers)
 
@@ -75,24 +95,24 @@ class AttentionSampler:
         drop_last: bool,
         rank: int,
         world_size: int,
+        probes_per_identity: int = 1,
     ):
         here = "AttentionLoader"
         self.batch_size = checked_int(here, "batch_size", batch_size, 1)
         # The random word that mirrors a row has a bit for the probe and one for each gallery image.
         self.gallery_size = checked_int(here, "gallery_size", gallery_size, 0, 63)
+        self.probes_per_identity = checked_int(here, "probes_per_identity", probes_per_identity, 1, MOST_PROBES)
         self.seed = checked_int(here, "seed", seed, 0, MAX_SEED)
         self.min_images = checked_int(here, "min_images", min_images, 1)
         self.world_size = checked_int(here, "world_size", world_size, 1)
         self.rank = checked_int(here, "rank", rank, 0, self.world_size - 1)
         self._images_at, self.offsets = dataset.images_at, dataset.offsets
-        counts = self.counts
-        self._probes = _Slots(self.offsets, counts >= self.min_images)
-        self._negative_slots = _Slots(self.offsets, counts < self.min_images)
-        self.num_probes, self.num_negatives = self._probes.count, self._negative_slots.count
+        self.set_stored_order(None)
+        self.num_probes, self.num_negatives = self._probes.count, self._negatives.count
         if self.num_probes == 0:
             raise error(
                 here, "dataset", f"have an identity with at least min_images = {self.min_images} images",
-                f"at most {counts.max()} images for an identity", "add images or lower min_images",
+                f"at most {self.counts.max()} images for an identity", "add images or lower min_images",
             )  # fmt: skip
 
         if self.batch_size < self.world_size:
@@ -118,7 +138,6 @@ class AttentionSampler:
         else:
             wanted = checked_int(here, "negatives_per_batch", negatives_per_batch, 0)
             self.negatives_per_batch = min(wanted, self.num_negatives)
-        self.set_stored_order(None)
 
     @property
     def counts(self) -> np.ndarray:
@@ -127,13 +146,18 @@ class AttentionSampler:
 
     @property
     def stored_order(self) -> bool:
-        """Whether the order of an epoch is drawn as a whole, see `EpochOrder`."""
-        return self._probe_order.stored
+        """Whether all orders of an epoch are drawn as a whole, see `EpochOrder`."""
+        return self._probes.stored and self._negatives.stored
 
     def set_stored_order(self, stored: bool | None) -> None:
         """Draw the order of an epoch as a whole, as earlier releases did for any number of images; None: by size."""
-        self._probe_order = EpochOrder(self.num_probes, self.seed, PROBE_ORDER, stored)
-        self._negative_order = EpochOrder(self.num_negatives, self.seed, NEGATIVE_ORDER, stored)
+        offsets, seed, has_probes = self.offsets, self.seed, self.counts >= self.min_images
+        self._probes: _SingleImages | GroupedProbes
+        if self.probes_per_identity == 1:
+            self._probes = _SingleImages(offsets, has_probes, seed, PROBE_ORDER, stored)
+        else:
+            self._probes = GroupedProbes(offsets, has_probes, self.probes_per_identity, seed, stored)
+        self._negatives = _SingleImages(offsets, ~has_probes, seed, NEGATIVE_ORDER, stored)
 
     def plan(self, epoch: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
         """This process's part of a batch: rows floor(B rank / world_size) to floor(B (rank + 1) / world_size) of
@@ -146,40 +170,48 @@ class AttentionSampler:
             first, stop = (len(values) * rank // self.world_size for rank in (self.rank, self.rank + 1))
             return values[first:stop]
 
-        *parts, seeds = whole
-        if len(seeds):
-            # One seed an image, in the order of the first three arrays: cut with them.
-            sizes = [images.size for images in parts[:3]]
-            seeds_of_parts = np.split(seeds, np.cumsum(sizes)[:-1])
-            cut = (mine(own.reshape(images.shape)) for own, images in zip(seeds_of_parts, parts[:3], strict=True))
-            seeds = np.concatenate([own.reshape(-1) for own in cut])
-        return BatchPlan._make((*map(mine, parts), seeds))
+        rows = mine(whole.gallery_rows)
+        if whole.gallery.ndim == 1:  # images that the probes here share, with each other or with another process's
+            of_mine, numbers = np.unique(rows, return_inverse=True)
+            rows = numbers.reshape(rows.shape)
+        else:
+            of_mine, rows = rows, np.arange(rows.size).reshape(rows.shape)
+
+        def cut(probe: np.ndarray, gallery: np.ndarray, negatives: np.ndarray) -> list[np.ndarray]:
+            return [mine(probe), gallery.reshape(-1)[of_mine], mine(negatives)]
+
+        seeds = whole.seeds
+        if len(seeds):  # one an image
+            one_each = np.split(seeds, np.cumsum([images.size for images in whole[:2]]))
+            seeds = np.concatenate([part.reshape(-1) for part in cut(*one_each)])
+        return BatchPlan._make([*cut(*whole[:3]), *cut(*whole[3:6]), seeds, rows])
 
     def whole_plan(self, epoch: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
         """The batch of all processes together."""
         first = batch * self.batch_size
         positions = np.arange(first, min(first + self.batch_size, self.used_probes))
         rows = len(positions)
-        words = self._words(PICKS, epoch, first, rows, 1 + self.gallery_size)
-        slots = self._probes.at(self._probe_order.at(epoch, positions))
-        gallery = self._gallery_slots(slots, unit_interval(words[:, 1:]))
-        bits = (words[:, :1] >> np.arange(1 + self.gallery_size, dtype=np.uint64)) & np.uint64(mirror)
+        slots = self._probes.at(epoch, positions)
+        words = self._words(PICKS, epoch, first, rows, max(1 + self.gallery_size, 3))
+        mirror_probe = words[:, 0] & np.uint64(1)
+        if self.probes_per_identity == 1:
+            gallery = self._own_galleries(slots, unit_interval(words[:, 1 : 1 + self.gallery_size]))
+            mirror_gallery = words[gallery.probe, 0] >> (gallery.place + 1).astype(np.uint64)
+        else:
+            gallery = share_galleries(self.offsets, slots, words[:, 1], self.gallery_size)
+            mirror_gallery = words[gallery.probe, 2] >> gallery.place.astype(np.uint64)
 
-        negatives, negative_bits, first_negative = self._negatives(epoch, batch)
+        negatives, mirror_negatives, first_negative = self._negatives_of(epoch, batch)
         seeds = np.empty(0, dtype=np.uint64)
         if augmented:
-            rows_seeds = self._words(AUGMENTATION, epoch, first, rows, 1 + self.gallery_size)
-            negative_seeds = self._words(NEGATIVE_AUGMENTATION, epoch, first_negative, len(negatives), 1)
-            seeds = np.concatenate([rows_seeds[:, 0], rows_seeds[:, 1:].reshape(-1), negative_seeds[:, 0]])
-        return BatchPlan(
-            self._images_at(slots),
-            self._images_at(gallery),
-            self._images_at(negatives),
-            bits[:, 0].astype(bool),
-            bits[:, 1:].astype(bool),
-            (negative_bits & np.uint64(mirror)).astype(bool),
-            seeds,
-        )
+            most = self.gallery_size + (self.probes_per_identity > 1)  # of an identity, or of a probe
+            of_rows = self._words(AUGMENTATION, epoch, first, rows, 1 + most)
+            of_negatives = self._words(NEGATIVE_AUGMENTATION, epoch, first_negative, len(negatives), 1)
+            of_gallery = of_rows[gallery.probe, 1 + gallery.place]
+            seeds = np.concatenate([of_rows[:, 0], of_gallery.reshape(-1), of_negatives[:, 0]])
+        mirrored = (bits & np.uint64(mirror) for bits in (mirror_probe, mirror_gallery, mirror_negatives))
+        images = map(self._images_at, (slots, gallery.slots, negatives))
+        return BatchPlan._make([*images, *(bits.astype(bool) for bits in mirrored), seeds, gallery.rows])
 
     def _words(self, stream: int, epoch: int, first: int, rows: int, per_row: int) -> np.ndarray:
         """Random words of consecutive positions of the epoch, uint64 [rows, per_row], the same in any batch size."""
@@ -188,7 +220,7 @@ class AttentionSampler:
         words = random_words(self.seed, stream, count, start=int(first) * blocks, major=epoch)
         return words.reshape(rows, blocks * _WORDS_PER_BLOCK)[:, :per_row]
 
-    def _gallery_slots(self, slots: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    def _own_galleries(self, slots: np.ndarray, unit: np.ndarray) -> Gallery:
         """r slots of each slot's identity, [B,r]: never the probe's own and none twice, as long as there are others.
 
         Column k draws one of the images not drawn yet: a number below their count, then stepped over each image that is
@@ -205,9 +237,10 @@ class AttentionSampler:
                 choice += fresh & (choice >= column)
             choice += ~fresh & (choice >= own) & (others > 0)
             out = np.concatenate([out, choice[:, None]], axis=1)
-        return start[:, None] + out[:, 1:]
+        places = np.indices(unit.shape)
+        return Gallery(start[:, None] + out[:, 1:], np.arange(unit.size).reshape(unit.shape), *places)
 
-    def _negatives(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray, int]:
+    def _negatives_of(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Slots of a batch's negatives, their random words, and the position of the first in the epoch."""
         if self.negatives_per_batch is None:
             first, stop = (self.num_negatives * k // self.num_batches for k in (batch, batch + 1))
@@ -215,5 +248,5 @@ class AttentionSampler:
             first, stop = batch * self.negatives_per_batch, (batch + 1) * self.negatives_per_batch
         if first == stop:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64), first
-        slots = self._negative_slots.at(self._negative_order.at(epoch, np.arange(first, stop) % self.num_negatives))
+        slots = self._negatives.at(epoch, np.arange(first, stop) % self.num_negatives)
         return slots, self._words(NEGATIVE_FLIPS, epoch, first, stop - first, 1)[:, 0], first

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from attfc_cuda import functional
 from attfc_cuda._check import error
 from attfc_cuda.distributed.shards import Shards
-from attfc_cuda.heads.checks import check_inputs, checked_margin, known_labels, require_finite, require_tensors
+from attfc_cuda.heads.checks import (
+    check_inputs,
+    checked_margin,
+    known_labels,
+    require_finite,
+    require_tensors,
+    shared_gallery,
+)
 from attfc_cuda.heads.class_codes import class_codes
 from attfc_cuda.heads.container import DynamicClassContainer
 from attfc_cuda.heads.refusals import refuse_ddp, refuse_recomputation, refuse_transforms
@@ -224,6 +231,7 @@ class AttFC(nn.Module):
         labels: Tensor,
         gallery_embeddings: Tensor,
         *,
+        gallery_rows: Tensor | None = None,
         extra_centers: Tensor | None = None,
         extra_labels: Tensor | None = None,
     ) -> Tensor:
@@ -236,7 +244,10 @@ class AttFC(nn.Module):
             labels: [B] int64; a negative label leaves its row out of everything: no loss, no gradient, not enqueued,
                 whatever the row holds.
             gallery_embeddings: [B, r, D], or [B, D] for r = 1: r >= 1 other images of each row's class, by the momentum
-                encoder. Taken without gradient.
+                encoder. Taken without gradient. With `gallery_rows` [U, D], each image's once.
+            gallery_rows: [B, r] int64, for embeddings that rows share: which of the U are each row's. Equals
+                `gallery_embeddings[gallery_rows]` in their place. A row's centre is still its own, since the attention
+                looks at its probe; rows of a class enqueue one each, see `DynamicClassContainer.enqueue`.
             extra_centers: [M, D], centres of classes that are negatives only, such as identities with a single image,
                 which have no second one to be a positive. Normalised and enqueued with the batch, as its older part.
             extra_labels: [M] int64, the classes of `extra_centers`.
@@ -253,9 +264,11 @@ class AttFC(nn.Module):
             NotImplementedError: under torch.func.vmap or jvp; in train mode under torch.func.grad too.
         """
         given = {"embeddings": embeddings, "labels": labels, "gallery_embeddings": gallery_embeddings}
-        extra = {"extra_centers": extra_centers, "extra_labels": extra_labels}
+        extra = {"gallery_rows": gallery_rows, "extra_centers": extra_centers, "extra_labels": extra_labels}
         require_tensors("AttFC", given | {name: value for name, value in extra.items() if value is not None})
-        if gallery_embeddings.ndim == 2:
+        if gallery_rows is not None:
+            gallery_embeddings = shared_gallery("AttFC", gallery_embeddings, gallery_rows, self.container.dim)
+        elif gallery_embeddings.ndim == 2:
             gallery_embeddings = gallery_embeddings[:, None]
         if extra_centers is None and extra_labels is None:
             extra_centers, extra_labels = gallery_embeddings.new_zeros(0, self.container.dim), labels.new_zeros(0)

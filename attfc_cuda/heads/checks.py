@@ -77,3 +77,32 @@ def require_finite(head: str, argument: str, value: Tensor, labels: Tensor) -> N
         "look at that image, at the learning rate and at the loss scale",
         wait=True,
     )
+
+
+def shared_gallery(head: str, gallery: Tensor, gallery_rows: Tensor, dim: int) -> Tensor:
+    """`gallery[gallery_rows]` [B, r, D], without gradient, of gallery [U, D] and gallery_rows [B, r].
+
+    Raises:
+        ValueError: for shapes, devices, and on the CPU for a row that is none of the gallery's; another device asserts.
+        TypeError: for other than int64.
+    """
+    if gallery.ndim != 2 or gallery.shape[1] != dim:
+        rule = f"have shape [U, {dim}] with gallery_rows"
+        raise error(head, "gallery_embeddings", rule, list(gallery.shape))
+    if gallery_rows.ndim != 2 or gallery_rows.shape[1] < 1:
+        raise error(head, "gallery_rows", "have shape [B, r] with r >= 1", list(gallery_rows.shape))
+    if gallery_rows.dtype != torch.int64:
+        got, remedy = gallery_rows.dtype, "gallery_rows.long()"
+        raise error(head, "gallery_rows", "have dtype torch.int64", got, remedy, kind=TypeError)
+    if gallery_rows.device != gallery.device:
+        raise error(head, "gallery_rows", f"be on the gallery's device {gallery.device}", gallery_rows.device)
+    if not gallery.is_cuda:  # there the index itself is asserted
+        count = len(gallery)
+        require_rows(
+            ((gallery_rows >= 0) & (gallery_rows < count)).all(dim=1),
+            head,
+            "gallery_rows",
+            f"name rows of the {count} gallery_embeddings",
+            lambda row: f"{gallery_rows[row].tolist()} in row {row}",
+        )
+    return gallery.detach()[gallery_rows]

@@ -69,10 +69,17 @@ def _check_batch(config: TrainConfig, backbone: nn.Module, processes: int) -> No
     share = "" if processes == 1 else f" in each of {processes} processes"
     if rows < 1:
         raise error("train", "batch_size", f"hold at least a probe{share}", config.dataset.batch_size)
-    if rows < 2 and any(isinstance(module, _BatchNorm) for module in backbone.modules()):
+    if not any(isinstance(module, _BatchNorm) for module in backbone.modules()):
+        return
+    if rows < 2:
         rule = f"be at least {2 * processes}: BatchNorm needs two probes{share}"
         remedy = "raise --batch-size, or take a network without it, such as --backbone-options norm=group"
         raise error("train", "batch_size", rule, config.dataset.batch_size, remedy)
+    together, gallery_size = config.dataset.probes_per_identity, config.dataset.gallery_size
+    if config.head.head == "attfc" and gallery_size == 1 and rows <= together:
+        rule = f"be below the {rows} probes of a batch{share} with a single gallery image, of which BatchNorm needs two"
+        remedy = "raise --batch-size or --gallery-size"
+        raise error("train", "probes_per_identity", rule, together, remedy)
 
 
 def _check_head(config: TrainConfig, device: torch.device) -> None:

@@ -63,6 +63,7 @@ _SEEDS = Range(0, 2**63 - 1)
 
 RANGES = {
     "image_size": Range(16), "batch_size": Range(1), "gallery_size": Range(1, 63), "min_images": Range(1),
+    "probes_per_identity": Range(1, 64),
     "negatives_per_batch": Range(0), "max_unreadable": _SHARE, "workers": Range(0),
     "embedding_dim": Range(1),
     "sample_rate": Range(0, 1, open_low=True), "scale": _POSITIVE, "capacity": Range(1),
@@ -95,6 +96,9 @@ class DatasetConfig:
     """Gallery images a probe (other images of the same identity, through the momentum encoder, no gradient)."""
     min_images: int = 2
     """Identities with fewer images are negatives only, never probes: their gallery would be the probe itself."""
+    probes_per_identity: int = 1
+    """Probes of an identity that are drawn together and share its gallery images, each of which goes through the
+    momentum encoder once a batch; smaller groups where it has fewer images. 1: each probe has a gallery of its own."""
     negatives_per_batch: int | Literal["auto"] = "auto"
     """Images a step of identities that are negatives only; `auto`: each is seen about once an epoch; 0: none."""
     augment: str = "flip"

@@ -126,20 +126,21 @@ class AttFCObjective(Objective):
         )
 
     def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
-        rows, gallery_size = batch.gallery.shape[:2]
         embeddings = backbone(batch.probe)
-        gallery = batch.gallery.flatten(0, 1)
+        gallery = batch.gallery.flatten(0, -4)
+        images = len(gallery)
         if len(batch.negatives) == 0:
             gallery, negatives = self.encoder(gallery), None
         elif self.split:
             gallery, negatives = self.encoder(gallery), self.encoder(batch.negatives)
         else:
             both = self.encoder(torch.cat([gallery, batch.negatives]))
-            gallery, negatives = both[: rows * gallery_size], both[rows * gallery_size :]
+            gallery, negatives = both[:images], both[images:]
         return self.head(
             embeddings,
             batch.labels,
-            gallery.unflatten(0, (rows, gallery_size)),
+            gallery,
+            gallery_rows=batch.gallery_rows,
             extra_centers=negatives,
             extra_labels=None if negatives is None else batch.negative_labels,
         )

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 # What a checkpoint's tensors and position depend on. Everything else may change when a run resumes; the data may lie
 # elsewhere, and are known by their identities (`data_identity`).
 FIXED = {
-    "dataset": ("image_size", "batch_size", "gallery_size", "min_images", "negatives_per_batch", "augment"),
+    "dataset": (
+        "image_size", "batch_size", "gallery_size", "min_images", "probes_per_identity", "negatives_per_batch",
+        "augment",
+    ),
     "model": ("backbone", "backbone_options", "embedding_dim"),
     "head": (
         "head", "margin", "margin_options", "capacity", "capacity_share", "policy", "container_dtype", "sample_rate",

@@ -309,6 +309,7 @@ def build_loader(
         world_size=1 if group is None else group.count,
         num_workers=options.workers,
         max_unreadable=options.max_unreadable,
+        probes_per_identity=options.probes_per_identity,
     )
 
 

@@ -72,12 +72,30 @@ def test_batches_are_what_they_claim():
         assert torch.equal(labels_of[probe], batch.labels)
         assert torch.equal(labels_of[gallery], batch.labels[:, None].expand(-1, 2))
         assert (gallery != probe[:, None]).all()
+        assert torch.equal(batch.gallery_rows, torch.arange(2 * rows).view(rows, 2))
         assert torch.equal(labels_of[negative], batch.negative_labels)
         seen += probe.tolist()
         negatives += negative.tolist()
     single = np.bincount(dataset.labels)[dataset.labels] == 1
     assert sorted(seen) == np.flatnonzero(~single).tolist() and loader.num_probes == 140
     assert sorted(negatives) == np.flatnonzero(single).tolist() and loader.num_classes == 60
+
+
+def test_probes_of_an_identity_share_its_gallery():
+    dataset = NumberedFaces([4, 1, 3, 2, 1, 9] * 10)
+    loader = AttentionLoader(dataset, 16, 2, drop_last=False, probes_per_identity=4)
+    labels_of, seen, images, seconds = torch.from_numpy(dataset.labels), [], 0, 0
+    for batch in loader:
+        (probe, _), (gallery, _) = map(_numbers, (batch.probe, batch.gallery))
+        assert batch.gallery.ndim == 4 and len(gallery.unique()) == len(gallery)
+        assert torch.equal(labels_of[probe], batch.labels)
+        assert torch.equal(labels_of[gallery][batch.gallery_rows], batch.labels[:, None].expand(-1, 2))
+        assert (gallery[batch.gallery_rows] != probe[:, None]).all()
+        seen += probe.tolist()
+        images, seconds = images + len(gallery), seconds + batch.gallery_rows.numel()
+    assert sorted(seen) == np.flatnonzero(np.bincount(dataset.labels)[dataset.labels] > 1).tolist()
+    assert images < 0.6 * seconds
+    assert "  4 probes of an identity together, which share its gallery" in loader.report()
 
 
 def test_without_a_gallery_the_probes_are_the_same():
@@ -101,12 +119,14 @@ def test_mirroring():
     assert torch.equal(_numbers(plain.probe)[0], _numbers(batch.probe)[0])  # mirroring changes nothing else
 
 
+@pytest.mark.parametrize("together", [1, 2, 5])
 @pytest.mark.parametrize("stop", [1, 4, 9, 10, 13])
-def test_resumes_to_the_identical_rest(stop):
+def test_resumes_to_the_identical_rest(stop, together):
     # 10 batches an epoch; 10 is the state taken in the body of the epoch's last batch.
 
     def make():
-        return AttentionLoader(NumberedFaces([3] * 26 + [1] * 5), 8, 2, drop_last=False, seed=4)
+        dataset = NumberedFaces([3] * 26 + [1] * 5)
+        return AttentionLoader(dataset, 8, 2, drop_last=False, seed=4, probes_per_identity=together)
 
     loader, whole, state = make(), [], None
     assert len(loader) == 10
@@ -167,14 +187,21 @@ def test_global_random_state_is_neither_used_nor_changed():
     assert _equal(first, run()) and not np.array_equal(numpy_state, np.random.get_state()[1])
 
 
+@pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("drop_last", [True, False])
-def test_a_users_processes_and_the_trainers_get_the_same_images(drop_last):
+def test_a_users_processes_and_the_trainers_get_the_same_images(drop_last, together):
     dataset = NumberedFaces([3] * 22 + [1] * 7)
-    alone = AttentionLoader(dataset, 16, 1, drop_last=drop_last)
-    processes = [AttentionLoader(dataset, 16, 1, rank=rank, world_size=2, drop_last=drop_last) for rank in range(2)]
+    given = dict(drop_last=drop_last, probes_per_identity=together)
+    alone = AttentionLoader(dataset, 16, 1, **given)
+    processes = [AttentionLoader(dataset, 16, 1, rank=rank, world_size=2, **given) for rank in range(2)]
     assert len(alone) == len(processes[0]) == (4 if drop_last else 5)
     for whole, *parts in zip(alone, *processes, strict=True):
-        assert all(map(torch.equal, whole, map(torch.cat, zip(*parts, strict=True))))
+        of_rows = [batch.gallery.flatten(0, -4)[batch.gallery_rows] for batch in (whole, *parts)]
+        assert torch.equal(of_rows[0], torch.cat(of_rows[1:]))
+        for name in ("probe", "labels", "negatives", "negative_labels"):
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+        if together == 1:
+            assert torch.equal(whole.gallery, torch.cat([part.gallery for part in parts]))
     assert processes[0].state_dict() == processes[1].state_dict() == alone.state_dict()
 
 
@@ -234,14 +261,47 @@ def test_the_order_of_earlier_releases_goes_on(monkeypatch):
         loader.load_state_dict({**state, "order": "random"})
 
 
+@pytest.mark.parametrize("counts", [[3] * 20 + [1] * 6, [3] * 3 + [1] * 60])
+@pytest.mark.parametrize("together", [1, 2])
+def test_orders_of_both_kinds_resume(counts, together, monkeypatch):
+    # Many probes and few negatives, or the other way round: one order is drawn as a whole and the other is not.
+    monkeypatch.setattr("attfc_cuda.data.permutation.SMALL", 10)
+    loader, resumed = (AttentionLoader(NumberedFaces(counts), 3, 1, probes_per_identity=together) for _ in range(2))
+    assert loader.sampler._probes.stored != loader.sampler._negatives.stored
+    whole = []
+    for batch in loader:
+        whole.append(batch)
+        if len(whole) == 1:
+            state = loader.state_dict()
+    resumed.load_state_dict(state)
+    assert _equal(whole[1:], list(resumed))
+
+
 def test_states_of_earlier_releases():
     loader = AttentionLoader(NumberedFaces([3] * 10), 4)
     state = loader.state_dict()
-    earlier = {name: state[name] for name in state.keys() - {"order", "identities"}}
+    earlier = {name: state[name] for name in state.keys() - {"order", "identities", "probes_per_identity"}}
     loader.load_state_dict({**earlier, "batch": 2, "world_size": 1})
     assert loader.state_dict() == {**state, "batch": 2}
     with pytest.raises(ValueError, match="world_size must be 1 in a state of an earlier release, got 2; start anew"):
         loader.load_state_dict({**state, "world_size": 2})
+    shared = AttentionLoader(NumberedFaces([3] * 10), 4, probes_per_identity=2)
+    with pytest.raises(ValueError, match="probes_per_identity must equal the loader's 2, got 1; build the loader as"):
+        shared.load_state_dict(earlier)
+
+
+def test_an_unreadable_gallery_image_leaves_out_the_rows_that_share_it():
+    dataset = NumberedFaces([6] * 4, broken={1}, on_bad_image="skip")
+    loader = AttentionLoader(dataset, 8, 2, probes_per_identity=4, augment="none")
+    with pytest.warns(UserWarning, match="row ignored: image 1 is broken"):
+        batches = list(loader)
+    plans = [loader.sampler.plan(0, number, False) for number in range(len(batches))]
+    left_out = 0
+    for batch, plan in zip(batches, plans, strict=True):
+        bad = (plan.probe == 1) | (plan.gallery[plan.gallery_rows] == 1).any(axis=1)
+        assert torch.equal(batch.labels < 0, torch.from_numpy(bad))
+        left_out += bad.sum()
+    assert loader.ignored_rows == left_out > 1
 
 
 def test_unreadable_images_leave_their_rows_out():
@@ -334,6 +394,9 @@ def test_report():
         ({"batch_size": 31}, ValueError, "batch_size must fit into an epoch of 30 probe images, got 31; lower"),
         ({"gallery_size": -1}, ValueError, "gallery_size must lie in 0 to 63, got -1"),
         ({"gallery_size": 64}, ValueError, "gallery_size must lie in 0 to 63, got 64"),
+        ({"probes_per_identity": 0}, ValueError, "probes_per_identity must lie in 1 to 64, got 0"),
+        ({"probes_per_identity": 65}, ValueError, "probes_per_identity must lie in 1 to 64, got 65"),
+        ({"probes_per_identity": 2.0}, TypeError, "probes_per_identity must be an int, got 2.0"),
         ({"seed": -1}, ValueError, "seed must lie in 0 to 18446744073709551615, got -1"),
         ({"min_images": 0}, ValueError, "min_images must be at least 1, got 0"),
         ({"min_images": 4}, ValueError, "dataset must have an identity with at least min_images = 4 images, got at "

@@ -18,8 +18,10 @@ def _dataset(counts, shuffle_seed=None):
 
 
 def _sampler(dataset, batch_size=4, gallery_size=2, seed=0, min_images=2, negatives="auto", drop_last=False, rank=0,
-             world_size=1):  # fmt: skip
-    return AttentionSampler(dataset, batch_size, gallery_size, seed, min_images, negatives, drop_last, rank, world_size)
+             world_size=1, probes_per_identity=1):  # fmt: skip
+    return AttentionSampler(
+        dataset, batch_size, gallery_size, seed, min_images, negatives, drop_last, rank, world_size, probes_per_identity
+    )
 
 
 def _epoch(sampler, epoch=0):
@@ -41,7 +43,7 @@ counts_of_identities = st.lists(st.integers(1, 7), min_size=1, max_size=25).filt
 def test_one_epoch_against_the_contract(counts, batch_size, gallery_size, seed, epoch):
     dataset = _dataset(counts, shuffle_seed=seed % 1000)
     sampler = _sampler(dataset, batch_size, gallery_size, seed)
-    probes, gallery, negatives, *mirrors, _ = _epoch(sampler, epoch)
+    probes, gallery, negatives, *mirrors, _, rows = _epoch(sampler, epoch)
     counts = np.array(counts)
 
     # Every image of an identity with others is a probe exactly once; every other image is a negative exactly once.
@@ -55,6 +57,8 @@ def test_one_epoch_against_the_contract(counts, batch_size, gallery_size, seed, 
         assert probe not in row
         assert len(set(row)) == min(gallery_size, counts[dataset.labels[probe]] - 1)  # repeats only when there must be
     assert [mirror.shape for mirror in mirrors] == [probes.shape, gallery.shape, negatives.shape]
+    in_batch = np.arange(len(probes))[:, None] % batch_size * gallery_size + np.arange(gallery_size)
+    assert np.array_equal(rows, in_batch)  # each probe's are its own
 
 
 def _images(plan):
@@ -105,7 +109,8 @@ def test_the_parts_of_a_batch_are_the_batch(counts, batch_size, world_size, nega
 
 def test_a_row_depends_on_its_position_and_not_on_the_batch_size():
     dataset = _dataset([5] * 30)
-    small, large = _epoch(_sampler(dataset, 7), 1), _epoch(_sampler(dataset, 64), 1)
+    *small, _ = _epoch(_sampler(dataset, 7), 1)
+    *large, _ = _epoch(_sampler(dataset, 64), 1)
     for a, b in zip(small, large, strict=True):
         assert np.array_equal(a, b)
 

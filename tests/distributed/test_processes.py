@@ -92,6 +92,14 @@ def test_a_killed_process_ends_the_run_and_three_go_on(tmp_path: Path) -> None:
     assert agree(losses(run), on_one_process("attfc", tmp_path / "whole"))
 
 
+def test_probes_that_share_a_gallery_over_two_processes(tmp_path: Path) -> None:
+    """Four identities a batch, some of them in both parts of it."""
+    run, more = tmp_path / "run", ("--probes-per-identity", "3")
+    code, output = torchrun(2, "attfc", run, *more)
+    assert code == 0, output
+    assert agree(losses(run), on_one_process("attfc", tmp_path / "whole", *more))
+
+
 def test_one_process_s_checkpoint_goes_on_with_two(tmp_path: Path) -> None:
     """With the centres in the optimizer and in the norm of all gradients, which is clipped."""
     run, clip = tmp_path / "run", ("--clip-norm", "0.5")

@@ -95,6 +95,29 @@ def test_extra_centers_are_the_older_part_of_the_batch():
     torch.testing.assert_close(head.container.centers[slot], F.normalize(gallery[0, 0], dim=0))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("enqueue", ENQUEUE)
+def test_shared_gallery_rows_are_the_rows_repeated(enqueue, policy, backend):
+    options = dict(policy=policy, enqueue=enqueue, backend=backend, class_code=0.5)
+    options["center_memory"] = 0.3 if policy == "refresh" else 0.0
+    given, repeated = filled(**options), filled(**options)
+    for step_number in range(3):
+        torch.manual_seed(step_number)
+        labels = torch.tensor([4, 4, 9, 4, -1, 9])
+        embeddings, shared = torch.randn(6, DIM), torch.randn(5, DIM)
+        shared[4] = torch.nan  # that of a row which is left out
+        rows = torch.tensor([[0, 1], [1, 2], [3, 3], [0, 1], [4, 0], [3, 3]])
+        gallery = torch.stack([torch.stack([shared[number] for number in row]) for row in rows.tolist()])
+        found = step(given, embeddings, labels, shared, gallery_rows=rows)
+        assert same([found], [step(repeated, embeddings, labels, gallery)])
+        assert same_state(given.state_dict(), repeated.state_dict())
+        kept = given.container.labels.tolist()
+        # A queue takes a row each, a container with a slot a class one of a class.
+        assert (kept.count(4), kept.count(9)) == (1, 1) if policy == "refresh" else kept.count(4) >= 3
+    assert found[0] > 0
+
+
 @pytest.mark.parametrize("enqueue", ENQUEUE)
 def test_eval_mode_moves_nothing_and_sees_the_container_as_it_stands(enqueue):
     head = filled(enqueue=enqueue, backend="eager").eval()

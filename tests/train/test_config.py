@@ -87,6 +87,7 @@ def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path: Path) -> None:
     [
         ("dataset", "batch_size", 0, "be at least 1"),
         ("dataset", "gallery_size", 0, r"lie in \[1, 63\]"),
+        ("dataset", "probes_per_identity", 65, r"lie in \[1, 64\]"),
         ("dataset", "image_size", 8, "be at least 16"),
         ("dataset", "workers", -1, "be at least 0"),
         ("model", "embedding_dim", 0, "be at least 1"),

@@ -83,6 +83,7 @@ def poisoned_at(call: int) -> type[AttFCObjective]:
 
 
 VARIANTS = {
+    "probes that share a gallery": {"probes_per_identity": 3},
     "sgd": {},
     "adamw, refresh, polynomial": {"optimizer": "adamw", "policy": "refresh", "schedule": "polynomial"},
     "bf16, eval encoder, copied buffers": {"precision": "bf16", "encoder_mode": "eval", "encoder_buffers": "copy"},
@@ -95,7 +96,10 @@ VARIANTS = {
 
 
 # A head of each kind, each optimizer and a scaled loss at once; the other settings in `make proof`.
-AT_ONCE = ("adamw, refresh, polynomial", "fp16 with loss scaling", "full FC", "Partial FC with adamw")
+AT_ONCE = (
+    "probes that share a gallery", "adamw, refresh, polynomial", "fp16 with loss scaling", "full FC",
+    "Partial FC with adamw",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -287,6 +291,7 @@ def test_a_used_run_folder_is_not_overwritten_by_accident(tiny_config: Tiny) -> 
     ("change", "message"),
     [
         ({"batch_size": 4}, "resume: batch_size must equal the checkpoint's 8, got 4"),
+        ({"probes_per_identity": 2}, "resume: probes_per_identity must equal the checkpoint's 1, got 2; give the same"),
         ({"seed": 3}, "resume: seed must equal the checkpoint's 0, got 3"),
         ({"embedding_dim": 8}, "resume: embedding_dim must equal the checkpoint's 16, got 8"),
         ({"optimizer": "adamw"}, "resume: optimizer must equal the checkpoint's 'sgd', got 'adamw'"),
