@@ -8,6 +8,7 @@ step can be captured in a CUDA graph or compiled in one piece.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ class DynamicClassContainer(nn.Module):
         stamps: [S] int64, `"refresh"` only: the clock of each slot's last refresh. No two are equal, so no tie ever
             decides which centre leaves; empty slots carry -S..-1 and go first, in their order.
         slot_of_class: [num_classes + 1] int32, `"refresh"` only, not saved: derived from `labels`, rebuilt on loading.
+        overwriting: None, or what is entered around each writing to `centers`, called with the slots [B] int64 that it
+            goes to (some of them may keep their content): for one who is saving them meanwhile.
 
     None of these buffers is in the optimizer, and all but the last are in the state_dict, which therefore restores the
     container exactly. A container on the meta device that gets memory (`to_empty`) is empty.
@@ -108,6 +111,7 @@ class DynamicClassContainer(nn.Module):
         self.capacity, self.dim, self.num_classes = capacity, dim, num_classes
         self.policy, self.check_labels, self.shards = policy, check_labels, shards
         self.first, self.last = (0, capacity) if shards is None else shards.bounds(capacity)
+        self.overwriting: Callable[[Tensor], AbstractContextManager[None]] | None = None
         self.register_buffer("centers", torch.zeros(self.last - self.first, dim, dtype=dtype, device=device))
         self.register_buffer("labels", torch.full((capacity,), -1, device=device))
         self.register_buffer("clock", torch.zeros((), dtype=torch.int64, device=device))
@@ -304,7 +308,9 @@ class DynamicClassContainer(nn.Module):
         """Put the rows of `write` into their slots; the other slots named keep their content. `slots` are distinct."""
         self.labels.index_copy_(0, slots, torch.where(write, labels, self.labels[slots]))
         if self.shards is None:
-            self.centers.index_copy_(0, slots, torch.where(write[:, None], new, self.centers[slots]))
+            rows = torch.where(write[:, None], new, self.centers[slots])
+            with nullcontext() if self.overwriting is None else self.overwriting(slots):
+                self.centers.index_copy_(0, slots, rows)
             return
         if self.first == self.last:
             return
@@ -314,7 +320,8 @@ class DynamicClassContainer(nn.Module):
         slot = torch.where(here, slots - self.first, 0)
         to_first = here & (slot == 0)
         first = torch.where(to_first.any(), new[to_first.int().argmax()], self.centers[0])
-        self.centers.index_copy_(0, slot, torch.where(here[:, None], new, first))
+        with nullcontext() if self.overwriting is None else self.overwriting(slot):
+            self.centers.index_copy_(0, slot, torch.where(here[:, None], new, first))
 
 
 def _rank(first: Tensor, second: Tensor) -> Tensor:

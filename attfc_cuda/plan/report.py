@@ -15,7 +15,10 @@ from attfc_cuda._files import replacing
 from attfc_cuda.plan import rates
 from attfc_cuda.plan.heads import HEADS, Head, check_precision, head_needs
 from attfc_cuda.plan.networks import NetworkNeeds, network_needs
+from attfc_cuda.train.archive import BLOCK_BYTES
+from attfc_cuda.train.checkpoint_writer import COPY_BYTES
 from attfc_cuda.train.config import OptimizerConfig
+from attfc_cuda.train.snapshot import KEPT_BYTES
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 _SIZE = re.compile(r"\s*((?:\d+\.?\d*|\.\d+)(?:e\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
@@ -121,7 +124,8 @@ def make_plan(
     """Memory and arithmetic of a training step of each head; with `measure` its time on this machine.
 
     Weights are float32 with a gradient and one momentum (SGD); activations of the backbone are those that autograd
-    saves, by running it on fake tensors; AttFC adds the momentum encoder and its forward over the gallery.
+    saves, by running it on fake tensors; AttFC adds the momentum encoder and its forward over the gallery. On a CPU a
+    checkpoint that is written meanwhile counts too.
     """
     sizes = {"identities": identities, "dim": dim, "batch": batch, "image_size": image_size}
     for argument, value in {**sizes, "gallery_size": gallery_size}.items():
@@ -147,6 +151,8 @@ def make_plan(
                 batch * gallery_size * (3 * image_size**2 * 4 + 3 * network.largest_bytes // batch)
             )
             images += gallery_size * batch
+        if device == "cpu":  # elsewhere that is main memory
+            memory["checkpoint while training goes on"] = _checkpoint_bytes(memory)
         rows.append(
             Row(
                 head,
@@ -159,6 +165,15 @@ def make_plan(
             )
         )
     return Plan(identities, dim, batch, precision, device, network, limit_bytes, rows)
+
+
+def _checkpoint_bytes(memory: dict[str, int]) -> int:
+    """The most that a checkpoint in the background takes beside a head and backbone of these items."""
+    copied = memory["backbone: weights, gradient, momentum"] * 2 // 3 + memory.get("momentum encoder", 0)
+    copied += sum(memory.get(item, 0) for item in ("class centres", "momentum", "container labels"))
+    if copied > COPY_BYTES:
+        return 0
+    return copied + min(KEPT_BYTES, memory.get("container", 0)) + BLOCK_BYTES
 
 
 def print_table(plan: Plan) -> None:

@@ -17,7 +17,7 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ import torch
 from attfc_cuda._check import error
 from attfc_cuda._files import replacing
 from attfc_cuda._tensors_from_files import require_plain, require_stored
+from attfc_cuda.train import archive
 from attfc_cuda.train.manifest import Manifest
 
 FORMAT = "attfc-checkpoint-1"
@@ -45,7 +46,13 @@ def announce(folder: Path, step: int) -> Path:
     return path
 
 
-def save(state: dict[str, Any], folder: Path, step: int, keep: int) -> Path:
+def save(
+    state: dict[str, Any],
+    folder: Path,
+    step: int,
+    keep: int,
+    streamed: Mapping[int, archive.Blocks] | None = None,
+) -> Path:
     """Write `state` as the checkpoint of `step`, then delete all but the newest `keep` up to it.
 
     Checkpoints of later steps (they did not load, or the run went on from before them) are deleted too, once this one
@@ -56,6 +63,7 @@ def save(state: dict[str, Any], folder: Path, step: int, keep: int) -> Path:
         folder: `<run>/checkpoints`; made where it is not there.
         step: Steps done.
         keep: Number of checkpoints that stay.
+        streamed: Where the bytes of storages come from that have changed since, see `archive.write`.
 
     Returns:
         The file's path.
@@ -72,13 +80,10 @@ def save(state: dict[str, Any], folder: Path, step: int, keep: int) -> Path:
         own = Manifest(folder.parent)
         _sweep(folder, path, own)
         with replacing(path) as part, open(part, "wb") as file:
-            torch.save({"format": FORMAT, "step": step, **state}, file)
-    except (OSError, RuntimeError) as cause:
-        reason = _system_reason(cause)
-        if reason is None:
-            raise
+            archive.write({"format": FORMAT, "step": step, **state}, file, streamed)
+    except OSError as cause:
         remedy = "the checkpoints before it are whole: make room, then --resume"
-        raise error("checkpoint", str(path), "be written", reason, remedy, OSError) from cause
+        raise error("checkpoint", str(path), "be written", cause, remedy, OSError) from cause
     _sync_folder(folder)
     paths = [p for p in find(folder) if p in own]
     newest = paths.index(path)
@@ -128,8 +133,8 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         # torch does not look at the archive's checksums: a flipped bit would be another weight.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} in it is wrong")
         require_stored(path)
@@ -228,13 +233,6 @@ def _checksum(path: Path) -> int:
         while block := file.read(1 << 22):
             crc = zlib.crc32(block, crc)
     return crc
-
-
-def _system_reason(failure: BaseException | None) -> OSError | None:
-    """The system's error behind a failed write: torch wraps it into a RuntimeError about its own file positions."""
-    while failure is not None and not isinstance(failure, OSError):
-        failure = failure.__cause__ or failure.__context__
-    return failure
 
 
 def _sync_folder(folder: Path) -> None:

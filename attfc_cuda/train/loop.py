@@ -117,7 +117,7 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
         own.add(log.event_files)
     results: dict[str, VerificationResult] = {}
     saturation, positives = SaturationCheck(), []
-    with log, Interrupt() as interrupt:
+    with log, Interrupt() as interrupt, training.writer.reporting(log.note):
         report = training.report()
         log.record("resume" if run.resume else "start", step=training.step, config=config.to_dict(), report=report)
         log.show(report)
@@ -125,6 +125,7 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
             log.note(text, step=training.step)
         batches, images, since = training.batches(), 0, time.perf_counter()
         while training.step < total:
+            report_failed_write(training, own)
             try:
                 batch = interrupt.next_batch(batches)
             except Exception as cause:
@@ -185,7 +186,7 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
                     log.note(warning, step=step)
                 positives.clear()
             if (checkpoint_every and step % checkpoint_every == 0) or step == total or stopping:
-                path = save(training, own)
+                path = save(training, own, background=step < total and not stopping)
             if stopping:
                 interrupt.signal_number = stopping
                 break
@@ -207,21 +208,34 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
     return Outcome(run.run, training.step, interrupt.signal_number if training.step < total else None, results)
 
 
-def save(training: Training, own: Manifest | None) -> Path:
-    """Write a checkpoint; its path.
+def save(training: Training, own: Manifest | None, background: bool = False) -> Path:
+    """Write a checkpoint; its path. background: see `Training.save`.
 
     Raises:
         RunRemoved: once it is written where the run folder had been removed.
     """
     removed = was_removed(own)
     if removed:
+        with contextlib.suppress(OSError):  # of a write into the folder that is gone
+            training.writer.finish()
         own.add(())
         training.config.save(own.folder / CONFIG)
-    path = training.save()
+    path = training.save(background and not removed)
     if removed:
         rule, remedy = "stay where it is while a run works there", f"go on with: {training.resume_command}"
         raise error("train", "run", rule, f"{own.folder}, which was removed; saved anew: {path}", remedy, RunRemoved)
     return path
+
+
+def report_failed_write(training: Training, own: Manifest | None) -> None:
+    """Raise OSError where the checkpoint that was written in the background has failed, RunRemoved where that is
+    because the run folder was removed."""
+    try:
+        training.writer.report()
+    except OSError:
+        if was_removed(own):
+            save(training, own)
+        raise
 
 
 def was_removed(own: Manifest | None) -> bool:

@@ -20,6 +20,7 @@ from attfc_cuda.distributed import checkpoint as head_checkpoint
 from attfc_cuda.distributed import split_state
 from attfc_cuda.train import checkpoint
 from attfc_cuda.train.backbone import build_backbone
+from attfc_cuda.train.checkpoint_writer import CheckpointWriter
 from attfc_cuda.train.checks import check_dataset, check_settings, slow_precision
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.data_identity import DataIdentity
@@ -46,6 +47,7 @@ class Training:
 
     Attributes:
         network: what the objective calls: the backbone, or with a group the backbone whose gradients are averaged.
+        writer: of checkpoints, while training goes on.
     """
 
     def __init__(self, config: TrainConfig, objective_type: type[Objective], group: Group | None = None) -> None:
@@ -96,6 +98,7 @@ class Training:
         self.momentum = EncoderMomentum(final, round(config.head.encoder_warmup * self.total_steps))
 
         self.step, self.seconds = 0, 0.0
+        self.writer = CheckpointWriter()
         self._guarded = [b for m in (self.backbone, self.objective) for b in _batch_norm_buffers(m)]
         self._guard = [b.clone() for b in self._guarded]
         if group is not None:
@@ -195,8 +198,17 @@ class Training:
         """That of the backbone and the loss, and that inside the head's backward pass, where there is one."""
         return self.optimizer, self.fused
 
-    def save(self) -> Path:
-        """Write a checkpoint of the present step, together with the other processes; the file's path."""
+    def save(self, background: bool = False) -> Path:
+        """Write a checkpoint of the present step, together with the other processes; the file's path.
+
+        Args:
+            background: Return once the state is safe from the steps to come, and report a failure later, by `writer`.
+                With several processes, or more to copy than `checkpoint_writer.COPY_BYTES`, it is written first.
+
+        Raises:
+            OSError: Naming the file where it, or the one before it, could not be written.
+        """
+        self.writer.finish()
         folder, state = self.config.run.run / CHECKPOINTS, self.state_dict()
         path = checkpoint.path_of(folder, self.step)
         if self.group is not None:
@@ -205,6 +217,8 @@ class Training:
             # Before the file, whose being there says that all is.
             optimizer = split_state.holder(self.optimizers, self.objective)
             head_checkpoint.save(self.objective, checkpoint.shards_of(path), optimizer, parts_only=True)
+        elif background and self.writer.start(state, self.objective, folder, self.step, self.config.run.keep):
+            return path
         if self.first:
             checkpoint.save(state, folder, self.step, self.config.run.keep)
         return path

@@ -60,6 +60,24 @@ def test_ten_million_identities_fit_only_with_a_container() -> None:
     assert totals == [row.head_bytes for row in plan.rows]
 
 
+def test_a_checkpoint_in_the_background_counts_where_it_is_in_the_same_memory() -> None:
+    item, mib = "checkpoint while training goes on", 2**20
+    on_cpu = make_plan(1_000_000, 512, 32, "small", 32, parse_bytes("80GiB"), "fp32", "cpu")
+    rows = {row.head.label: row for row in on_cpu.rows}
+    network = on_cpu.network.parameters
+    attfc = rows["AttFC 50 %"].memory
+    copied = 3 * 4 * network + attfc["container labels"]  # weights, momentum and the slow copy; labels and stamps
+    kept_and_block = (256 + 16) * mib
+    assert copied + kept_and_block <= attfc[item] <= copied + kept_and_block + 12 * on_cpu.network.buffers
+    assert rows["full FC, fused"].memory[item] == 0  # 4 GiB to copy: written while training waits
+    few = make_plan(1000, 512, 32, "small", 32, parse_bytes("80GiB"), "fp32", "cpu")
+    small = {row.head.label: row.memory for row in few.rows}
+    assert small["AttFC 50 %"][item] < 12 * network + 12 * few.network.buffers + 17 * mib + 500 * 512 * 4
+    assert small["full FC, fused"][item] >= 8 * network + 2 * 1000 * 512 * 4 + 16 * mib
+    on_gpu = make_plan(1_000_000, 512, 32, "small", 32, parse_bytes("80GiB"), "fp32", "cuda")
+    assert all(item not in row.memory for row in on_gpu.rows)
+
+
 def test_trained_heads_keep_weights_and_momentum_whatever_is_sampled() -> None:
     for rate in (0.1, 0.5, 1.0):
         kept = head_needs(Head("", "partial_fc", rate), 1_000_000, 512, 384).kept

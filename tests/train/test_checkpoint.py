@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from attfc_cuda.train import checkpoint
+from attfc_cuda.train import archive, checkpoint
 from attfc_cuda.train.checkpoint import CheckpointError
 
 
@@ -145,14 +145,14 @@ def test_a_run_killed_while_it_writes_leaves_the_old_checkpoint(tmp_path: Path) 
     checkpoint.save(state(1), tmp_path, 1, keep=1)
     script = f"""
 import os, pathlib, torch
-from attfc_cuda.train import checkpoint
-whole = torch.save
-def half(state, file):
-    whole(state, file)
+from attfc_cuda.train import archive, checkpoint
+whole = archive.write
+def half(state, file, streamed):
+    whole(state, file, streamed)
     file.truncate(4000)
     file.flush()
     os._exit(9)
-torch.save = half
+archive.write = half
 checkpoint.save({{"weights": torch.zeros(50, 50)}}, pathlib.Path({str(tmp_path)!r}), 2, keep=1)
 """
     killed = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
@@ -196,7 +196,7 @@ def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path: Path, monkeyp
     def broken(*args: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(torch, "save", broken)
+    monkeypatch.setattr(archive, "write", broken)
     with pytest.raises(RuntimeError, match="^out of memory$"):
         checkpoint.save(state(2), tmp_path, 2, keep=1)
     assert list(tmp_path.iterdir()) == []
