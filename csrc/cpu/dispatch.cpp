@@ -1,5 +1,6 @@
 // The CPU kernels' entry points: each calls the one compiled for the instruction set in use.
 #include "center_gradient.h"
+#include "head_step.h"
 #include "isa.h"
 #include "sweep.h"
 
@@ -11,6 +12,11 @@ namespace attfc::cpu {
   void sweep(const SweepArguments&, const ParallelFor&, void* workspace);                    \
   size_t center_gradient_workspace_bytes(const CenterGradientArguments& arguments);          \
   void center_gradient(const CenterGradientArguments&, const ParallelFor&, void* workspace); \
+  size_t head_rows_workspace_bytes(const HeadRowsArguments& arguments);                      \
+  void head_rows(const HeadRowsArguments&, const ParallelFor&, void* workspace);             \
+  size_t row_gradients_workspace_bytes(const RowGradientArguments& arguments);               \
+  void write_slots(const EnqueueArguments&, const int64_t* slots, const ParallelFor&);       \
+  void row_gradients(const RowGradientArguments&, const ParallelFor&, void* workspace);      \
   }
 ATTFC_DECLARE_KERNELS(generic)
 #if defined(__x86_64__)
@@ -48,6 +54,26 @@ size_t center_gradient_workspace_bytes(const CenterGradientArguments& arguments)
 
 void center_gradient(const CenterGradientArguments& arguments, const ParallelFor& parallel_for, void* workspace) {
   ATTFC_DISPATCH(center_gradient(arguments, parallel_for, workspace));
+}
+
+size_t head_rows_workspace_bytes(const HeadRowsArguments& arguments) {
+  ATTFC_DISPATCH(head_rows_workspace_bytes(arguments));
+}
+
+void head_rows(const HeadRowsArguments& arguments, const ParallelFor& parallel_for, void* workspace) {
+  ATTFC_DISPATCH(head_rows(arguments, parallel_for, workspace));
+}
+
+size_t row_gradients_workspace_bytes(const RowGradientArguments& arguments) {
+  ATTFC_DISPATCH(row_gradients_workspace_bytes(arguments));
+}
+
+void row_gradients(const RowGradientArguments& arguments, const ParallelFor& parallel_for, void* workspace) {
+  ATTFC_DISPATCH(row_gradients(arguments, parallel_for, workspace));
+}
+
+void write_slots(const EnqueueArguments& arguments, const int64_t* slots, const ParallelFor& parallel_for) {
+  ATTFC_DISPATCH(write_slots(arguments, slots, parallel_for));
 }
 
 }  // namespace attfc::cpu

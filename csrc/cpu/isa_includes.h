@@ -8,8 +8,10 @@
 #include <limits>
 #include <type_traits>
 
+#include "../class_code.h"
 #include "../modulation.h"
 #include "../partial_lse.h"
 #include "center_gradient.h"
+#include "head_step.h"
 #include "sweep.h"
 #include "workspace.h"

@@ -9,3 +9,4 @@
 #include "row_sums.h"
 #include "sweep_isa.h"
 #include "center_gradient_isa.h"
+#include "head_rows_isa.h"
