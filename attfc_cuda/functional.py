@@ -146,7 +146,7 @@ def negative_logsumexp(
         raise error(name, "centers", "have the dtype of embeddings", got, "cast one of them", kind=TypeError)
     if not 0 < scale < math.inf:
         raise error(name, "scale", "be a finite number above 0", scale)
-    grad_tolerance = _tolerance(name, grad_tolerance, embeddings.dtype)
+    grad_tolerance = tolerance_of(name, grad_tolerance, embeddings.dtype)
     row_values = _row_values(name, embeddings, RowValues(target_logit, threshold, quad, lin, const))
     return _sweep(
         embeddings, centers, labels, center_labels, center_scale, row_values, float(scale), grad_tolerance, backend
@@ -232,7 +232,7 @@ def margin_softmax_loss(
         raise error(name, "target_cosine", "be given, or else target_slot", got)
     dtype = torch.float64 if centers.dtype == torch.float64 else torch.float32
     product_dtype = centers.dtype if dtype == torch.float64 else _autocast_dtype(centers.device.type) or centers.dtype
-    grad_tolerance = _tolerance(name, grad_tolerance, product_dtype)
+    grad_tolerance = tolerance_of(name, grad_tolerance, product_dtype)
     if shards is not None:
         grad_tolerance /= shards.count  # what all parts together leave out keeps the bound
     swept_centers, link = centers, None
@@ -315,7 +315,7 @@ def check_sweep_options(name: str, grad_tolerance: float | None, backend: str, c
         backend: as in `negative_logsumexp`.
         centers: with them, raise also where the backend cannot run on them.
     """
-    _tolerance(name, grad_tolerance, torch.float32)
+    tolerance_of(name, grad_tolerance, torch.float32)
     if backend not in ("auto", *backends.BACKENDS, *RENAMED_BACKENDS):
         raise error(name, "backend", f"be one of {', '.join(('auto', *backends.BACKENDS))}", repr(backend))
     if centers is not None:
@@ -443,7 +443,8 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
     return None
 
 
-def _tolerance(name: str, given: float | None, dtype: torch.dtype) -> float:
+def tolerance_of(name: str, given: float | None, dtype: torch.dtype) -> float:
+    """What a `grad_tolerance` stands for beside products of a dtype; `name` is the caller's, for the error."""
     if given is None:
         return _TOLERANCE_16_BIT if dtype in (torch.bfloat16, torch.float16) else 0.0
     if not 0 <= given < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from attfc_cuda import functional
 from attfc_cuda._check import error
 from attfc_cuda.distributed.shards import Shards
+from attfc_cuda.heads import fused_step
 from attfc_cuda.heads.checks import (
     check_inputs,
     checked_margin,
@@ -25,7 +27,7 @@ from attfc_cuda.heads.container import DynamicClassContainer
 from attfc_cuda.heads.refusals import refuse_ddp, refuse_recomputation, refuse_transforms
 from attfc_cuda.heads.statistics import own_class_pairs, step_statistics
 from attfc_cuda.heads.unit_rows import unit_rows, without_autocast
-from attfc_cuda.margins import Margin
+from attfc_cuda.margins import AdaSin, Margin
 
 ENQUEUE = ("before", "after")
 
@@ -66,6 +68,10 @@ class AttFC(nn.Module):
     The host never waits for the device (except for check_finite, and for the sizes that `Shards` exchanges) and no
     shape depends on values: without shards a step compiles with fullgraph=True and can be captured in a CUDA graph.
     The head is deterministic where the backend is.
+
+    With AdaSin (its ablations aside), without shards, and on a backend that has kernels for it (`attfc info`), the
+    whole step is a handful of fused operators, nine launches on a GPU (twelve with policy="refresh"); what falls back
+    to one operator at a time, and why, stands in the head's repr. The numbers are the same up to rounding.
 
     Args:
         dim: length D of an embedding.
@@ -181,7 +187,10 @@ class AttFC(nn.Module):
 
     def extra_repr(self) -> str:
         own = f"class_code={self.class_code}, center_memory={self.center_memory}"
-        return f"enqueue={self.enqueue!r}, temperature={self.temperature}, {own}, backend={self.backend!r}"
+        reason = fused_step.why_not(self.margin, self.shards is not None)
+        fused = "True" if reason is None else f"False ({reason})"
+        options = f"enqueue={self.enqueue!r}, temperature={self.temperature}, {own}, backend={self.backend!r}"
+        return f"{options}, fused_step={fused}"
 
     @property
     def stats(self) -> dict[str, Tensor]:
@@ -210,7 +219,8 @@ class AttFC(nn.Module):
         slot_labels, ages = container.labels_here, container.age[container.first : container.last]
         slots = torch.arange(0, len(slot_labels), -(-len(slot_labels) // _SAMPLE_SLOTS) or 1, device=unit.device)
         slots = slots[slot_labels[slots] >= 0]
-        cosine = unit @ container.centers[slots].to(unit.dtype).T
+        real = torch.promote_types(unit.dtype, torch.float32)
+        cosine = unit.to(real) @ container.centers[slots].to(real).T
         counts = labels >= 0
         valid = counts[:, None] & (slot_labels[slots] != labels[:, None])
         age = torch.div(ages[slots], step_rows.clamp_min(1), rounding_mode="floor").expand_as(cosine)
@@ -271,10 +281,53 @@ class AttFC(nn.Module):
         elif gallery_embeddings.ndim == 2:
             gallery_embeddings = gallery_embeddings[:, None]
         if extra_centers is None and extra_labels is None:
-            extra_centers, extra_labels = gallery_embeddings.new_zeros(0, self.container.dim), labels.new_zeros(0)
+            extra_centers, extra_labels = gallery_embeddings.new_empty(0, self.container.dim), labels.new_empty(0)
         self._check(embeddings, labels, gallery_embeddings, extra_centers, extra_labels)
+        inputs = (embeddings, gallery_embeddings.detach(), extra_centers.detach())
         with without_autocast(embeddings.device.type):
-            return self._step(embeddings, labels, gallery_embeddings.detach(), extra_centers.detach(), extra_labels)
+            backend = None
+            if fused_step.why_not(self.margin, self.shards is not None) is None:
+                backend = fused_step.backend_for(self.container, self.backend, inputs)
+            step = self._step if backend is None else functools.partial(self._fused_step, backend)
+            return step(embeddings, labels, *inputs[1:], extra_labels)
+
+    def _fused_step(
+        self,
+        backend: str,
+        embeddings: Tensor,
+        labels: Tensor,
+        gallery: Tensor,
+        extra_centers: Tensor,
+        extra_labels: Tensor,
+    ) -> Tensor:
+        """`_step` in the operators of fused_step.py."""
+        container = self.container
+        options = fused_step.Options(
+            self.temperature,
+            self.class_code,
+            self.center_memory,
+            self.code_of_class if self.class_code else None,
+            functional.tolerance_of("AttFC", self.grad_tolerance, container.centers.dtype),
+            backend,
+        )
+        rows = fused_step.head_rows(embeddings, labels, gallery, extra_centers, extra_labels, container, options)
+        if self.training:
+            given = torch.cat([extra_labels, labels]) if len(extra_labels) else labels
+            container.check(rows.new_centers, given)
+            if self.enqueue == "before":
+                container.enqueue_rows(rows.new_centers, rows.new_labels)
+        else:
+            container.require_labels("AttFC", labels)
+        assert isinstance(self.margin, AdaSin)
+        loss, statistics = fused_step.loss_and_statistics(
+            embeddings, rows, extra_labels, container, self.margin, options
+        )
+        sample = (x[:_SAMPLE_ROWS] for x in (rows.units, rows.labels, rows.cosine))
+        self._last_rows = (*sample, statistics.pop("step_rows"))  # type: ignore[assignment]
+        self._stats = statistics
+        if self.training and self.enqueue == "after":
+            container.enqueue_rows(rows.new_centers, rows.new_labels)
+        return loss
 
     def _step(
         self, embeddings: Tensor, labels: Tensor, gallery: Tensor, extra_centers: Tensor, extra_labels: Tensor

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from attfc_cuda._check import error, require_labels, require_mapping, require_rows
 from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.heads.checks import known_labels, require_count
+from attfc_cuda.ops import backend as backends
 
 POLICIES = ("fifo", "refresh")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -278,6 +279,31 @@ class DynamicClassContainer(nn.Module):
             return
         new = centers.to(self.centers.dtype)
         write = (known_labels(labels, self.num_classes) >= 0) & new.isfinite().all(dim=1)
+        if self.shards is None and backends.enqueues(self.centers.device.type):
+            real = torch.promote_types(new.dtype, torch.float32)
+            self.enqueue_rows(new.to(real), torch.where(write, labels, -1))
+        else:
+            self._enqueue(new, labels, write)
+
+    @torch.no_grad()
+    def enqueue_rows(self, centers: Tensor, labels: Tensor) -> None:
+        """`enqueue`, unchecked and by kernels, of rows that are known to be good. Not with shards.
+
+        Args:
+            centers: [B, D] float32 (float64 with a float64 container).
+            labels: [B] int64 below num_classes, negative for rows that are not written, such as those that are not
+                finite in the container's dtype.
+        """
+        if self.policy == "fifo":
+            torch.ops.attfc.enqueue_fifo(self.centers, self.labels, self.clock, centers, labels)
+        else:
+            torch.ops.attfc.enqueue_refresh(
+                self.centers, self.labels, self.clock, self.stamps, self.slot_of_class, centers, labels
+            )
+
+    def _enqueue(self, new: Tensor, labels: Tensor, write: Tensor) -> None:
+        """`enqueue` of the rows `write` [B] bool, an operator at a time: on any device, and with shards."""
+        rows = len(labels)
         if self.policy == "fifo":
             # Rows that write nothing get the slots after those that do, and rewrite them with what is there: the B
             # slots are distinct (B <= capacity), and the number of rows written never reaches the host.

@@ -88,9 +88,12 @@ def _setup_context(ctx: Any, inputs: tuple, output: Outputs) -> None:
     ctx.save_for_backward(inputs[0], inputs[5], unit_grad, moments, *again)
     ctx.scale, ctx.grad_tolerance = inputs[6:8]
     ctx.mark_non_differentiable(hard_count, max_cosine, omitted_mass, unit_grad, moments)
+    ctx.set_materialize_grads(False)  # five outputs' zeros, one of them [B, D]
 
 
-def _backward(backend: str, ctx: Any, grad_lse: Tensor, *_: Any) -> tuple:
+def _backward(backend: str, ctx: Any, grad_lse: Tensor | None, *_: Any) -> tuple:
+    if grad_lse is None:
+        return (None,) * 10
     embeddings, row_values, unit_grad, moments, *again = ctx.saved_tensors
     # What lse depends on: whichever of these is differentiated a second time must meet the refusal.
     inputs = (embeddings, row_values, *again[1:2])
@@ -141,7 +144,7 @@ def _fake_center_gradient(grad_lse: Tensor, lse: Tensor, target_grad: Tensor | N
     return centers.new_empty(centers.shape)
 
 
-def _refuse(ctx: Any, *_: Any) -> Any:
+def refuse_second_derivative(ctx: Any, *_: Any) -> Any:
     return _FirstOrderOnly.backward(ctx)
 
 
@@ -152,7 +155,7 @@ def register(suffix: str = "") -> None:
     torch.library.register_fake(f"attfc::negative_logsumexp{suffix}", _fake)
     torch.library.register_autograd(f"attfc::negative_logsumexp{suffix}", backward, setup_context=_setup_context)
     torch.library.register_fake(f"attfc::center_gradient{suffix}", _fake_center_gradient)
-    torch.library.register_autograd(f"attfc::center_gradient{suffix}", _refuse)
+    torch.library.register_autograd(f"attfc::center_gradient{suffix}", refuse_second_derivative)
 
 
 def register_kernel(name: str, device_type: str, kernel: Callable[..., Outputs]) -> None:

@@ -23,9 +23,11 @@ from torch import Tensor
 
 from attfc_cuda._check import error
 from attfc_cuda._deprecated import current_backend
-from attfc_cuda.ops import autograd, build
+from attfc_cuda.ops import autograd, build, head_step
 
 BACKENDS = ("eager", "cpu", "triton", "cuda")
+# Those with kernels for the steps of a head around the sweep (head_step.py).
+WITH_HEAD_STEP = ("cpu",)
 # What `auto` takes on a type of device: the first that can run the call. Eager runs everywhere.
 _PREFERRED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -114,6 +116,7 @@ def _extension() -> _Loaded:
     loaded = _load("_C", _build_cpu)
     if loaded.module:
         autograd.register()
+        head_step.register()
     return loaded
 
 
@@ -162,6 +165,12 @@ def why_not(name: str) -> str | None:
     if name == "cuda":
         return _cuda_reason()
     raise error("attfc_cuda", "backend", f"be one of {', '.join(('auto', *BACKENDS))}", repr(name))
+
+
+@torch.compiler.assume_constant_result
+def enqueues(device_type: str) -> bool:
+    """Whether a container on such a device takes its rows by kernels whatever the sweep's backend."""
+    return device_type == "cpu" and why_not("cpu") is None
 
 
 def available(name: str) -> bool:
@@ -300,7 +309,8 @@ def info() -> str:
         lines.append(f"  {name:<10} " + ("available" if reason is None else f"not available: {reason}"))
     for extension, config in (("cpu", build_config()), ("cuda", cuda_build_config())):
         lines += [f"  {extension} extension: {key} = {value}" for key, value in config.items()]
-    lines.append(f"on cpu, auto uses: {resolve('auto', torch.device('cpu'), torch.float32, 512)}")
+    chosen = resolve("auto", torch.device("cpu"), torch.float32, 512)
+    lines.append(f"on cpu, auto uses: {chosen}, {_head_step(chosen)}")
     for index in range(torch.cuda.device_count()):
         lines += _device_lines(torch.device("cuda", index))
     return "\n".join(lines)
@@ -313,6 +323,13 @@ def _cuda_passes(device: torch.device) -> str:
     return "two passes where grad_tolerance is above 0" if reason is None else f"one pass: {reason}"
 
 
+def _head_step(backend: str) -> str:
+    """How an AttFC head with AdaSin takes its step with a backend."""
+    if backend in WITH_HEAD_STEP:
+        return "head step fused"
+    return f"head step one operator at a time ({backend} has no kernels for it)"
+
+
 def _device_lines(device: torch.device) -> list[str]:
     """What auto uses on a CUDA device for the usual D, one D that is not, and each dtype; and why not the first."""
     lines = [f"on {device} ({torch.cuda.get_device_name(device)}), auto uses:"]
@@ -320,5 +337,5 @@ def _device_lines(device: torch.device) -> list[str]:
         chosen = resolve("auto", device, dtype, dim)
         reason = _unfit(_PREFERRED["cuda"][0], device, dtype, dim, True)
         why = f"  ({_cuda_passes(device)})" if chosen == "cuda" else "" if reason is None else f"  (cuda: {reason})"
-        lines.append(f"  D {dim}, {str(dtype).removeprefix('torch.')}: {chosen}{why}")
+        lines.append(f"  D {dim}, {str(dtype).removeprefix('torch.')}: {chosen}, {_head_step(chosen)}{why}")
     return lines

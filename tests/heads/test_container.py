@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attfc_cuda.heads.container import POLICIES, DynamicClassContainer
+from attfc_cuda.ops import backend as backends
 
 CLASSES = 9
 NAN, INF = math.nan, math.inf
@@ -43,6 +44,34 @@ class Model:
 def poison(container):
     """NaN in every slot that nobody may read."""
     container.centers[container.labels < 0] = NAN
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("capacity, classes", [(7, 9), (40, 9), (300, 5000)])
+def test_kernels_and_operators_leave_the_same_bits(capacity, classes, policy, dtype, monkeypatch):
+    torch.manual_seed(0)
+    containers = [DynamicClassContainer(capacity, 5, classes, policy, dtype) for _ in range(2)]
+    for each in containers:
+        each.clock.fill_(1 << 41)  # a run of years: the histogram of the stamps is as skewed as it can be
+    for step in range(60):
+        rows = int(torch.randint(0, min(capacity, 33) + 1, ()))
+        # Now and then a run of few classes, so that some slots stay unrefreshed for long.
+        labels = torch.randint(-2, classes if step % 3 else 4, (rows,))
+        centers = torch.randn(rows, 5)
+        centers[torch.rand(rows) < 0.05] = NAN
+        centers[torch.rand(rows) < 0.05] *= 1e6  # more than float16 holds
+        for kernels, container in zip((True, False), containers, strict=True):
+            with monkeypatch.context() as patched:
+                patched.setattr(backends, "enqueues", lambda device_type, kernels=kernels: kernels)
+                container.enqueue(centers, labels)
+        for name, buffer in containers[0].named_buffers():
+            other = dict(containers[1].named_buffers())[name]
+            if name == "slot_of_class":  # the last entry and those of evicted classes are never believed
+                held = containers[0].labels[containers[0].labels >= 0]
+                buffer, other = buffer[held], other[held]
+            assert torch.equal(buffer, other), (step, name)
+    assert (containers[0].labels >= 0).sum() == min(capacity, classes if policy == "refresh" else capacity)
 
 
 class ContainerMachine(RuleBasedStateMachine):
