@@ -109,6 +109,6 @@ def register() -> None:
         "step_statistics": _fake_statistics,
     }
     for name, fake in fakes.items():
-        torch.library.register_fake(f"attfc::{name}", fake)
+        torch.library.register_fake(f"attfc::{name}", fake)  # type: ignore[arg-type]
     torch.library.register_autograd("attfc::adasin_loss", _backward_loss, setup_context=_setup_loss)
     torch.library.register_autograd("attfc::row_gradients", refuse_second_derivative)
