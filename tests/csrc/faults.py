@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fault import Fault, plant
 from planted_center_gradient import CENTER_GRADIENT_FAULTS
+from planted_head_step import HEAD_STEP_FAULTS
 from planted_lse_pass import LSE_PASS_FAULTS
 from planted_sweep import SWEEP_FAULTS
 from planted_two_pass import TWO_PASS_FAULTS
@@ -36,9 +37,11 @@ TESTS = (
     "two_pass_test",
     "sweep_test",
     "center_gradient_test",
-    "adasin_test",
+    "head_rows_test",
+    "head_step_test",
+    "enqueue_test",
 )
-FAULTS = SWEEP_FAULTS + CENTER_GRADIENT_FAULTS + LSE_PASS_FAULTS + TWO_PASS_FAULTS
+FAULTS = SWEEP_FAULTS + CENTER_GRADIENT_FAULTS + LSE_PASS_FAULTS + TWO_PASS_FAULTS + HEAD_STEP_FAULTS
 
 
 def run(fault: Fault, build_dir: Path, source: Path, cxx: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Faults for the sweep, its merge and the AdaSin rows (faults.py)."""
+"""Faults for the sweep and its merge (faults.py)."""
 
 from __future__ import annotations
 
@@ -159,39 +159,5 @@ SWEEP_FAULTS = (
         "(any_needed ? kNeeded : 0u)",
         "kNeeded",
         ("omission_includes_the_target",),
-    ),
-    # The rows around the sweep.
-    Fault("mean_without_barrier", "tsan", "mean_barrier", LINE, "", ("one_row",), "adasin", test="adasin_test"),
-    Fault(
-        "row_lanes_not_summed",
-        "plain",
-        "row_norm",
-        "warp_sum(square)",
-        "square",
-        ("float32",),
-        "adasin",
-        test="adasin_test",
-    ),
-    Fault("ignored_rows_in_the_mean", "plain", "mean_rows", LINE, "", ("float32",), "adasin", test="adasin_test"),
-    Fault(
-        "normalisation_not_differentiated",
-        "plain",
-        "row_tangent",
-        " - along * gpu::to_float(x[d]) * inverse",
-        "",
-        ("float32",),
-        "adasin",
-        test="adasin_test",
-    ),
-    Fault("t_moves_in_eval", "plain", "moving_t", "p.move_t", "true", ("eval",), "adasin", test="adasin_test"),
-    Fault(
-        "psi_turns_back_up",
-        "plain",
-        "psi_beyond_pi",
-        "sign * cosf(a) - 2 * folds",
-        "cosf(a)",
-        ("wide_margin",),
-        "adasin",
-        test="adasin_test",
     ),
 )

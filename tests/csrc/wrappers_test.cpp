@@ -108,6 +108,30 @@ void add_layouts() {
       CHECK(!gpu::warp_any(false), "of none");
     });
   });
+  testing::add_case("atomics", [] {
+    static uint32_t count = 0;
+    static int32_t largest = -5;
+    static int64_t sum = int64_t{1} << 40, owner = -1;
+    static std::set<uint32_t> before, tickets;
+    run(64, 0, [] {
+      const unsigned thread = gpu::thread_index();
+      before.insert(gpu::atomic_add(&count, 2u));
+      gpu::atomic_add(&sum, int64_t{-3});
+      gpu::atomic_max(&largest, static_cast<int32_t>(thread) - 9);
+      const int64_t found = gpu::atomic_cas(&owner, int64_t{-1}, int64_t{thread});
+      CHECK((found == -1) == (gpu::load_relaxed(&owner) == thread), "thread %u", thread);
+    });
+    CHECK(count == 128 && before.size() == 64 && *before.begin() == 0 && *before.rbegin() == 126, "%u", count);
+    CHECK(sum == (int64_t{1} << 40) - 192 && largest == 54, "%d", largest);
+    run(64, 0, [] { tickets.insert(gpu::take_ticket(&count)); });
+    CHECK(tickets.size() == 64 && *tickets.begin() == 128 && *tickets.rbegin() == 191, "%u", count);
+    gpu::store_relaxed(&sum, int64_t{7});
+    CHECK(gpu::load_relaxed(&sum) == 7, "stored");
+  });
+  testing::add_case("bit_width", [] {
+    CHECK(gpu::bit_width(0) == 0 && gpu::bit_width(1) == 1 && gpu::bit_width(63) == 6 && gpu::bit_width(64) == 7, "small");
+    CHECK(gpu::bit_width(uint64_t{1} << 63) == 64 && gpu::bit_width(~uint64_t{0}) == 64, "large");
+  });
   testing::add_case("indices", [] {
     static int seen[3][2][32];
     struct Nothing {};

@@ -42,7 +42,10 @@ UNITS = (
     "merge",
     "lse_pass",
     "live_tiles",
+    "head_rows",
+    "enqueue",
     "adasin",
+    "statistics",
     "center_gradient",
     "center_gradient_d128",
     "center_gradient_d256",
@@ -55,6 +58,17 @@ _SWEEP = re.compile(r"sweep_kernel<.*?SweepConfig<([\d, ]+)>, .*?(BFloat16|Float
 _CENTERS = re.compile(r"center_gradient_kernel<.*?CenterGradientConfig<([\d, ]+)>, .*?(BFloat16|Float16)>")
 # LsePassConfig<D, stages>, as lse_pass_layout.h does; a kernel for sm_90a, empty elsewhere.
 _LSE = re.compile(r"lse_pass_kernel<.*?LsePassConfig<(\d+), (\d+)>, .*?(BFloat16|Float16)>")
+# Of the kernels whose blocks have not 128.
+_THREADS = {
+    "live_tiles_kernel": 512,
+    "fifo_plan_kernel": 512,
+    "refresh_plan_kernel": 512,
+    "stamp_histogram_kernel": 512,
+    "collect_oldest_kernel": 512,
+    "adasin_row_values_kernel": 512,
+    "adasin_loss_kernel": 512,
+    "step_statistics_kernel": 256,
+}
 _DTYPES = {"BFloat16": "bf16", "Float16": "fp16"}
 
 
@@ -203,7 +217,7 @@ def compile_unit(nvcc: str, csrc: Path, unit: str, arch: int) -> list[KernelReso
         else:
             role, dim = "rows", None
             kernel = _group(r"(\w+_kernel)", kernel)
-            threads = 256 if kernel.startswith("adasin") else 512 if kernel.startswith("live") else 128
+            threads = _THREADS.get(kernel, 128)
         tensor, wgmma, tma = _counted(instructions.get(mangled))
         resources.append(
             KernelResources(arch, kernel, dim, role, threads, registers, spill, shared, tensor, wgmma, tma)

@@ -138,6 +138,35 @@ ATTFC_DEVICE float exp2_approx(float x) {
   return power;
 }
 
+// Bits up to the highest that is set.
+ATTFC_DEVICE int bit_width(uint64_t value) { return 64 - __clzll(static_cast<long long>(value)); }
+
+// Of 4 or 8 bytes in global or shared memory; at the scope of the device, relaxed.
+ATTFC_DEVICE uint32_t atomic_add(uint32_t* at, uint32_t value) { return atomicAdd(at, value); }
+ATTFC_DEVICE int64_t atomic_add(int64_t* at, int64_t value) {
+  return static_cast<int64_t>(
+      atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value)));
+}
+ATTFC_DEVICE int32_t atomic_max(int32_t* at, int32_t value) { return atomicMax(at, value); }
+ATTFC_DEVICE int64_t atomic_cas(int64_t* at, int64_t expected, int64_t value) {
+  return static_cast<int64_t>(atomicCAS(reinterpret_cast<unsigned long long*>(at),
+                                        static_cast<unsigned long long>(expected),
+                                        static_cast<unsigned long long>(value)));
+}
+ATTFC_DEVICE int64_t load_relaxed(const int64_t* at) {
+  int64_t value;
+  asm volatile("ld.relaxed.gpu.b64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
+  return value;
+}
+ATTFC_DEVICE void store_relaxed(int64_t* at, int64_t value) {
+  asm volatile("st.relaxed.gpu.b64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
+ATTFC_DEVICE uint32_t take_ticket(uint32_t* counter) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+}
+
 template <class Parameters>
 const char* launch(void (*kernel)(Parameters), Grid grid, unsigned threads, size_t shared_bytes, void* stream,
                    const Parameters& parameters) {

@@ -9,7 +9,10 @@
 //   sync_block() shuffle_xor(v, lanes) warp_any(b)                 full blocks, full warps
 //   ldmatrix_x4[_trans](row, r) mma_16x8x16<Element>(d, a, b0, b1) tensor cores
 //   cp_async_16 / _8 / _4 / _commit / _wait<N>                     global to shared without registers
-//   pack<Element>(lo, hi) to_float(e) exp2_approx(x)               numbers
+//   pack<Element>(lo, hi) to_float(e) exp2_approx(x) bit_width(n)  numbers
+//   atomic_add(p, v) atomic_max(p, v) atomic_cas(p, expected, v)   the old value; they order nothing else
+//   load_relaxed(p) store_relaxed(p, v)                            where another block may write or read it meanwhile
+//   take_ticket(p)                                                 how many came before: all they wrote is seen
 //   launch(kernel, grid, threads, shared_bytes, stream, params)    nullptr, or what went wrong
 #pragma once
 

@@ -303,6 +303,35 @@ inline float exp2_approx(float x) {
   return power < 0x1p-126f ? 0.0f : power;
 }
 
+inline int bit_width(uint64_t value) { return value == 0 ? 0 : 64 - __builtin_clzll(value); }
+
+// ThreadSanitizer knows the compiler's atomics, and what they order.
+template <class T>
+T atomic_add(T* at, T value) {
+  return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
+}
+template <class T>
+T atomic_max(T* at, T value) {
+  T old = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (old < value && !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return old;
+}
+template <class T>
+T atomic_cas(T* at, T expected, T value) {
+  __atomic_compare_exchange_n(at, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}
+template <class T>
+T load_relaxed(const T* at) {
+  return __atomic_load_n(at, __ATOMIC_RELAXED);
+}
+template <class T>
+void store_relaxed(T* at, T value) {
+  __atomic_store_n(at, value, __ATOMIC_RELAXED);
+}
+inline uint32_t take_ticket(uint32_t* counter) { return __atomic_fetch_add(counter, 1u, __ATOMIC_ACQ_REL); }
+
 template <class Parameters>
 const char* launch(void (*kernel)(Parameters), Grid grid, unsigned threads, size_t shared_bytes, void* /*stream*/,
                    const Parameters& parameters) {
