@@ -2,6 +2,7 @@
 // formulas, numbers against known bits, and every way of breaking a rule must end the run with the right words.
 #include <cstring>
 #include <limits>
+#include <set>
 
 #include "kernel_call.h"
 
@@ -129,7 +130,8 @@ void add_layouts() {
     CHECK(gpu::load_relaxed(&sum) == 7, "stored");
   });
   testing::add_case("bit_width", [] {
-    CHECK(gpu::bit_width(0) == 0 && gpu::bit_width(1) == 1 && gpu::bit_width(63) == 6 && gpu::bit_width(64) == 7, "small");
+    CHECK(gpu::bit_width(0) == 0 && gpu::bit_width(1) == 1 && gpu::bit_width(63) == 6 && gpu::bit_width(64) == 7,
+          "small");
     CHECK(gpu::bit_width(uint64_t{1} << 63) == 64 && gpu::bit_width(~uint64_t{0}) == 64, "large");
   });
   testing::add_case("indices", [] {
