@@ -69,8 +69,6 @@ Results run(const Case& c, const Inputs& in) {
   const auto count = static_cast<size_t>(c.rows);
   for (auto* each : {&r.row_loss, &r.target_logit, &r.lse_weight, &r.cosine_weight}) each->assign(count, NAN);
   r.row_values.assign(kNumRowValues * count, NAN);
-  r.means.assign(kNumStepMeans, NAN);
-  r.counts.assign(kNumStepCounts, -1);
   testing::must(cuda::launch_adasin_row_values(
       {c.settings, c.move_t, false, c.rows, in.labels.data(), in.cosine.data(), &r.t, r.row_values.data()}, nullptr));
   testing::must(cuda::launch_adasin_loss({c.settings, false, c.rows, in.labels.data(), in.cosine.data(), in.lse.data(),
@@ -79,6 +77,8 @@ Results run(const Case& c, const Inputs& in) {
                                          nullptr));
   std::vector<uint64_t> workspace(cuda::kStepStatisticsWorkspaceBytes / 8);
   for (int again = 0; again < 2; ++again) {  // on what the first leaves of its workspace
+    r.means.assign(kNumStepMeans, NAN);
+    r.counts.assign(kNumStepCounts, -1);
     testing::must(cuda::launch_step_statistics(
         {false, c.rows, c.extra_rows, c.slots, in.labels.data(), in.extra_labels.data(), in.slot_labels.data(), &r.loss,
          in.cosine.data(), in.max_cosine.data(), in.omitted.data(), in.hard_count.data(), c.with_t ? &r.t : nullptr,

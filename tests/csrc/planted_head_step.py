@@ -354,7 +354,7 @@ HEAD_STEP_FAULTS = (
         "hand_out",
         "older < waiting",
         "older <= waiting",
-        ("refresh.float32",),
+        ("refresh.straggler",),
         "enqueue",
         test="enqueue_test",
     ),
