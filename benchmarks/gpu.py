@@ -10,7 +10,8 @@ Stages, each with its share of the budget; one that fails is reported and does n
                matters) and warm (late in training, most are skipped), against the bare product X @ W.T, plain PyTorch,
                torch.compile, and the fused losses of others that are installed; each first checked against float64
     trained    the same with the gradient of class centres that learn
-    head       a whole AttFC training step with its enqueue: eager, compiled, and as a CUDA graph
+    head       a whole AttFC training step with its enqueue: eager (fused where the backend has kernels for it, and then
+               also one operator at a time), compiled, and as a CUDA graph
     tests      tests/gpu
     sanitizer  compute-sanitizer over the kernels
 
@@ -200,6 +201,10 @@ def add_rows(
     report.write()
 
 
+class OneOperatorAtATime(AdaSin):
+    """AdaSin as a margin of a user's own, whose head step is not fused."""
+
+
 def time_head(report: Report, deadline: float, device: torch.device, rows: int, capacity: int, dim: int) -> None:
     """A training step of the AttFC head: normalisation, class centres, enqueue, sweep, margin, loss, gradient."""
     generator = torch.Generator().manual_seed(0)
@@ -207,12 +212,14 @@ def time_head(report: Report, deadline: float, device: torch.device, rows: int, 
     gallery = torch.stack(gallery, dim=1)
     labels = torch.randint(10 * capacity, (rows,), generator=generator).to(device)
     for backend in usable_backends(device, torch.bfloat16, dim):
-        for way in ("eager", "compiled"):
+        unfused = ("unfused",) if backend in _backend.WITH_HEAD_STEP else ()
+        for way in ("eager", "compiled", *unfused):
             if time.monotonic() > deadline:
                 print(f"  head, {backend}, {way}: left out, the budget of this stage is used up")
                 continue
+            margin = OneOperatorAtATime() if way == "unfused" else AdaSin()
             head = AttFC(
-                dim, capacity, AdaSin(), "refresh", num_classes=10 * capacity, dtype=torch.bfloat16, backend=backend
+                dim, capacity, margin, "refresh", num_classes=10 * capacity, dtype=torch.bfloat16, backend=backend
             ).to(device)
             call = torch.compile(head, fullgraph=True) if way == "compiled" else head
 

@@ -27,7 +27,7 @@ from attfc_cuda.ops import autograd, build, head_step
 
 BACKENDS = ("eager", "cpu", "triton", "cuda")
 # Those with kernels for the steps of a head around the sweep (head_step.py).
-WITH_HEAD_STEP = ("cpu",)
+WITH_HEAD_STEP = ("cpu", "cuda")
 # What `auto` takes on a type of device: the first that can run the call. Eager runs everywhere.
 _PREFERRED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _PACKAGE = Path(__file__).resolve().parents[1]

@@ -165,6 +165,29 @@ def test_launches_of_a_step(record_property):
     assert 0 < counts["compiled"] <= counts["eager"] / 4
 
 
+@only_gpu
+@policies
+def test_launches_of_a_fused_step(policy, record_property):
+    """Nine kernels with fifo, twelve with refresh, the sweep in one pass among them; a captured graph replays these."""
+    need("cuda", torch.bfloat16, 512)
+    head = make_head("cuda", policy=policy, check_labels=False, grad_tolerance=0.0)
+    embeddings, labels, gallery = batches(1)[0]
+    x, upstream = embeddings.requires_grad_(), torch.ones((), device=DEVICE)
+    for _ in range(2):
+        x.grad = None
+        head(x, labels, gallery).backward(upstream)
+    x.grad = None
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        head(x, labels, gallery).backward(upstream)
+        torch.cuda.synchronize()
+    device = torch.autograd.DeviceType.CUDA
+    names = [event.name for event in profile.events() if event.device_type == device and "Memset" not in event.name]
+    record_property(f"launches_fused_{policy}", len(names))
+    print(f"launches of a fused head step, {policy}: {len(names)}")
+    assert 0 < len(names) <= {"fifo": 9, "refresh": 12}[policy], names
+
+
 OUT_OF_RANGE = """
 import torch
 from attfc_cuda import AttFC

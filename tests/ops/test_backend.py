@@ -248,7 +248,7 @@ def test_both_reasons_are_kept_when_nothing_can_be_loaded(monkeypatch):
 def test_info_names_every_backend_and_the_choice():
     report = _backend.info()
     assert all(name in report for name in _backend.BACKENDS)
-    assert "on cpu, auto uses: " in report
+    assert "on cpu, auto uses: cpu, head step fused" in report
     assert "cuda extension: " in report
 
 
@@ -279,12 +279,13 @@ def test_info_says_why_the_cuda_extension_is_not_built(monkeypatch):
 def test_info_lists_the_choice_on_a_gpu(limits, passes, gpu, monkeypatch):
     gpu(limits=limits)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    unfused = "triton, head step one operator at a time (triton has no kernels for it)"
     assert _backend._device_lines(CUDA) == [
         "on cuda:0 (a card), auto uses:",
-        f"  D 512, bfloat16: cuda  ({passes})",
-        f"  D 512, float16: cuda  ({passes})",
-        "  D 512, float32: triton  (cuda: it takes bfloat16 and float16, not float32)",
-        "  D 320, bfloat16: triton  (cuda: it is compiled for D = 128, 256 and 512)",
+        f"  D 512, bfloat16: cuda, head step fused  ({passes})",
+        f"  D 512, float16: cuda, head step fused  ({passes})",
+        f"  D 512, float32: {unfused}  (cuda: it takes bfloat16 and float16, not float32)",
+        f"  D 320, bfloat16: {unfused}  (cuda: it is compiled for D = 128, 256 and 512)",
     ]
 
 
