@@ -47,6 +47,7 @@ def gpu(monkeypatch):
         reasons = {"cuda": why_no_cuda, "triton": why_no_triton}
         monkeypatch.setattr(_backend, "why_not", lambda name: reasons.get(name))
         monkeypatch.setattr(_backend, "_cuda_extension", lambda: _backend._Loaded(module, "fake", []))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: divmod(limits[0], 10))
         _backend._cuda_device_reason.cache_clear()
         _backend._tell_fallback.cache_clear()
 
@@ -108,6 +109,15 @@ def test_auto_on_a_gpu_takes_the_first_that_has_the_kernel(gpu, dtype, dim, expe
     assert _backend.resolve("auto", CUDA, dtype, dim) == expected
     # What has no kernel is no news, unless nothing but eager is left.
     assert ("using the slower eager" in capsys.readouterr().err) == (expected == "eager")
+
+
+@pytest.mark.parametrize(("limits", "expected"), [(H100, "triton"), (RTX_4090, "cuda"), ((100, 227 * 1024), "cuda")])
+def test_auto_sees_whether_the_gradient_is_exact(gpu, limits, expected):
+    """Where two passes are the reason to take the CUDA kernels, an exact gradient, which has one, takes Triton's."""
+    gpu(limits=limits, architectures="8.0,9.0,10.0")
+    assert _backend.resolve("auto", CUDA, torch.bfloat16, 512, exact=True) == expected
+    assert _backend.resolve("auto", CUDA, torch.bfloat16, 512) == "cuda"
+    assert _backend.resolve("cuda", CUDA, torch.bfloat16, 512, exact=True) == "cuda"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +201,7 @@ def test_the_choice_is_a_constant_of_a_graph_for_any_shape(monkeypatch):
     )
     for rows, slots, dim in ((4, 10, 8), (5, 12, 8), (5, 12, 16)):
         compiled(torch.zeros(rows, dim), torch.zeros(slots, dim))
-    assert seen == [("eager", CPU, torch.float32, dim, True) for dim in (8, 16)]
+    assert seen == [("eager", CPU, torch.float32, dim, True, False) for dim in (8, 16)]
 
 
 def test_alignment_under_a_transform_is_taken_for_granted():
@@ -279,6 +289,8 @@ def test_info_says_why_the_cuda_extension_is_not_built(monkeypatch):
 def test_info_lists_the_choice_on_a_gpu(limits, passes, gpu, monkeypatch):
     gpu(limits=limits)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    told = "  D 512, bfloat16, grad_tolerance 0, outside a fused head step: triton  (faster in one pass, by model)"
+    exact = [told] if limits == H100 else []
     unfused = "triton, head step one operator at a time (triton has no kernels for it)"
     assert _backend._device_lines(CUDA) == [
         "on cuda:0 (a card), auto uses:",
@@ -286,6 +298,7 @@ def test_info_lists_the_choice_on_a_gpu(limits, passes, gpu, monkeypatch):
         f"  D 512, float16: cuda, head step fused  ({passes})",
         f"  D 512, float32: {unfused}  (cuda: it takes bfloat16 and float16, not float32)",
         f"  D 320, bfloat16: {unfused}  (cuda: it is compiled for D = 128, 256 and 512)",
+        *exact,
     ]
 
 
