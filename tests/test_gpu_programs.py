@@ -42,7 +42,7 @@ def test_the_gpu_benchmark_runs_in_small(tmp_path):
     for row in report["rows"]:
         assert 0 < row["p20_s"] <= row["median_s"] <= row["p80_s"] and row["tflop_per_s"] > 0
         assert row["x_product"] == pytest.approx(1) if row["contender"] == "bare product" else row["x_product"] > 0
-    assert {row["way"] for row in report["head"]} == {"eager", "compiled"}
+    assert {row["way"] for row in report["head"]} == {"eager", "compiled", "unfused"}
 
 
 def test_failed_stages_lose_nothing_an_empty_budget_starts_nothing_and_a_missing_gpu_is_said(tmp_path):
