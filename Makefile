@@ -1,7 +1,7 @@
 # make demo   trains a small model with AttFC + AdaSin on procedural faces and verifies it (a few minutes on a CPU)
 # make test   tests what a change can break; tests that need a GPU say why they do not run
 # make proof  the rest, for a release: every architecture, sanitizers, planted faults, long fuzzing, kills, the documentation
-# make gpu    on a machine with a GPU: builds the CUDA extension, runs the GPU tests, times the kernels (about 9 minutes)
+# make gpu    on a machine with a GPU: builds the CUDA extension, runs the GPU tests, times the kernels (about 10 minutes)
 # make bench  measures training steps of the heads and their peers by identities (25 minutes), into build/
 # make lint   checks formatting and types
 # make docs   builds the documentation into build/docs, with warnings as errors

@@ -193,6 +193,14 @@ def _gradients(products: int) -> list[Contender]:
     ]
     if trained:
         found.append(arcface("attfc ArcFace, warm", setting=_WARM))
+    else:
+        # On Hopper the tolerance also decides between one pass and two: the other pairs of inputs and passes.
+        found += [
+            adasin(
+                "attfc AdaSin, cold, grad_tolerance 2^-12", setting=_COLD | {"grad_tolerance": 2.0**-12}, only_gpu=True
+            ),
+            adasin("attfc AdaSin, warm, grad_tolerance 0", setting=_WARM | {"grad_tolerance": 0.0}, only_gpu=True),
+        ]
     found += [
         contender(
             "eager ArcFace, as InsightFace", build=peers.build_gradient(peers.eager_arcface),

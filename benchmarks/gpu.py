@@ -1,19 +1,21 @@
 """`make gpu`: builds the CUDA extension, times the heads on this machine's GPU, runs the GPU tests, and writes JSON.
 
-    python benchmarks/gpu.py                     # everything, within 9 minutes
+    python benchmarks/gpu.py                     # everything, within 10 minutes
     python benchmarks/gpu.py --device cpu --tiny # the same code on a CPU, with toy shapes: a check of this program
 
 Stages, each with its share of the budget; one that fails is reported and does not take the others with it:
 
-    build      the extension, and what `attfc info` says
-    time       forward and gradient of the head alone, at each batch and number of classes, cold (every tile of centres
-               matters) and warm (late in training, most are skipped), against the bare product X @ W.T, plain PyTorch,
-               torch.compile, and the fused losses of others that are installed; each first checked against float64
-    trained    the same with the gradient of class centres that learn
-    head       a whole AttFC training step with its enqueue: eager (fused where the backend has kernels for it, and then
-               also one operator at a time), compiled, and as a CUDA graph
-    tests      tests/gpu
-    sanitizer  compute-sanitizer over the kernels
+    build        the extension, for this card alone, and what `attfc info` says
+    correctness  tests/gpu on whole head steps, captured and not, and on sweeps of every shape
+    time         forward and gradient of the head alone, at each batch and number of classes, cold (every tile of
+                 centres matters) and warm (late in training, most are skipped), in one pass and in two where there are,
+                 against the bare product X @ W.T, plain PyTorch, torch.compile, and the fused losses of others that are
+                 installed; each first checked against float64
+    trained      the same with the gradient of class centres that learn
+    head         a whole AttFC training step with its enqueue: eager (fused where the backend has kernels for it, and
+                 then also one operator at a time), compiled, and as a CUDA graph
+    sanitizer    compute-sanitizer over the kernels
+    tests        the rest of tests/gpu
 
 The JSON is written after every stage, to benchmarks/results/ unless told otherwise.
 """
@@ -48,12 +50,15 @@ from attfc_cuda import AdaSin, AttFC  # noqa: E402
 from attfc_cuda.ops import backend as _backend  # noqa: E402
 
 # (B, S), the most telling first: a budget that runs out leaves out the last.
-SHAPES = ((384, 100_000), (384, 1_000_000), (1024, 1_000_000), (256, 100_000), (1024, 100_000), (256, 1_000_000))
+SHAPES = ((384, 1_000_000), (384, 65_536), (1024, 1_000_000), (1024, 65_536), (512, 1_000_000), (512, 65_536))
 TRAINED_SHAPES = SHAPES[:2]
 TINY = ((4, 300), (8, 300))
-HEAD_CAPACITY, HEAD_ROWS = 27_648, 384
+HEAD_CAPACITY, HEAD_ROWS = 65_536, 384
+CORRECTNESS = "test_gpu_head.py or test_agrees_with_float64"
 # Shares of the budget after which a stage starts nothing new.
-SHARES = {"build": 0.35, "time": 0.35, "trained": 0.15, "head": 0.12, "tests": 0.6, "sanitizer": 0.2}
+SHARES = {
+    "build": 0.25, "correctness": 0.12, "time": 0.3, "trained": 0.1, "head": 0.1, "sanitizer": 0.2, "tests": 0.3,
+}  # fmt: skip
 
 
 class Report:
@@ -301,7 +306,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="toy shapes and a handful of tests")
-    parser.add_argument("--budget-s", type=float, default=530.0, help="seconds for everything")
+    parser.add_argument("--budget-s", type=float, default=580.0, help="seconds for everything")
     parser.add_argument("--stages", nargs="+", choices=tuple(SHARES), default=list(SHARES))
     parser.add_argument(
         "--output", type=Path, default=None, help="the JSON; default: benchmarks/results/gpu_<card>.json"
@@ -324,14 +329,17 @@ def main(argv: list[str] | None = None) -> int:
     tiny = arguments.tiny
     shapes, dim = (TINY, 64) if tiny else (SHAPES, 512)
     rows, capacity = (8, 64) if tiny else (HEAD_ROWS, HEAD_CAPACITY)
-    selected = ["-k", "nothing_to_sum"] if tiny else ["--deselect", "tests/gpu/test_gpu_sanitizer.py"]
+    without_sanitizer = ["tests/gpu", "--deselect", "tests/gpu/test_gpu_sanitizer.py"]
+    correct = [*without_sanitizer, "-k", "launches_of" if tiny else CORRECTNESS]
+    rest = [*without_sanitizer, "-k", "nothing_to_sum" if tiny else f"not ({CORRECTNESS})"]
     stages = {
         "build": build,
+        "correctness": partial(run_tests, name="correctness", arguments=correct),
         "time": partial(time_task, task=CONTAINER, shapes=shapes, dim=dim),
         "trained": partial(time_task, task=TRAINED_CENTERS, shapes=TINY[:1] if tiny else TRAINED_SHAPES, dim=dim),
         "head": partial(time_head, rows=rows, capacity=capacity, dim=dim),
-        "tests": partial(run_tests, name="gpu", arguments=["tests/gpu", *selected]),
         "sanitizer": partial(run_tests, name="sanitizer", arguments=["tests/gpu/test_gpu_sanitizer.py"]),
+        "tests": partial(run_tests, name="gpu", arguments=rest),
     }
     for name in arguments.stages:
         report.run(name, partial(stages[name], device=device))

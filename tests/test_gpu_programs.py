@@ -25,14 +25,14 @@ def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
 @needs_extension
 def test_the_gpu_benchmark_runs_in_small(tmp_path):
     output = tmp_path / "results" / "gpu.json"
-    stages = ("build", "time", "trained", "head", "tests")
+    stages = ("build", "correctness", "time", "trained", "head", "tests")
     arguments = ["--device", "cpu", "--tiny", "--output", str(output), "--stages", *stages]
     done = run(["benchmarks/gpu.py", *arguments])
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     report = json.loads(output.read_text())
     assert {name: stage["error"] for name, stage in report["stages"].items()} == dict.fromkeys(stages)
     assert report["environment"]["torch"] and any("cuda extension" in line for line in report["info"])
-    assert report["tests"]["gpu"]["counts"]["passed"] > 0
+    assert report["tests"]["gpu"]["counts"]["passed"] > 0 and report["tests"]["correctness"]["counts"]["skipped"] > 0
     timed = {(row["rows"], row["contender"]) for row in report["rows"] if row["case"] == "container"}
     names = ("bare product", "attfc AdaSin, cold [cpu]", "attfc AdaSin, warm [cpu]", "eager ArcFace, as InsightFace")
     assert {(rows, name) for rows in (4, 8) for name in (*names, "torch.compile AdaSin")} <= timed
