@@ -199,7 +199,8 @@ void add(const char* name, void (*change)(Case&), bool small = true) {
   if (!small && testing::small_only()) return;
   Case c;
   change(c);
-  if (testing::small_only()) c.steps = std::min(c.steps, 8);
+  // ThreadSanitizer pays for every CUDA thread.
+  if (testing::small_only()) c.steps = std::min(c.steps, gpu::host::kReuseMemoryAcrossBlocks ? 8 : 3);
   testing::add_case(name, [c] {
     testing::under_schedules(
         227 << 10, [&] { return run(c); }, [](const Container&) {},
