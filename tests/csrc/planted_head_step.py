@@ -321,7 +321,7 @@ HEAD_STEP_FAULTS = (
         "histogram_barrier",
         LINE,
         "",
-        ("refresh.one_slot",),
+        ("refresh.rows_are_slots",),
         "enqueue",
         test="enqueue_test",
     ),
