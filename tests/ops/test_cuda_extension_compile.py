@@ -60,6 +60,9 @@ print(json.dumps({
     "config": _backend.cuda_build_config(),
     "answers": answers,
     "called": sorted(name for name in Called.names if "attfc" in name),
+    # of a "refresh" container, of the backward pass
+    "other_steps": [torch._C._dispatch_has_kernel_for_dispatch_key(f"attfc::{name}", "CUDA")
+                    for name in ("enqueue_refresh", "row_gradients")],
     "loss": [str(loss.device.type), list(loss.shape), str(loss.dtype)],
     "gradient": [str(gradient.dtype), list(gradient.shape)],
     "info": _backend.info(),
@@ -111,7 +114,15 @@ def test_the_kernels_say_what_they_run(told):
 
 
 def test_a_head_step_calls_the_operator_of_the_choice(told):
-    assert told["called"] == ["attfc::negative_logsumexp_cuda"]
+    assert told["called"] == [
+        "attfc::adasin_loss",
+        "attfc::adasin_row_values",
+        "attfc::enqueue_fifo",
+        "attfc::head_rows",
+        "attfc::negative_logsumexp_cuda",
+        "attfc::step_statistics",
+    ]
+    assert told["other_steps"] == [True, True]
     assert told["loss"] == ["cuda", [], "torch.float32"]
     assert told["gradient"] == ["torch.bfloat16", [4096, 512]]
 
