@@ -4,9 +4,11 @@
     python benchmarks/training.py --markdown --output benchmarks/results/training.json
     python benchmarks/training.py --heads fc attfc --backbone iresnet18 --image-size 112
     python benchmarks/training.py --heads fc attfc --row "attfc, gallery of 1" "--gallery-size 1"
+    python benchmarks/training.py --heads fc attfc --threads 1 --row "attfc, K 4" "--probes-per-identity 4"
 
 --row takes any flags of `attfc train`. "of full FC's" is a row's images/s over those of the row `fc` of the same batch,
-image size and backbone.
+image size and backbone; "by CPU" the same from the CPU time of this process, which says more where others use the machine
+too. (It counts no worker processes, and with several threads also those that wait for others.)
 
 Each row trains in a fresh process through `attfc_cuda.train`: the same faces, batches, backbone, schedule and seed. A
 step's time is split with the clock at four borders: into and out of `Objective.forward`, around the encoders inside it,
@@ -67,6 +69,7 @@ class Clock:
         self.head: list[float] = []
         self.gallery: list[float] = []
         self.encoder_images: list[int] = []
+        self.cpu_at: list[float] = []  # CPU seconds of the process when a step's forward pass begins
         self._encoders: dict[str, float] = {}
         self._entered = 0.0
 
@@ -91,6 +94,7 @@ class Clock:
     def step(self, objective: Any, forward: Any, backbone: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The loss; its forward pass is booked, and its backward pass when it runs."""
         self._encoders, start = {}, self.now()
+        self.cpu_at.append(time.process_time())
         begun: dict[str, float] = {}
 
         def follow(module: torch.nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -171,6 +175,7 @@ def measure_here(name: str, flags: str, given: argparse.Namespace) -> dict[str, 
         "image_size": config.dataset.image_size,
         "backbone": config.model.backbone,
         "images_per_s": batch * counted / total,
+        "cpu_s_per_image": (clock.cpu_at[-1] - clock.cpu_at[skipped]) / (batch * (counted - 1)),
         "encoder_images_per_s": sum(clock.encoder_images[skipped : len(steps)]) / total,
         "head_share": sum(clock.head[skipped : len(steps)]) / total,
         "gallery_share": sum(clock.gallery[skipped : len(steps)]) / total,
@@ -200,6 +205,8 @@ COLUMNS = (
     "head",
     "images/s",
     "of full FC's",
+    "CPU ms/image",
+    "by CPU",
     "through an encoder/s",
     "step",
     "head alone",
@@ -213,11 +220,14 @@ COLUMNS = (
 def cells_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     peak = row["peak_mib"] if row["peak_gpu_mib"] is None else row["peak_gpu_mib"]
     same = [other for other in rows if all(other[setting] == row[setting] for setting in SETTINGS)]
-    full_fc = next((other["images_per_s"] for other in same if other["head"] == "fc"), None)
+    full_fc = next((other for other in same if other["head"] == "fc"), None)
+    images, cpu = "images_per_s", "cpu_s_per_image"
     return [
         row["head"],
         f"{row['images_per_s']:.0f}",
-        "-" if full_fc is None else f"{row['images_per_s'] / full_fc:.2f}",
+        "-" if full_fc is None else f"{row[images] / full_fc[images]:.2f}",
+        f"{row[cpu] * 1e3:.2f}",
+        "-" if full_fc is None else f"{full_fc[cpu] / row[cpu]:.2f}",
         f"{row['encoder_images_per_s']:.0f}",
         reports.seconds_text(row["median_s"]),
         f"{row['head_share']:.1%} ({reports.seconds_text(row['head_median_s'])})",

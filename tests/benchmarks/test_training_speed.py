@@ -130,7 +130,8 @@ def test_a_small_run_of_the_command(
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
     cells = [line.split(" | ") for line in lines[2:]]
     assert cells[0][2] == f"{attfc['images_per_s'] / fc['images_per_s']:.2f}" and cells[1][2] == "1.00"
-    assert cells[2][2] == "-", "of another batch than full FC's row"
+    assert cells[2][2] == cells[2][4] == "-", "of another batch than full FC's row"
+    assert cells[0][4] == f"{fc['cpu_s_per_image'] / attfc['cpu_s_per_image']:.2f}" and cells[1][4] == "1.00"
     assert cells[2][-1] == f"{flags} |"
 
 
