@@ -7,8 +7,8 @@
     python benchmarks/training.py --heads fc attfc --threads 1 --row "attfc, K 4" "--probes-per-identity 4"
 
 --row takes any flags of `attfc train`. "of full FC's" is a row's images/s over those of the row `fc` of the same batch,
-image size and backbone; "by CPU" the same from the CPU time of this process, which says more where others use the machine
-too. (It counts no worker processes, and with several threads also those that wait for others.)
+image size and backbone; "by CPU" the same from the CPU time of this process, which says more where others use the
+machine too. (It counts no worker processes, and with several threads also those that wait for others.)
 
 Each row trains in a fresh process through `attfc_cuda.train`: the same faces, batches, backbone, schedule and seed. A
 step's time is split with the clock at four borders: into and out of `Objective.forward`, around the encoders inside it,

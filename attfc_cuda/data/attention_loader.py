@@ -29,14 +29,15 @@ class Batch(NamedTuple):
 
     Attributes:
         probe: [B, 3, H, W].
-        gallery: [B, r, 3, H, W]; with `probes_per_identity` above 1 [U, 3, H, W], each image once.
+        gallery: [B, r, 3, H, W]; where probes share it [U, 3, H, W], each image once; [0, 3, H, W] in a step that goes
+            on with the gallery of the step before.
         labels: [B] int64.
         negatives: [M, 3, H, W], M may be 0: images of identities with too few images to be probes, whose class centres
             serve as negatives only.
         negative_labels: [M] int64.
         gallery_rows: [B, r] int64, which of the gallery's images are each probe's, counted over all of its dimensions
-            before the last three: what `AttFC` takes as `gallery_rows` with the embeddings [.., D] of the images
-            `gallery.flatten(0, -4)`.
+            before the last three: what `AttFC` takes as `gallery_rows` with the embeddings [U, D] of the images
+            `gallery.flatten(0, -4)`, or of those of the last batch that had any.
     """
 
     probe: torch.Tensor  # [B,3,H,W]
@@ -61,7 +62,8 @@ class _Assembler(Dataset):
     def __init__(self, dataset: FaceDataset, augmentation: Augmentation):
         self.dataset, self.augmentation = dataset, augmentation
 
-    def __getitem__(self, plan: BatchPlan) -> tuple[Batch, str | None] | UnreadableImage:
+    def __getitem__(self, plan: BatchPlan) -> tuple[Batch, str | None, np.ndarray] | UnreadableImage:
+        """The batch, the reason, and which gallery images could be read: their rows still count, see `leave_out`."""
         dataset, sizes = self.dataset, [images.size for images in plan[:3]]
         indices = np.concatenate([plan.probe, plan.gallery.reshape(-1), plan.negatives])
         mirrored = np.concatenate([plan.mirror_probe, plan.mirror_gallery.reshape(-1), plan.mirror_negatives])
@@ -84,13 +86,20 @@ class _Assembler(Dataset):
         probe, gallery, negatives = ready.split(sizes)
         gallery = gallery.unflatten(0, plan.gallery.shape)
         probe_readable, gallery_readable, negative_readable = np.split(readable, np.cumsum(sizes)[:-1])
-        row_readable = probe_readable & gallery_readable[plan.gallery_rows].all(axis=1)
         labels, negative_labels, gallery_rows = map(torch.from_numpy, (
-            np.where(row_readable, dataset.labels[plan.probe], -1).astype(np.int64),
+            np.where(probe_readable, dataset.labels[plan.probe], -1).astype(np.int64),
             np.where(negative_readable, dataset.labels[plan.negatives], -1).astype(np.int64),
             plan.gallery_rows,
         ))  # fmt: skip
-        return Batch(probe, gallery, labels, negatives, negative_labels, gallery_rows), reason
+        return Batch(probe, gallery, labels, negatives, negative_labels, gallery_rows), reason, gallery_readable
+
+
+def leave_out(batch: Batch, gallery_readable: np.ndarray) -> Batch:
+    """The batch, with label -1 where a gallery image could not be read."""
+    if gallery_readable.all():
+        return batch
+    readable = torch.from_numpy(gallery_readable)[batch.gallery_rows].all(dim=1)
+    return batch._replace(labels=torch.where(readable, batch.labels, -1))
 
 
 def _as_is(item: Any) -> Any:
@@ -107,7 +116,8 @@ class _Plans:
         loader = self._of
         epoch, first = loader._epoch, loader._batch
         for batch in range(first, len(loader)):
-            yield loader.sampler.plan(epoch, batch, loader.mirror, loader.augmentation.random)
+            # Whoever begins between the steps of a gallery has not seen it.
+            yield loader.sampler.plan(epoch, batch, loader.mirror, loader.augmentation.random, batch == first)
 
 
 def _labels_crc32(labels: np.ndarray) -> int:
@@ -133,6 +143,11 @@ class AttentionLoader:
     and each probe takes the others than itself. Each image is in `gallery` once. A network then embeds about
     gallery_size / K gallery images a probe instead of gallery_size.
 
+    With `gallery_steps` T above 1 they share it over T batches, which have K probes of an identity each: the first of
+    them brings the gallery images for all, and the others none (`gallery` is empty, `gallery_rows` goes on counting in
+    that of the first). So batches keep their many identities, gallery_size / (K T) images a probe are embedded, and
+    centres are up to T - 1 steps old. An iteration that begins between these steps brings the gallery once more.
+
     Several processes (DistributedDataParallel): give each loader the same arguments but its own `rank`. Each batch is
     cut over them in its order, into parts that are equal up to a row, as `attfc train` does: a step sees the same
     images whatever the number of processes, and a saved position fits any number of them.
@@ -153,6 +168,7 @@ class AttentionLoader:
             batches; an int fixes M, of all processes together (at most the number of such images), going round them as
             often as it takes.
         probes_per_identity: K, 1 to 64. 1: probes in random order, each with a gallery of its own.
+        gallery_steps: T, 1 to 64 / K: batches that share their gallery images.
         augment: "none", or what is done to each image by itself, see `Augmentation`: "flip" mirrors it with probability
             1/2; "flip,crop,photometric,gray,lowres" also cuts, recolours and blurs some.
         drop_last: Leave out the last, short batch of an epoch.
@@ -192,6 +208,7 @@ class AttentionLoader:
         num_workers: int = 0,
         max_unreadable: float = 0.05,
         probes_per_identity: int = 1,
+        gallery_steps: int = 1,
     ):
         self.augmentation = Augmentation(augment, dataset.image_size)
         self.dataset, self.mirror = dataset, self.augmentation.flip
@@ -201,7 +218,7 @@ class AttentionLoader:
         self.max_unreadable = max_unreadable
         self.sampler = AttentionSampler(
             dataset, batch_size, gallery_size, seed, min_images, negatives_per_batch, drop_last, rank, world_size,
-            probes_per_identity,
+            probes_per_identity, gallery_steps,
         )  # fmt: skip
         self.num_probes, self.num_classes = self.sampler.num_probes, len(dataset.identities)
         self.ignored_rows = 0
@@ -216,6 +233,7 @@ class AttentionLoader:
             "gallery_size": self.sampler.gallery_size,
             "min_images": self.sampler.min_images,
             "probes_per_identity": self.sampler.probes_per_identity,
+            "gallery_steps": self.sampler.gallery_steps,
             "negatives_per_batch": negatives_per_batch,
             "augment": augment,
             "drop_last": bool(drop_last),
@@ -244,13 +262,21 @@ class AttentionLoader:
         for batch_index, item in enumerate(self._loader, first):
             if isinstance(item, UnreadableImage):
                 raise item
-            batch, reason = item
-            if reason is not None or self._unreadable:
+            batch, reason, readable = item
+            if len(readable):
+                gallery_readable = readable
+            batch = leave_out(batch, gallery_readable)
+            if reason is not None or self._unreadable or not gallery_readable.all():
                 self._watch_unreadable(batch, reason)
             self._rows += len(batch.labels)
             self._epoch, self._batch = divmod(epoch * len(self) + batch_index + 1, len(self))
             self.ignored_rows += int((batch.labels < 0).sum() + (batch.negative_labels < 0).sum())
             yield batch
+
+    @property
+    def between_steps_of_a_gallery(self) -> bool:
+        """Whether the next batch goes on with the gallery of the one before."""
+        return self._batch != self.sampler.steps_of_gallery(self._batch)[0]
 
     def close(self) -> None:
         """End the worker processes, which otherwise wait for the next epoch; iterating again starts others."""
@@ -296,7 +322,7 @@ class AttentionLoader:
                     "AttentionLoader.load_state_dict", "identities", "be those of the saved state", difference,
                     "labels would mean other people: restore the data, or start anew",
                 )  # fmt: skip
-        state = {"probes_per_identity": 1, **state}  # an earlier release drew no more
+        state = {"probes_per_identity": 1, "gallery_steps": 1, **state}  # an earlier release drew no more
         for name, value in self._identity.items():
             if name not in state or state[name] != value:
                 raise error(
@@ -329,8 +355,10 @@ class AttentionLoader:
             f"  never probes, negatives only: {sampler.num_negatives} images of "
             f"{self.num_classes - probe_identities} identities with fewer ({per_batch})",
         ]
-        if sampler.probes_per_identity > 1:
-            lines.append(f"  {sampler.probes_per_identity} probes of an identity together, which share its gallery")
+        if sampler.group > 1:
+            steps = f" in each of {sampler.gallery_steps} batches" if sampler.gallery_steps > 1 else ""
+            probes = "probe" if sampler.probes_per_identity == 1 else "probes"
+            lines.append(f"  {sampler.probes_per_identity} {probes} of an identity{steps} share its gallery")
         if self.ignored_rows:
             lines.append(f"  rows ignored so far because an image could not be read: {self.ignored_rows}")
         return "\n".join(lines)

@@ -36,9 +36,11 @@ MOST_PROBES = 64
 class BatchPlan(NamedTuple):
     """Image indices of one batch and which of them to mirror: probe [B], gallery [B,r], negatives [M].
 
-    Where probes share gallery images, each of these comes once: gallery [U].
+    Where probes share gallery images, each of these comes once: gallery [U]; where steps share them, in the first of
+    the steps, and gallery is empty in the others.
 
-    gallery_rows: int64 [B,r], the gallery images of each probe, as numbers of those in `gallery`.
+    gallery_rows: int64 [B,r], the gallery images of each probe, as numbers of those in the last `gallery` that was not
+        empty.
     seeds: uint64 [B + gallery.size + M], of each image's augmentation, in the order probe, gallery, negatives; [0]
         without.
     """
@@ -96,12 +98,18 @@ class AttentionSampler:
         rank: int,
         world_size: int,
         probes_per_identity: int = 1,
+        gallery_steps: int = 1,
     ):
         here = "AttentionLoader"
         self.batch_size = checked_int(here, "batch_size", batch_size, 1)
         # The random word that mirrors a row has a bit for the probe and one for each gallery image.
         self.gallery_size = checked_int(here, "gallery_size", gallery_size, 0, 63)
         self.probes_per_identity = checked_int(here, "probes_per_identity", probes_per_identity, 1, MOST_PROBES)
+        self.gallery_steps = checked_int(here, "gallery_steps", gallery_steps, 1, MOST_PROBES)
+        self.group = self.probes_per_identity * self.gallery_steps  # probes that share a gallery
+        if self.group > MOST_PROBES:
+            rule = f"make at most {MOST_PROBES} with {self.probes_per_identity} probes of an identity a step"
+            raise error(here, "gallery_steps", rule, self.gallery_steps)
         self.seed = checked_int(here, "seed", seed, 0, MAX_SEED)
         self.min_images = checked_int(here, "min_images", min_images, 1)
         self.world_size = checked_int(here, "world_size", world_size, 1)
@@ -153,16 +161,31 @@ class AttentionSampler:
         """Draw the order of an epoch as a whole, as earlier releases did for any number of images; None: by size."""
         offsets, seed, has_probes = self.offsets, self.seed, self.counts >= self.min_images
         self._probes: _SingleImages | GroupedProbes
-        if self.probes_per_identity == 1:
+        if self.group == 1:
             self._probes = _SingleImages(offsets, has_probes, seed, PROBE_ORDER, stored)
         else:
-            self._probes = GroupedProbes(offsets, has_probes, self.probes_per_identity, seed, stored)
+            self._probes = GroupedProbes(offsets, has_probes, self.group, seed, stored)
         self._negatives = _SingleImages(offsets, ~has_probes, seed, NEGATIVE_ORDER, stored)
+        self._drawn_of: tuple[int, range] | None = None
 
-    def plan(self, epoch: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
-        """This process's part of a batch: rows floor(B rank / world_size) to floor(B (rank + 1) / world_size) of
-        `whole_plan`, and so many of its negatives."""
-        whole = self.whole_plan(epoch, batch, mirror, augmented)
+    def steps_of_gallery(self, batch: int) -> range:
+        """The batches that share their gallery images with this one; a last, short batch has its own."""
+        first = batch - batch % self.gallery_steps
+        whole = self.used_probes // self.batch_size
+        return range(first, min(first + self.gallery_steps, whole)) if batch < whole else range(batch, batch + 1)
+
+    def plan(
+        self, epoch: int, batch: int, mirror: bool, augmented: bool = False, with_gallery: bool = False
+    ) -> BatchPlan:
+        """This process's part of a batch: rows floor(B rank / world_size) to floor(B (rank + 1) / world_size) of all,
+        and so many of its negatives. `with_gallery`: also in a step that is not the first of its gallery's."""
+        whole, rows_of_steps = self._whole_plan(epoch, batch, mirror, augmented)
+        if batch != self.steps_of_gallery(batch)[0] and not with_gallery:
+            seeds = whole.seeds
+            if len(seeds):
+                seeds = np.delete(seeds, np.s_[len(whole.probe) : len(whole.probe) + whole.gallery.size])
+            nothing = {"gallery": whole.gallery[:0], "mirror_gallery": whole.mirror_gallery[:0], "seeds": seeds}
+            whole = whole._replace(**nothing)
         if self.world_size == 1:
             return whole
 
@@ -172,8 +195,9 @@ class AttentionSampler:
 
         rows = mine(whole.gallery_rows)
         if whole.gallery.ndim == 1:  # images that the probes here share, with each other or with another process's
-            of_mine, numbers = np.unique(rows, return_inverse=True)
-            rows = numbers.reshape(rows.shape)
+            of_mine = np.unique([mine(rows_of_step) for rows_of_step in rows_of_steps])
+            rows = np.searchsorted(of_mine, rows)
+            of_mine = of_mine[: len(of_mine) if len(whole.gallery) else 0]
         else:
             of_mine, rows = rows, np.arange(rows.size).reshape(rows.shape)
 
@@ -186,32 +210,50 @@ class AttentionSampler:
             seeds = np.concatenate([part.reshape(-1) for part in cut(*one_each)])
         return BatchPlan._make([*cut(*whole[:3]), *cut(*whole[3:6]), seeds, rows])
 
-    def whole_plan(self, epoch: int, batch: int, mirror: bool, augmented: bool = False) -> BatchPlan:
-        """The batch of all processes together."""
-        first = batch * self.batch_size
-        positions = np.arange(first, min(first + self.batch_size, self.used_probes))
-        rows = len(positions)
+    def _whole_plan(self, epoch: int, batch: int, mirror: bool, augmented: bool) -> tuple[BatchPlan, np.ndarray]:
+        """The batch of all processes together, with its gallery; and the gallery_rows of all of the gallery's steps."""
+        steps = self.steps_of_gallery(batch)
+        if (epoch, steps) != self._drawn_of:
+            self._drawn_of, self._drawn = (epoch, steps), self._draw(epoch, steps)
+        slots, mirror_probe, gallery, mirror_gallery = self._drawn
+        # Row i of each step comes from the same part of the line, where probes that share a gallery lie together.
+        of_step = self._rows_of_steps(len(slots) // len(steps), len(steps))
+        here = of_step[batch - steps[0]]
+        negatives, mirror_negatives, first_negative = self._negatives_of(epoch, batch)
+        seeds = np.empty(0, dtype=np.uint64)
+        if augmented:
+            most = self.gallery_size + (self.group > 1)  # of an identity, or of a probe
+            of_rows = self._words(AUGMENTATION, epoch, steps[0] * self.batch_size, len(slots), 1 + most)
+            of_negatives = self._words(NEGATIVE_AUGMENTATION, epoch, first_negative, len(negatives), 1)
+            of_gallery = of_rows[gallery.probe, 1 + gallery.place]
+            seeds = np.concatenate([of_rows[here, 0], of_gallery.reshape(-1), of_negatives[:, 0]])
+        mirrored = (bits & np.uint64(mirror) for bits in (mirror_probe[here], mirror_gallery, mirror_negatives))
+        images = map(self._images_at, (slots[here], gallery.slots, negatives))
+        plan = BatchPlan._make([*images, *(bits.astype(bool) for bits in mirrored), seeds, gallery.rows[here]])
+        return plan, gallery.rows[of_step]
+
+    def _draw(self, epoch: int, steps: range) -> tuple[np.ndarray, np.ndarray, Gallery, np.ndarray]:
+        """For some steps together: slots of the probes and random bits to mirror them, and the same of the gallery."""
+        first = steps[0] * self.batch_size
+        positions = np.arange(first, min(steps.stop * self.batch_size, self.used_probes))
         slots = self._probes.at(epoch, positions)
-        words = self._words(PICKS, epoch, first, rows, max(1 + self.gallery_size, 3))
-        mirror_probe = words[:, 0] & np.uint64(1)
-        if self.probes_per_identity == 1:
+        words = self._words(PICKS, epoch, first, len(slots), max(1 + self.gallery_size, 3))
+        if self.group == 1:
             gallery = self._own_galleries(slots, unit_interval(words[:, 1 : 1 + self.gallery_size]))
             mirror_gallery = words[gallery.probe, 0] >> (gallery.place + 1).astype(np.uint64)
         else:
             gallery = share_galleries(self.offsets, slots, words[:, 1], self.gallery_size)
             mirror_gallery = words[gallery.probe, 2] >> gallery.place.astype(np.uint64)
+        return slots, words[:, 0] & np.uint64(1), gallery, mirror_gallery & np.uint64(1)
 
-        negatives, mirror_negatives, first_negative = self._negatives_of(epoch, batch)
-        seeds = np.empty(0, dtype=np.uint64)
-        if augmented:
-            most = self.gallery_size + (self.probes_per_identity > 1)  # of an identity, or of a probe
-            of_rows = self._words(AUGMENTATION, epoch, first, rows, 1 + most)
-            of_negatives = self._words(NEGATIVE_AUGMENTATION, epoch, first_negative, len(negatives), 1)
-            of_gallery = of_rows[gallery.probe, 1 + gallery.place]
-            seeds = np.concatenate([of_rows[:, 0], of_gallery.reshape(-1), of_negatives[:, 0]])
-        mirrored = (bits & np.uint64(mirror) for bits in (mirror_probe, mirror_gallery, mirror_negatives))
-        images = map(self._images_at, (slots, gallery.slots, negatives))
-        return BatchPlan._make([*images, *(bits.astype(bool) for bits in mirrored), seeds, gallery.rows])
+    def _rows_of_steps(self, rows: int, steps: int) -> np.ndarray:
+        """Positions of the rows of each of some steps among those of all of them, [steps, rows]: `probes_per_identity`
+        neighbours a step, then so many in the next, and again from the first."""
+        together = self.probes_per_identity
+        line = np.arange(steps * rows)
+        whole = rows - rows % together
+        parts = line[: steps * whole].reshape(-1, steps, together), line[steps * whole :].reshape(1, steps, -1)
+        return np.concatenate([part.swapaxes(0, 1).reshape(steps, -1) for part in parts], axis=1)
 
     def _words(self, stream: int, epoch: int, first: int, rows: int, per_row: int) -> np.ndarray:
         """Random words of consecutive positions of the epoch, uint64 [rows, per_row], the same in any batch size."""

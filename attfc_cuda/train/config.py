@@ -63,7 +63,7 @@ _SEEDS = Range(0, 2**63 - 1)
 
 RANGES = {
     "image_size": Range(16), "batch_size": Range(1), "gallery_size": Range(1, 63), "min_images": Range(1),
-    "probes_per_identity": Range(1, 64),
+    "probes_per_identity": Range(1, 64), "gallery_steps": Range(1, 64),
     "negatives_per_batch": Range(0), "max_unreadable": _SHARE, "workers": Range(0),
     "embedding_dim": Range(1),
     "sample_rate": Range(0, 1, open_low=True), "scale": _POSITIVE, "capacity": Range(1),
@@ -99,6 +99,10 @@ class DatasetConfig:
     probes_per_identity: int = 1
     """Probes of an identity that are drawn together and share its gallery images, each of which goes through the
     momentum encoder once a batch; smaller groups where it has fewer images. 1: each probe has a gallery of its own."""
+    gallery_steps: int = 1
+    """Steps in a row that share gallery images: the probes that share them come in that many batches, and the images go
+    through the momentum encoder in the first, so that class centres are a few steps old and batches of many identities.
+    """
     negatives_per_batch: int | Literal["auto"] = "auto"
     """Images a step of identities that are negatives only; `auto`: each is seen about once an epoch; 0: none."""
     augment: str = "flip"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from attfc_cuda import margins
 from attfc_cuda._check import error
@@ -54,6 +55,14 @@ class Objective(nn.Module):
 
     def after_step(self, backbone: nn.Module, momentum: float) -> None:
         """Called once the optimizer has moved the backbone."""
+
+    @property
+    def kept_gallery(self) -> Tensor | None:
+        """Embeddings of gallery images that coming steps share with the last one; None: it needs none."""
+        return None
+
+    def restore_gallery(self, embeddings: Tensor | None) -> None:
+        """Go on with a `kept_gallery`: take it in place of that of the next batch's images."""
 
     def fuse_optimizer(
         self, config: OptimizerConfig, lr: float, scaler: torch.amp.GradScaler
@@ -107,8 +116,12 @@ class AttFCObjective(Objective):
         super().__init__()
         options = config.head
         self.split = options.split_gallery
+        self._gallery: Tensor | None = None
+        self._restored = False
         self.encoder = MomentumEncoder(backbone, buffers=options.encoder_buffers)
         self.encoder.train(options.encoder_mode == "train")
+        if loader.sampler.gallery_steps > 1 and options.encoder_mode == "train":
+            _refuse_single_negatives(self.encoder, loader)
         self.head = AttFC(
             dim=config.model.embedding_dim,
             capacity=container_capacity(loader, config),
@@ -127,23 +140,32 @@ class AttFCObjective(Objective):
 
     def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:
         embeddings = backbone(batch.probe)
-        gallery = batch.gallery.flatten(0, -4)
-        images = len(gallery)
-        if len(batch.negatives) == 0:
-            gallery, negatives = self.encoder(gallery), None
+        images, negatives = batch.gallery.flatten(0, -4), batch.negatives if len(batch.negatives) else None
+        if self._restored or len(images) == 0:  # the embeddings are there, see `AttentionLoader`
+            negatives = None if negatives is None else self.encoder(negatives)
+        elif negatives is None:
+            self._gallery = self.encoder(images)
         elif self.split:
-            gallery, negatives = self.encoder(gallery), self.encoder(batch.negatives)
+            self._gallery, negatives = self.encoder(images), self.encoder(negatives)
         else:
-            both = self.encoder(torch.cat([gallery, batch.negatives]))
-            gallery, negatives = both[:images], both[images:]
+            both = self.encoder(torch.cat([images, negatives]))
+            self._gallery, negatives = both[: len(images)], both[len(images) :]
+        self._restored = False
         return self.head(
             embeddings,
             batch.labels,
-            gallery,
+            self._gallery,
             gallery_rows=batch.gallery_rows,
             extra_centers=negatives,
             extra_labels=None if negatives is None else batch.negative_labels,
         )
+
+    @property
+    def kept_gallery(self) -> Tensor | None:
+        return self._gallery
+
+    def restore_gallery(self, embeddings: Tensor | None) -> None:
+        self._gallery, self._restored = embeddings, embeddings is not None
 
     def resize_classes(self, mapping: Tensor, optimizer: torch.optim.Optimizer) -> None:
         self.head.resize_classes(mapping)
@@ -242,6 +264,20 @@ class TrainedCentersObjective(Objective):
         backend = _backend.choose(self.head.backend, self.head.centers, self.head.centers)
         sampled = f", {self.options.sample_rate:.3g} of them a step" if head == "PartialFC" else ""
         return f"head          {head} with {margin}, {self.head.num_classes} centres{sampled}, backend {backend}"
+
+
+def _refuse_single_negatives(encoder: nn.Module, loader: AttentionLoader) -> None:
+    """Raise ValueError where a step that goes on with the gallery of another would normalise one negative by itself."""
+    sampler, steps = loader.sampler, len(loader)
+    each = sampler.negatives_per_batch
+    counts = {sampler.num_negatives // steps, -(-sampler.num_negatives // steps)} if each is None else {each}
+    shares = {count + more for count in counts for more in (0, sampler.world_size - 1)}
+    if 1 in {share // sampler.world_size for share in shares} and any(
+        isinstance(module, _BatchNorm) for module in encoder.modules()
+    ):
+        rule = "give each process none or at least 2 in a step, where BatchNorm meets them without a gallery"
+        remedy = "set --negatives-per-batch, or --gallery-steps 1"
+        raise error("train", "negatives_per_batch", rule, "auto" if each is None else each, remedy)
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # elsewhere, and are known by their identities (`data_identity`).
 FIXED = {
     "dataset": (
-        "image_size", "batch_size", "gallery_size", "min_images", "probes_per_identity", "negatives_per_batch",
-        "augment",
+        "image_size", "batch_size", "gallery_size", "min_images", "probes_per_identity", "gallery_steps",
+        "negatives_per_batch", "augment",
     ),
     "model": ("backbone", "backbone_options", "embedding_dim"),
     "head": (

@@ -169,6 +169,8 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the following steps depend on; with a group, but for what is split over it."""
         objective, rng = self.objective.state_dict(), checkpoint.rng_state()
+        gallery = self.objective.kept_gallery if self.loader.between_steps_of_a_gallery else None
+        gallery = None if gallery is None else gallery.cpu()
         optimizers = [None if optimizer is None else optimizer.state_dict() for optimizer in self.optimizers]
         if self.group is not None:
             objective = split_state.without_parts(objective, self.objective)
@@ -190,6 +192,7 @@ class Training:
             "loader": self.loader.state_dict(),
             "rng": rng,
             "rng_of_rank": [] if self.group is None else self.group.from_all(rng),
+            "gallery_of_rank": [gallery] if self.group is None else self.group.from_all(gallery),
             "processes": 1 if self.group is None else self.group.count,
         }
 
@@ -267,6 +270,10 @@ class Training:
             epoch = loader["pass"] + (loader["batch"] > 0)
             loader = {**self.loader.state_dict(), "pass": epoch, "batch": 0}
         self.loader.load_state_dict(loader)
+        galleries = state.get("gallery_of_rank", [])
+        if not other_data and len(galleries) == (1 if self.group is None else self.group.count):
+            gallery = galleries[0 if self.group is None else self.group.rank]
+            self.objective.restore_gallery(None if gallery is None else gallery.to(self.device))
         rank, states = (0 if self.group is None else self.group.rank), state.get("rng_of_rank", [])
         if rank == 0 or rank < len(states):
             checkpoint.set_rng_state(states[rank] if rank else state["rng"])
@@ -324,6 +331,7 @@ def build_loader(
         num_workers=options.workers,
         max_unreadable=options.max_unreadable,
         probes_per_identity=options.probes_per_identity,
+        gallery_steps=options.gallery_steps,
     )
 
 

@@ -95,7 +95,40 @@ def test_probes_of_an_identity_share_its_gallery():
         images, seconds = images + len(gallery), seconds + batch.gallery_rows.numel()
     assert sorted(seen) == np.flatnonzero(np.bincount(dataset.labels)[dataset.labels] > 1).tolist()
     assert images < 0.6 * seconds
-    assert "  4 probes of an identity together, which share its gallery" in loader.report()
+    assert "  4 probes of an identity share its gallery" in loader.report()
+
+
+def _galleries(batches):
+    """The gallery images of each row of each batch, from its own or the last batch that had any."""
+    for batch in batches:
+        if len(batch.gallery):
+            images = batch.gallery.flatten(0, -4)
+        yield images[batch.gallery_rows]
+
+
+def test_steps_share_a_gallery_and_a_run_resumes_between_them():
+    def make():
+        return AttentionLoader(NumberedFaces([9] * 16 + [1] * 5), 12, 2, seed=4, gallery_steps=5)
+
+    loader, whole, states = make(), [], []
+    for _ in range(2):
+        for batch in loader:
+            whole.append(batch)
+            states.append((loader.state_dict(), loader.between_steps_of_a_gallery))
+    assert [len(batch.gallery) > 0 for batch in whole[:12]] == [number % 5 == 0 for number in range(12)]
+    assert [between for _, between in states[:12]] == [number % 5 != 0 for number in range(1, 12)] + [False]
+    assert "  1 probe of an identity in each of 5 batches share its gallery" in loader.report()
+    galleries = list(_galleries(whole))
+    for stop in (1, 5, 7, 14):
+        resumed, rest = make(), []
+        resumed.load_state_dict(states[stop - 1][0])
+        while len(rest) < 24 - stop:
+            rest += list(resumed)
+        assert len(rest[0].gallery) > 0  # of a step in between too
+        assert all(map(torch.equal, galleries[stop:], _galleries(rest)))
+        for ours, theirs in zip(whole[stop:], rest, strict=True):
+            fields = ("probe", "labels", "negatives", "negative_labels", "gallery_rows")
+            assert all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in fields)
 
 
 def test_without_a_gallery_the_probes_are_the_same():
@@ -280,7 +313,9 @@ def test_orders_of_both_kinds_resume(counts, together, monkeypatch):
 def test_states_of_earlier_releases():
     loader = AttentionLoader(NumberedFaces([3] * 10), 4)
     state = loader.state_dict()
-    earlier = {name: state[name] for name in state.keys() - {"order", "identities", "probes_per_identity"}}
+    earlier = {
+        name: state[name] for name in state.keys() - {"order", "identities", "probes_per_identity", "gallery_steps"}
+    }
     loader.load_state_dict({**earlier, "batch": 2, "world_size": 1})
     assert loader.state_dict() == {**state, "batch": 2}
     with pytest.raises(ValueError, match="world_size must be 1 in a state of an earlier release, got 2; start anew"):
@@ -290,12 +325,13 @@ def test_states_of_earlier_releases():
         shared.load_state_dict(earlier)
 
 
-def test_an_unreadable_gallery_image_leaves_out_the_rows_that_share_it():
-    dataset = NumberedFaces([6] * 4, broken={1}, on_bad_image="skip")
-    loader = AttentionLoader(dataset, 8, 2, probes_per_identity=4, augment="none")
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_unreadable_gallery_image_leaves_out_the_rows_that_share_it(steps):
+    dataset = NumberedFaces([6] * 8, broken={1}, on_bad_image="skip")
+    loader = AttentionLoader(dataset, 8, 2, probes_per_identity=4 // steps, gallery_steps=steps, augment="none")
     with pytest.warns(UserWarning, match="row ignored: image 1 is broken"):
         batches = list(loader)
-    plans = [loader.sampler.plan(0, number, False) for number in range(len(batches))]
+    plans = [loader.sampler.plan(0, number, False, with_gallery=True) for number in range(len(batches))]
     left_out = 0
     for batch, plan in zip(batches, plans, strict=True):
         bad = (plan.probe == 1) | (plan.gallery[plan.gallery_rows] == 1).any(axis=1)
@@ -397,6 +433,9 @@ def test_report():
         ({"probes_per_identity": 0}, ValueError, "probes_per_identity must lie in 1 to 64, got 0"),
         ({"probes_per_identity": 65}, ValueError, "probes_per_identity must lie in 1 to 64, got 65"),
         ({"probes_per_identity": 2.0}, TypeError, "probes_per_identity must be an int, got 2.0"),
+        ({"gallery_steps": 0}, ValueError, "gallery_steps must lie in 1 to 64, got 0"),
+        ({"gallery_steps": 17, "probes_per_identity": 4}, ValueError,
+         "gallery_steps must make at most 64 with 4 probes of an identity a step, got 17"),
         ({"seed": -1}, ValueError, "seed must lie in 0 to 18446744073709551615, got -1"),
         ({"min_images": 0}, ValueError, "min_images must be at least 1, got 0"),
         ({"min_images": 4}, ValueError, "dataset must have an identity with at least min_images = 4 images, got at "

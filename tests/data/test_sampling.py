@@ -18,10 +18,11 @@ def _dataset(counts, shuffle_seed=None):
 
 
 def _sampler(dataset, batch_size=4, gallery_size=2, seed=0, min_images=2, negatives="auto", drop_last=False, rank=0,
-             world_size=1, probes_per_identity=1):  # fmt: skip
+             world_size=1, probes_per_identity=1, gallery_steps=1):  # fmt: skip
     return AttentionSampler(
-        dataset, batch_size, gallery_size, seed, min_images, negatives, drop_last, rank, world_size, probes_per_identity
-    )
+        dataset, batch_size, gallery_size, seed, min_images, negatives, drop_last, rank, world_size,
+        probes_per_identity, gallery_steps,
+    )  # fmt: skip
 
 
 def _epoch(sampler, epoch=0):

@@ -9,8 +9,18 @@ from test_sampling import _dataset, _sampler
 counts_of_identities = st.lists(st.integers(1, 12), min_size=1, max_size=25).filter(lambda counts: max(counts) >= 2)
 
 
-def _plans(sampler, epoch=0, augmented=False):
-    return [sampler.plan(epoch, batch, True, augmented) for batch in range(sampler.num_batches)]
+def _plans(sampler, epoch=0):
+    return [sampler.plan(epoch, batch, True) for batch in range(sampler.num_batches)]
+
+
+def _windows(sampler, epoch=0):
+    """The plans of the steps that share a gallery, epoch in order."""
+    first = 0
+    while first < sampler.num_batches:
+        steps = sampler.steps_of_gallery(first)
+        assert steps[0] == first and all(sampler.steps_of_gallery(batch) == steps for batch in steps)
+        yield [sampler.plan(epoch, batch, True, True) for batch in steps]
+        first = steps.stop
 
 
 @settings(deadline=None, max_examples=200)
@@ -18,72 +28,98 @@ def _plans(sampler, epoch=0, augmented=False):
     counts=counts_of_identities,
     batch_size=st.integers(1, 20),
     gallery_size=st.integers(0, 5),
-    together=st.integers(2, 7),
+    together=st.integers(1, 5),
+    steps=st.integers(1, 4),
     seed=st.integers(0, 2**64 - 1),
     epoch=st.integers(0, 3),
 )
-def test_one_epoch_against_the_contract(counts, batch_size, gallery_size, together, seed, epoch):
+def test_one_epoch_against_the_contract(counts, batch_size, gallery_size, together, steps, seed, epoch):
+    together += together == steps == 1
     dataset, counts = _dataset(counts, shuffle_seed=seed % 1000), np.array(counts)
-    sampler = _sampler(dataset, batch_size, gallery_size, seed, probes_per_identity=together)
-    plans = _plans(sampler, epoch, augmented=True)
+    sampler = _sampler(dataset, batch_size, gallery_size, seed, probes_per_identity=together, gallery_steps=steps)
+    windows = list(_windows(sampler, epoch))
+    plans = sum(windows, [])
+    assert len(plans) == sampler.num_batches and {len(window) for window in windows[:-2]} <= {steps}
     is_probe = counts[dataset.labels] >= 2
     assert np.array_equal(np.sort(np.concatenate([plan.probe for plan in plans])), np.flatnonzero(is_probe))
     assert np.array_equal(np.sort(np.concatenate([plan.negatives for plan in plans])), np.flatnonzero(~is_probe))
-    for plan in plans:
-        labels, rows = dataset.labels[plan.probe], plan.gallery_rows
-        assert rows.shape == (len(plan.probe), gallery_size)
-        assert plan.gallery.shape == plan.mirror_gallery.shape == (len(set(plan.gallery.tolist())),)  # each once
+    for batch, plan in enumerate(plans):
         assert len(plan.seeds) == len(plan.probe) + len(plan.gallery) + len(plan.negatives)
-        assert np.array_equal(np.unique(rows), np.arange(len(plan.gallery)))  # none for nothing
-        for probe, label, row in zip(plan.probe, labels, plan.gallery[rows], strict=True):
+        again = sampler.plan(epoch, batch, True, True, with_gallery=True)
+        assert np.array_equal(again.gallery_rows, plan.gallery_rows) and np.array_equal(again.probe, plan.probe)
+        begun = next(window[0] for window in windows if any(plan is other for other in window))
+        assert np.array_equal(again.gallery, begun.gallery)
+    for window in windows:
+        shared, probes = window[0].gallery, np.concatenate([plan.probe for plan in window])
+        rows = np.concatenate([plan.gallery_rows for plan in window])
+        assert all(plan.gallery.shape == plan.mirror_gallery.shape == (0,) for plan in window[1:])
+        assert shared.shape == window[0].mirror_gallery.shape == (len(set(shared.tolist())),)  # each once
+        assert rows.shape == (len(probes), gallery_size)
+        assert np.array_equal(np.unique(rows), np.arange(len(shared)))  # none for nothing
+        labels = dataset.labels[probes]
+        for probe, label, row in zip(probes, labels, shared[rows], strict=True):
             assert (dataset.labels[row] == label).all() and probe not in row
             assert len(set(row)) == min(gallery_size, counts[label] - 1)  # repeats only when there must be
-        for label, probes in zip(*np.unique(labels, return_counts=True), strict=True):
-            shared = plan.gallery[dataset.labels[plan.gallery] == label]
-            free = counts[label] - probes
+        for label, drawn in zip(*np.unique(labels, return_counts=True), strict=True):
+            own = shared[dataset.labels[shared] == label]
+            free = counts[label] - drawn
             if free >= gallery_size:
-                assert len(shared) == gallery_size and not set(shared) & set(plan.probe)
+                assert len(own) == gallery_size and not set(own) & set(probes)
             else:
-                assert len(shared) == min(gallery_size + (probes > 1), counts[label] - (probes == 1))
-                assert len(set(shared) - set(plan.probe)) == free
+                assert len(own) == min(gallery_size + (drawn > 1), counts[label] - (drawn == 1))
+                assert len(set(own) - set(probes)) == free
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     counts=counts_of_identities,
     batch_size=st.integers(4, 20),
-    together=st.integers(2, 7),
+    together=st.integers(1, 4),
+    steps=st.integers(1, 3),
     world_size=st.integers(2, 4),
     gallery_size=st.integers(0, 3),
 )
-def test_the_parts_of_a_batch_are_the_batch(counts, batch_size, together, world_size, gallery_size):
+def test_the_parts_of_a_batch_are_the_batch(counts, batch_size, together, steps, world_size, gallery_size):
+    together += together == steps == 1
     dataset, usable = _dataset(counts), sum(count for count in counts if count >= 2)
+    given_ = dict(drop_last=True, gallery_size=gallery_size, probes_per_identity=together, gallery_steps=steps)
     if usable < batch_size:
         with pytest.raises(ValueError, match="batch_size must fit into an epoch"):
-            _sampler(dataset, batch_size, drop_last=True, probes_per_identity=together)
+            _sampler(dataset, batch_size, **given_)
         return
-    given_ = dict(drop_last=True, gallery_size=gallery_size, probes_per_identity=together)
     alone = _sampler(dataset, batch_size, **given_)
     parts = [_sampler(dataset, batch_size, rank=rank, world_size=world_size, **given_) for rank in range(world_size)]
+    galleries = [None] * (1 + world_size)
     for batch in range(alone.num_batches):
-        whole, plans = alone.plan(2, batch, True, True), [one.plan(2, batch, True, True) for one in parts]
+        plans = whole, *of_processes = [one.plan(2, batch, True, True) for one in (alone, *parts)]
         for name in ("probe", "negatives", "mirror_probe", "mirror_negatives"):
-            assert np.array_equal(np.concatenate([getattr(plan, name) for plan in plans]), getattr(whole, name))
-        seed_of = whole.seeds[len(whole.probe) : len(whole.probe) + len(whole.gallery)]
-        seeds = [plan.seeds[len(plan.probe) : len(plan.probe) + len(plan.gallery)] for plan in plans]
-        # The same views of the same images for every probe, and none twice in a process.
-        views = [
-            [images[plan.gallery_rows] for images in (plan.gallery, plan.mirror_gallery, seeds_of)]
-            for plan, seeds_of in zip([whole, *plans], [seed_of, *seeds], strict=True)
-        ]
+            expected = getattr(whole, name)
+            assert np.array_equal(np.concatenate([getattr(plan, name) for plan in of_processes]), expected)
+        for number, plan in enumerate(plans):
+            assert len(plan.seeds) == len(plan.probe) + len(plan.gallery) + len(plan.negatives)
+            assert len(set(plan.gallery.tolist())) == len(plan.gallery)
+            if batch == alone.steps_of_gallery(batch)[0]:
+                seeds = plan.seeds[len(plan.probe) : len(plan.probe) + len(plan.gallery)]
+                galleries[number] = plan.gallery, plan.mirror_gallery, seeds
+        # The same views of the same images for every probe.
+        views = [[view[plan.gallery_rows] for view in of] for plan, of in zip(plans, galleries, strict=True)]
         for expected, *found in zip(*views, strict=True):
             assert np.array_equal(np.concatenate(found), expected)
-        for plan in plans:
-            assert len(set(plan.gallery.tolist())) == len(plan.gallery)
-            assert np.array_equal(np.unique(plan.gallery_rows), np.arange(len(plan.gallery)))
-        if gallery_size:
-            sizes = [len(plan.probe) + len(plan.gallery) + len(plan.negatives) for plan in plans]
-            assert [len(plan.seeds) for plan in plans] == sizes
+
+
+def test_steps_that_share_a_gallery_have_many_identities_each():
+    dataset = _dataset([12] * 200)
+    for window in _windows(_sampler(dataset, 32, 2, probes_per_identity=1, gallery_steps=4, drop_last=True)):
+        if len(window) < 4:
+            continue
+        assert len(window[0].gallery) <= 2 * 32
+        of_rows = dataset.labels[np.stack([plan.probe for plan in window])]
+        assert (of_rows == of_rows[0]).all()  # a row goes on with its identity
+        assert len(set(of_rows[0].tolist())) > 20
+    pairs = _sampler(dataset, 32, 2, probes_per_identity=2, gallery_steps=2, drop_last=True)
+    window = next(_windows(pairs))
+    labels = dataset.labels[window[0].probe].reshape(-1, 2)
+    assert (labels[:, 0] == labels[:, 1]).all() and (dataset.labels[window[1].probe].reshape(-1, 2) == labels).all()
 
 
 def test_groups_are_whole_where_the_numbers_allow_it():

@@ -92,10 +92,12 @@ def test_a_killed_process_ends_the_run_and_three_go_on(tmp_path: Path) -> None:
     assert agree(losses(run), on_one_process("attfc", tmp_path / "whole"))
 
 
-def test_probes_that_share_a_gallery_over_two_processes(tmp_path: Path) -> None:
-    """Four identities a batch, some of them in both parts of it."""
-    run, more = tmp_path / "run", ("--probes-per-identity", "3")
-    code, output = torchrun(2, "attfc", run, *more)
+def test_probes_and_steps_that_share_a_gallery_over_two_processes(tmp_path: Path) -> None:
+    """With identities in both parts of a batch; and a run that stops between steps of a gallery goes on as it was."""
+    run, more = tmp_path / "run", ("--probes-per-identity", "3", "--gallery-steps", "2")
+    code, output = torchrun(2, "attfc", run, *more, act=f"1 5 {int(signal.SIGTERM)}")
+    assert code != 0 and "after step 5 of" in output
+    code, output = torchrun(2, "attfc", run, "--resume", *more)
     assert code == 0, output
     assert agree(losses(run), on_one_process("attfc", tmp_path / "whole", *more))
 

@@ -84,6 +84,7 @@ def poisoned_at(call: int) -> type[AttFCObjective]:
 
 VARIANTS = {
     "probes that share a gallery": {"probes_per_identity": 3},
+    "steps that share a gallery": {"gallery_steps": 3, "data": "procedural:16x4", "negatives_per_batch": 0},
     "sgd": {},
     "adamw, refresh, polynomial": {"optimizer": "adamw", "policy": "refresh", "schedule": "polynomial"},
     "bf16, eval encoder, copied buffers": {"precision": "bf16", "encoder_mode": "eval", "encoder_buffers": "copy"},
@@ -97,7 +98,7 @@ VARIANTS = {
 
 # A head of each kind, each optimizer and a scaled loss at once; the other settings in `make proof`.
 AT_ONCE = (
-    "probes that share a gallery", "adamw, refresh, polynomial", "fp16 with loss scaling", "full FC",
+    "steps that share a gallery", "adamw, refresh, polynomial", "fp16 with loss scaling", "full FC",
     "Partial FC with adamw",
 )  # fmt: skip
 

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from attfc_cuda import margins
+from attfc_cuda.backbones import build
+from attfc_cuda.data import AttentionLoader, FaceDataset
 from attfc_cuda.heads import AttFC
 from attfc_cuda.train import AttFCObjective, TrainConfig, checks
 from attfc_cuda.train import training as setup
@@ -187,6 +189,33 @@ def test_two_probes_in_each_of_the_processes() -> None:
         check_settings(config, torch.device("cpu"), processes=3)
     config.model.backbone_options = "norm=group"
     check_settings(config, torch.device("cpu"), processes=3)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "processes", "refused"), [(1, 1, True), (2, 1, False), (3, 2, True), (0, 1, False)]
+)
+def test_one_negative_by_itself_is_refused(negatives: int, processes: int, refused: bool) -> None:
+    labels = np.r_[np.repeat(np.arange(9), 5), np.arange(9, 29)]
+    faces = FaceDataset(labels, [f"{k}" for k in range(29)], 16)
+    loader = AttentionLoader(faces, 8, negatives_per_batch=negatives, gallery_steps=2, world_size=processes)
+    config = TrainConfig()
+    networks = [build("small", embedding_dim=config.model.embedding_dim, image_size=16, norm=norm)
+                for norm in ("batch", "group")]  # fmt: skip
+    for network in networks[refused:]:
+        AttFCObjective(network, loader, config)
+    if refused:
+        with pytest.raises(ValueError, match="negatives_per_batch must give each process none or at least 2 in a step"):
+            AttFCObjective(networks[0], loader, config)
+
+
+def test_the_gallery_of_some_steps_goes_through_the_encoder_once(tiny_config: Tiny) -> None:
+    training = Training(tiny_config(gallery_steps=4, batch_size=4), AttFCObjective)
+    images: list[int] = []
+    training.objective.encoder.register_forward_pre_hook(lambda module, inputs: images.append(len(inputs[0])))
+    for batch, _ in zip(training.batches(), range(4), strict=False):
+        training.objective(training.network, batch).backward()
+        assert len(training.objective.kept_gallery) == images[0]
+    assert len(images) == 1 and images[0] < 4 * 4 * 2
 
 
 def test_one_identity_is_no_data(tiny_config: Tiny) -> None:
