@@ -259,6 +259,7 @@ class AttentionLoader:
                 generator=torch.Generator(),  # else each iteration draws from the global one
                 worker_init_fn=ignore_stop_signals,
             )
+        gallery_readable = np.ones(0, dtype=bool)
         for batch_index, item in enumerate(self._loader, first):
             if isinstance(item, UnreadableImage):
                 raise item
