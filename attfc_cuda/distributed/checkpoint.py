@@ -120,6 +120,12 @@ def load(
     parts = parts_of(head, optimizer)
     shards = _shards_of(parts)
     whole = {} if parts_only else _whole(head, optimizer, parts)
+    optional = {} if parts_only else _optional(head)
+    for name, place in optional.items():
+        if name in saved:
+            whole.setdefault(name, place)
+        else:
+            whole.pop(name, None)
     shapes = {name: part.whole_shape for name, part in parts.items()}
     shapes |= {name: value.shape for name, value in whole.items()}
     dtypes = {name: part.tensor.dtype for name, part in parts.items()}
@@ -157,8 +163,9 @@ def load(
     if parts_only:
         return
     # The tensors are filled in place; this runs the modules' own checks and rebuilds what derives from them.
-    own = head.state_dict()
-    head.load_state_dict({name: whole.get(name, value) for name, value in own.items()})
+    own = {name: value for name, value in head.state_dict().items() if name not in optional}
+    there = {name: whole[name] for name in optional if name in whole}
+    head.load_state_dict({name: whole.get(name, value) for name, value in own.items()} | there)
 
 
 def _reason(failure: dcp.CheckpointException) -> str:
@@ -179,6 +186,15 @@ def _whole(head: nn.Module, optimizer: torch.optim.Optimizer | None, parts: dict
             if f"optimizer.{key}.{state}" not in parts:
                 whole[f"optimizer.{key}.{state}"] = value
     return whole
+
+
+def _optional(head: nn.Module) -> dict[str, Tensor]:
+    """Places for what a state may have or not, as the heads in a module say (`optional_state`)."""
+    return {
+        f"{prefix}.{name}".lstrip("."): place
+        for prefix, module in head.named_modules()
+        for name, place in getattr(module, "optional_state", {}).items()
+    }
 
 
 class _State(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,8 +99,8 @@ class AttFC(nn.Module):
             positive and negative, before it is normalised again: g <- F.normalize(g + c class_codes(y, dim)). Centres
             that follow the embeddings alone leave them in the few directions of the untrained network, one of which can
             be whatever sets apart a part of the data; codes give each class a target of its own from the first step, as
-            the random start of a full FC layer does. They cost no memory except, with num_classes, one number a class,
-            by which classes keep their codes when they are resized. 0: as published.
+            the random start of a full FC layer does. They cost no memory, until classes are resized: from then on one
+            number a class, by which it keeps its code. 0: as published.
         center_memory: share b in [0, 1) of the container's own centre of a class in its new one, so that a centre
             averages over more images than a step shows: g <- F.normalize((1 - b) g + b stored). Needs policy="refresh"
             and no shards.
@@ -160,9 +160,9 @@ class AttFC(nn.Module):
         self.margin, self.shards = margin, shards
         self.enqueue, self.temperature, self.check_finite = enqueue, temperature, check_finite
         self.class_code, self.center_memory = class_code, center_memory
-        numbered = class_code > 0 and num_classes is not None
+        # Which code each class has; None: its own number's, as long as classes have not been resized.
         self.code_of_class: Tensor | None
-        self.register_buffer("code_of_class", torch.arange(num_classes, device=device) if numbered else None)
+        self.register_buffer("code_of_class", None)
         self.grad_tolerance, self.backend = grad_tolerance, backend
         self._stats: dict[str, Tensor] = {}
         self._last_rows: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
@@ -171,19 +171,31 @@ class AttFC(nn.Module):
         """Empty the container and bring the margin's state and the class codes back to their start."""
         self.container.reset()
         self.margin.reset_parameters()
-        self._reset_codes()
+        self.code_of_class = None
 
-    def _reset_codes(self) -> None:
-        if self.code_of_class is not None and self.code_of_class.device.type != "meta":
-            torch.arange(len(self.code_of_class), out=self.code_of_class)
+    @property
+    def optional_state(self) -> dict[str, Tensor]:
+        """Places for what a state may have and this head need not: which codes its classes have, once resized."""
+        if self.class_code == 0 or self.container.num_classes is None:
+            return {}
+        return {"code_of_class": torch.arange(self.container.num_classes, device=self.container.labels.device)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AttFC:
         """nn.Module's. What has just got memory, but no content yet, starts as after construction."""
-        nothing_yet = self.code_of_class is not None and self.code_of_class.device.type == "meta"
-        super()._apply(fn, recurse)
-        if nothing_yet:
-            self._reset_codes()
-        return self
+        if self.code_of_class is not None and self.code_of_class.is_meta:
+            self.code_of_class = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """nn.Module's. A state without codes is one whose classes have their own; earlier releases wrote those down."""
+        name = f"{prefix}code_of_class"
+        part_of_it = name not in state_dict and f"{prefix}container.labels" not in state_dict
+        for place in () if part_of_it else self.optional_state.values():
+            kept = name in state_dict and not _are_numbers(state_dict[name], len(place))
+            self.code_of_class = place if kept else None
+            if not kept:
+                state_dict = {key: value for key, value in state_dict.items() if key != name}
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         own = f"class_code={self.class_code}, center_memory={self.center_memory}"
@@ -229,11 +241,13 @@ class AttFC(nn.Module):
     def resize_classes(self, mapping: Tensor) -> None:
         """Change the data set's classes between runs, see `DynamicClassContainer.resize_classes`. Classes keep their
         codes; new ones get codes that none had."""
+        codes = self.optional_state.get("code_of_class") if self.code_of_class is None else self.code_of_class
         self.container.resize_classes(mapping)
-        if self.code_of_class is not None:
-            mapping = mapping.to(self.code_of_class.device)
-            fresh = self.code_of_class.max() + (mapping < 0).cumsum(0)
-            self.code_of_class = torch.where(mapping < 0, fresh, self.code_of_class[mapping.clamp_min(0)])
+        if codes is not None:
+            mapping = mapping.to(codes.device)
+            fresh = codes.max() + (mapping < 0).cumsum(0)
+            codes = torch.where(mapping < 0, fresh, codes[mapping.clamp_min(0)])
+            self.code_of_class = None if _are_numbers(codes, len(mapping)) else codes
 
     def forward(
         self,
@@ -427,3 +441,8 @@ class AttFC(nn.Module):
         if self.check_finite:
             for argument, value in floats.items():
                 require_finite("AttFC", argument, value, extra_labels if argument == "extra_centers" else labels)
+
+
+def _are_numbers(codes: Tensor, count: int) -> bool:
+    """Whether codes are 0, 1, ..., count - 1."""
+    return len(codes) == count and torch.equal(codes, torch.arange(len(codes), device=codes.device))

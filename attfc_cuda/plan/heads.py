@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from attfc_cuda._check import error
 from attfc_cuda.ops.trained_centers import BLOCK_NUMBERS
-from attfc_cuda.train.config import HeadConfig
 from attfc_cuda.train.objective import DTYPES, container_slots
 
 KINDS = ("attfc", "fc", "partial_fc", "explicit_fc")
@@ -129,8 +128,6 @@ def head_needs(
         needs.kept["container labels"] = active * _INDEX_BYTES * (2 if policy == "refresh" else 1)
         if policy == "refresh":
             needs.kept["slot of each class"] = (identities + 1) * 4
-        if HeadConfig.class_code > 0:
-            needs.kept["code of each class"] = identities * _INDEX_BYTES
         needs.step["sweep"] = _WORKSPACE_BYTES + 6 * rows
         needs.products = 2
         return needs

@@ -252,6 +252,23 @@ def test_a_fused_optimizer_is_saved_before_its_first_step(tmp_path: Path) -> Non
     assert torch.equal(first.centers, second.centers)
 
 
+def test_class_codes_come_and_go_with_a_checkpoint(tmp_path: Path) -> None:
+    resized, plain = (AttFC(4, 8, num_classes=6, policy="refresh", class_code=1.0) for _ in range(2))
+    resized.resize_classes(torch.tensor([5, -1, 1, 0, 2, 3]))
+    codes = resized.code_of_class.clone()
+    head_checkpoint.save(resized, tmp_path / "resized")
+    head_checkpoint.save(plain, tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"hold container.centers of shape \[9, 4\]"):
+        head_checkpoint.load(
+            other := AttFC(4, 9, num_classes=6, policy="refresh", class_code=1.0), tmp_path / "resized"
+        )
+    assert other.code_of_class is None
+    head_checkpoint.load(resized, tmp_path / "plain")
+    assert resized.code_of_class is None
+    head_checkpoint.load(plain, tmp_path / "resized")
+    assert torch.equal(plain.code_of_class, codes)
+
+
 # Written by version 0.1, whose functions and classes had other names.
 OLD = Path(__file__).parent / "written_by_0_1"
 

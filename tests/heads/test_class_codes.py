@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -79,3 +80,46 @@ def test_classes_keep_their_codes_when_they_are_resized() -> None:
     head.resize_classes(torch.tensor([1, -1]))
     assert head.code_of_class.tolist() == [4, 6]
     assert "code_of_class" in head.state_dict()
+
+
+def test_codes_take_no_memory_until_classes_are_resized() -> None:
+    head = AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0)
+    assert head.code_of_class is None and not [name for name in head.state_dict() if "code" in name]
+    head.resize_classes(torch.tensor([0, 1, 2, 3, -1]))  # all stay, one is new, and codes are still the numbers
+    assert head.code_of_class is None
+    head.resize_classes(torch.tensor([1, 0, 2]))
+    assert head.code_of_class.tolist() == [1, 0, 2]
+    head.reset_parameters()
+    assert head.code_of_class is None
+
+
+def test_codes_come_back_with_a_state() -> None:
+    resized, plain = (AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0) for _ in range(2))
+    resized.resize_classes(torch.tensor([3, 1, -1, 0]))
+    codes = [3, 1, 4, 0]
+    for other in (AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0), resized):  # without codes, and with
+        other.load_state_dict(plain.state_dict())
+        assert other.code_of_class is None
+    resized.resize_classes(torch.tensor([3, 1, -1, 0]))
+    plain.load_state_dict(resized.state_dict())
+    assert plain.code_of_class.tolist() == codes
+    plain.load_state_dict({}, strict=False)  # says nothing about them
+    assert plain.code_of_class.tolist() == codes
+    assert plain.code_of_class.data_ptr() != resized.code_of_class.data_ptr()
+    empty = AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0, device="meta")
+    empty.load_state_dict(resized.state_dict(), assign=True)
+    assert empty.code_of_class.tolist() == codes
+    emptied = copy.deepcopy(plain).to("meta").to_empty(device="cpu")
+    assert emptied.code_of_class is None
+
+
+def test_a_state_of_an_earlier_release_has_numbers_for_codes() -> None:
+    head = AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0)
+    older = {**head.state_dict(), "code_of_class": torch.arange(4)}
+    head.load_state_dict(older)
+    assert head.code_of_class is None and list(older)[-1] == "code_of_class"
+    with pytest.raises(RuntimeError, match="size mismatch for code_of_class"):
+        head.load_state_dict({**older, "code_of_class": torch.arange(5)})
+    without = AttFC(DIM, CAPACITY, num_classes=4)
+    with pytest.raises(RuntimeError, match="Unexpected key.*code_of_class"):
+        without.load_state_dict(older)
