@@ -1,5 +1,5 @@
 """A step of AttFC with AdaSin in a handful of operators: nine launches on a GPU with a "fifo" container, twelve with
-"refresh", where one operator at a time takes about three hundred.
+"refresh" (three more where Hopper sweeps in two passes), where one operator at a time takes about three hundred.
 
 The same mathematics as `AttFC._step` and `functional.margin_softmax_loss`, which serve what this does not (`why_not`)
 and are what its tests compare it with.
