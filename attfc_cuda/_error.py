@@ -17,6 +17,12 @@ def error(
     return kind(printable(f"{function}: {argument} must {rule}, got {got}{tail}"))
 
 
+def is_worded(cause: Exception) -> bool:
+    """Whether an error has the form that `error` gives: it names its argument; another one is a library's."""
+    return _WORDED.match(str(cause)) is not None
+
+
+_WORDED = re.compile(r"[\w.]+: .* must ")
 # What would move a terminal's cursor, reorder its text or not encode: control characters (but tab), directions, halves
 # of surrogate pairs (bytes of a file's name that are no UTF-8).
 _UNPRINTABLE = re.compile(

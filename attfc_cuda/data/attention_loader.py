@@ -226,6 +226,7 @@ class AttentionLoader:
         self._first_reason: str | None = None
         self._packed: str | None = None
         self._epoch = self._batch = 0
+        self._taken = 0, 0
         # What must be equal for a saved position to mean the same batches.
         self._identity = {
             "seed": self.sampler.seed,
@@ -270,6 +271,7 @@ class AttentionLoader:
             if reason is not None or self._unreadable or not gallery_readable.all():
                 self._watch_unreadable(batch, reason)
             self._rows += len(batch.labels)
+            self._taken = self._epoch, self._batch
             self._epoch, self._batch = divmod(epoch * len(self) + batch_index + 1, len(self))
             self.ignored_rows += int((batch.labels < 0).sum() + (batch.negative_labels < 0).sum())
             yield batch
@@ -278,6 +280,10 @@ class AttentionLoader:
     def between_steps_of_a_gallery(self) -> bool:
         """Whether the next batch goes on with the gallery of the one before."""
         return self._batch != self.sampler.steps_of_gallery(self._batch)[0]
+
+    def put_back(self) -> None:
+        """Of the latest batch, which was not used after all: `state_dict` names it as the next one again."""
+        self._epoch, self._batch = self._taken
 
     def close(self) -> None:
         """End the worker processes, which otherwise wait for the next epoch; iterating again starts others."""
@@ -317,7 +323,7 @@ class AttentionLoader:
                 state["world_size"], "start anew: the batches of several processes were cut by another rule then",
             )  # fmt: skip
         if "identities" in state:
-            difference = first_difference(unpacked_identities(state["identities"]), self.dataset.identities)
+            difference = first_difference(self.dataset.identities, unpacked_identities(state["identities"]))
             if difference is not None:
                 raise error(
                     "AttentionLoader.load_state_dict", "identities", "be those of the saved state", difference,

@@ -10,6 +10,8 @@ from typing import overload
 import numpy as np
 
 _SEPARATOR = "\0"  # in no file's name
+# What packed names may unpack to: far more than names do, which differ, and in proportion to the file that holds them.
+_LARGEST_RATIO, _SPARE_BYTES, _SPARE_NAMES = 256, 2**20, 2**16
 
 
 class NumberNames(Sequence[str]):
@@ -53,20 +55,36 @@ def unpacked_identities(packed: str) -> list[str]:
     """The names in order, from what `packed_identities` made of them.
 
     Raises:
-        ValueError: For anything else.
+        ValueError: For anything else, and for what unpacks to more than names do: a stranger's state may hold any.
     """
     try:
-        content = zlib.decompress(base64.b85decode(packed))
-    except (zlib.error, ValueError, TypeError) as cause:
+        stored = base64.b85decode(packed)
+        content = unpacked(stored, _SPARE_BYTES + _LARGEST_RATIO * len(stored))
+    except (ValueError, TypeError) as cause:
         raise ValueError(f"the identities of a saved state cannot be read: {cause}") from cause
+    if content.count(0) > _SPARE_NAMES + len(stored):  # another name costs a byte at least, but for names that repeat
+        raise ValueError(f"the identities of a saved state cannot be read: {content.count(0)} in {len(stored)} bytes")
     return content.decode("utf-8", "surrogateescape").split(_SEPARATOR)
 
 
-def first_difference(then: Sequence[str], now: Sequence[str]) -> str | None:
-    """In words, the first identity that is not what it was; None where all are."""
-    for number, (old, new) in enumerate(zip(then, now, strict=False)):
-        if old != new:
-            return f"identity {number} was {old!r} and is {new!r}"
-    if len(then) != len(now):
-        return f"there were {len(then)} identities and are {len(now)}"
+def unpacked(stored: bytes, most: int) -> bytes:
+    """What zlib has compressed, of at most `most` bytes, before memory is taken for more. Raises ValueError."""
+    try:
+        stream = zlib.decompressobj()
+        content = stream.decompress(stored, most)
+    except zlib.error as cause:
+        raise ValueError(str(cause)) from cause
+    if stream.unconsumed_tail or not stream.eof:
+        raise ValueError(f"{len(stored)} bytes that are cut short, or unpack to more than {most}")
+    return content
+
+
+def first_difference(now: Sequence[str], then: Sequence[str]) -> str | None:
+    """In words, the first identity of `now` that is not what it was in `then`; None where all are."""
+    for label, (now_name, then_name) in enumerate(zip(now, then, strict=False)):
+        if now_name != then_name:
+            return f"{now_name!r} in the place of {then_name!r} (label {label})"
+    if len(now) != len(then):
+        more, fewer, verb = (now, then, "added") if len(now) > len(then) else (then, now, "gone")
+        return f"{more[len(fewer)]!r} {verb} ({len(now)} identities for {len(then)})"
     return None

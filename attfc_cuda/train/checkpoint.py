@@ -24,7 +24,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from attfc_cuda._check import error
+from attfc_cuda._check import error, printable
 from attfc_cuda._files import replacing
 from attfc_cuda._tensors_from_files import require_plain, require_stored
 from attfc_cuda.train import archive
@@ -37,6 +37,9 @@ _PART = re.compile(r"\.(step_\d{8,}\.pt)\.\d+\.tmp")  # as `replacing` names wha
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or not one of ours. The message names the file and the reason."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))  # a reason may hold what a stranger has written into the file
 
 
 def announce(folder: Path, step: int) -> Path:
@@ -132,12 +135,12 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: Naming the file and why it cannot be used, whatever is wrong with it.
     """
     try:
+        require_stored(path)
         # torch does not look at the archive's checksums: a flipped bit would be another weight.
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} in it is wrong")
-        require_stored(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         require_plain(state)
     except FileNotFoundError as cause:
@@ -148,10 +151,17 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint: {path} must be a complete checkpoint, got {got}") from cause
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         held = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"checkpoint: {path} must hold format {FORMAT!r}, got {held!r}")
+        raise CheckpointError(f"checkpoint: {path} must hold format {FORMAT!r}, got {held!r:.80}")
+    for name in ("step", "processes"):
+        number = state.get(name, 1 if name == "processes" else None)
+        if type(number) is not int or not 0 <= number < 2**62:
+            raise CheckpointError(f"checkpoint: {path} must hold a whole number as {name}, got {number!r:.80}")
     if state.get("processes", 1) > 1 and not (shards_of(path) / ".metadata").is_file():
         raise CheckpointError(f"checkpoint: {path} must have its shards beside it, got no {shards_of(path).name}")
-    for name, crc in state.get("shards_crc32", {}).items():
+    checksums = state.get("shards_crc32", {})
+    if not isinstance(checksums, dict) or not all(isinstance(name, str) for name in checksums):
+        raise CheckpointError(f"checkpoint: {path} must hold the checksums of its shards, got {checksums!r:.80}")
+    for name, crc in checksums.items():
         part = shards_of(path) / name
         if not part.is_file() or _checksum(part) != crc:
             got = "a damaged file" if part.is_file() else "no such file"

@@ -145,7 +145,7 @@ class HeadConfig:
     """Share of the identities that take part in a step of partial_fc."""
     fuse_optimizer: bool = True
     """fc, partial_fc: update the centres inside the backward pass, so that no gradient of all of them is ever kept.
-    They are then outside of `clip_norm`."""
+    They are then outside of `clip_norm`, as the report at the start says; without it all are clipped together."""
     margin: str = "adasin"
     """Margin loss: adasin, arcface, cosface, sphereface, combined, mvsoftmax, curricularface, adaface, magface or
     normface."""

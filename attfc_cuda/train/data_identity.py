@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attfc_cuda.data import FaceDataset
-from attfc_cuda.data.identities import unpacked_identities
+from attfc_cuda.data.identities import first_difference, unpacked, unpacked_identities
 
 _SEPARATOR = "\0"  # in no file name
 
@@ -39,17 +39,24 @@ class DataIdentity:
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers of images for a checkpoint, compressed; the names are with the loader's state in it."""
-        return {
-            "counts": _packed(self.counts.astype("<i8").tobytes()),
-        }
+        packed = zlib.compress(self.counts.astype("<i8").tobytes())
+        return {"counts": torch.frombuffer(bytearray(packed), dtype=torch.uint8)}
 
     @staticmethod
     def from_checkpoint(state: dict[str, Any]) -> DataIdentity | None:
-        """That of a checkpoint; None where it is from a release that did not keep it."""
+        """That of a checkpoint; None where it is from a release that did not keep it.
+
+        Raises:
+            ValueError: For names and numbers of images that do not belong together.
+        """
         if "data" not in state or "identities" not in state["loader"]:
             return None
         names = unpacked_identities(state["loader"]["identities"])
-        return DataIdentity(names, np.frombuffer(_unpacked(state["data"]["counts"]), dtype="<i8"))
+        stored = state["data"]["counts"].numpy().tobytes()
+        counts = np.frombuffer(unpacked(stored, 8 * len(names)), dtype="<i8")
+        if len(counts) != len(names) or (counts < 0).any():
+            raise ValueError(f"the numbers of images of {len(names)} identities cannot be read")
+        return DataIdentity(names, counts)
 
     def digest(self) -> int:
         """A number that differs, but for one case in 2^32, where names or counts do."""
@@ -60,13 +67,8 @@ class DataIdentity:
 
     def difference(self, then: DataIdentity) -> str | None:
         """The first identity by which this differs from `then`, in words; None where they are alike."""
-        for label, (now_name, then_name) in enumerate(zip(self.names, then.names, strict=False)):
-            if now_name != then_name:
-                return f"{now_name!r} in the place of {then_name!r} (label {label})"
-        if len(self.names) != len(then.names):
-            more, fewer = (self, then) if len(self.names) > len(then.names) else (then, self)
-            verb = "added" if more is self else "gone"
-            return f"{more.names[len(fewer.names)]!r} {verb} ({len(self.names)} identities for {len(then.names)})"
+        if difference := first_difference(self.names, then.names):
+            return difference
         other = np.flatnonzero(self.counts != then.counts)
         if len(other):
             label = int(other[0])
@@ -95,11 +97,3 @@ def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
         keys.append((name, seen[name]))
         seen[name] += 1
     return keys
-
-
-def _packed(content: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(zlib.compress(content)), dtype=torch.uint8)
-
-
-def _unpacked(packed: Tensor) -> bytes:
-    return zlib.decompress(packed.numpy().tobytes())

@@ -27,7 +27,7 @@ from attfc_cuda.train.interrupt import Interrupt, LostWorker
 from attfc_cuda.train.log import NoLog, RunLog
 from attfc_cuda.train.manifest import Manifest
 from attfc_cuda.train.objective import OBJECTIVES, Objective
-from attfc_cuda.train.process_group import Group, join, leave, shared_settings
+from attfc_cuda.train.process_group import Group, LostProcess, join, leave, shared_settings
 from attfc_cuda.train.run_folder import CONFIG, EVENTS, LOG, RunRemoved, check_folder, claim_folder, locked
 from attfc_cuda.train.training import Training
 from attfc_cuda.train.validation import verify_sets
@@ -58,7 +58,8 @@ def train(config: TrainConfig, objective_type: type[Objective] | None = None) ->
     """Run (or resume) the training that `config` describes; everything it leaves is in `config.run.run`.
 
     Under torchrun each process calls it, and they make one run (see `process_group`): the first one logs and verifies.
-    Whatever ends a run of one process between two steps, the steps before it are saved.
+    Whatever ends a run between two steps, the steps before it are saved; where one of several processes gets no batch,
+    all of them stop after the same step. What ends one of them within a step ends the run with its last checkpoint.
 
     Args:
         config: All settings.
@@ -126,12 +127,20 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
         batches, images, since = training.batches(), 0, time.perf_counter()
         while training.step < total:
             report_failed_write(training, own)
+            cause: Exception | None = None
             try:
                 batch = interrupt.next_batch(batches)
-            except Exception as cause:
-                if group is not None:  # the others are within a step: there is no common state to save
-                    raise
+            except Exception as own_cause:
+                cause = own_cause
+            if group is not None and (everyones := group.first_cause(cause)) is not None:
+                if cause is None:
+                    training.loader.put_back()
+                cause = everyones
+                interrupt.signal_number = int(group.latest_signal(interrupt.signal_number)) or None
+            if cause is not None:
                 path = save(training, own)
+                if group is not None:
+                    group.wait()  # torchrun ends all processes as soon as one has failed
                 if isinstance(cause, LostWorker) and interrupt.signal_number:  # the signal has ended the worker too
                     break
                 raise stopped(log, training, path, cause) from cause
@@ -246,7 +255,7 @@ def was_removed(own: Manifest | None) -> bool:
 def stopped(log: RunLog | NoLog, training: Training, path: Path, cause: Exception) -> Exception:
     """The error that ends a run whose state is saved in `path`: `cause`, with how to go on where it is one of ours."""
     log.record("note", text=f"stopped: {cause}", step=training.step)
-    if not isinstance(cause, (LostWorker, TooManyUnreadable)):
+    if not isinstance(cause, (LostWorker, TooManyUnreadable, LostProcess)):
         return cause
     return type(cause)(f"{cause}; the state after step {training.step} is in {path}: {training.resume_command}")
 

@@ -26,9 +26,10 @@ from torch.nn.parallel import DistributedDataParallel
 from attfc_cuda._check import error
 from attfc_cuda._deprecated import renamed_attributes
 from attfc_cuda._version import __version__
-from attfc_cuda.data import AttentionLoader
+from attfc_cuda.data import AttentionLoader, TooManyUnreadable
 from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.train.config import TrainConfig
+from attfc_cuda.train.interrupt import LostWorker
 
 # What the errors of a broken connection say: PyTorch raises a plain RuntimeError for most of them.
 _BROKEN = ("gloo", "nccl", "connection", "timed out", "timeout", "broken pipe", "socket")
@@ -74,6 +75,29 @@ class Group:
         signal = torch.tensor(float(number or 0), device=self.device)
         dist.all_reduce(signal, dist.ReduceOp.MAX)
         return signal
+
+    def first_cause(self, cause: Exception | None) -> Exception | None:
+        """What keeps any process from its next batch, so that all stop after the same step; None where all have one.
+
+        Args:
+            cause: What keeps this one.
+        """
+        some = torch.tensor(float(cause is not None), device=self.device)
+        dist.all_reduce(some, dist.ReduceOp.MAX)
+        if not some.item():
+            return None
+        causes = self.from_all(None if cause is None else (type(cause).__name__, str(cause)))
+        rank, (name, text) = next((rank, found) for rank, found in enumerate(causes) if found is not None)
+        for kind in (LostWorker, TooManyUnreadable):
+            if name == kind.__name__:
+                return kind(f"{text}, at rank {rank} of {self.count}")
+        return cause or LostProcess(
+            f"train: all {self.count} processes must get a batch, got {name} at rank {rank} ({text})"
+        )
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        dist.barrier()
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over the processes."""
@@ -169,7 +193,7 @@ def join(config: TrainConfig) -> Group | None:
 def leave(group: Group | None) -> None:
     """End the group that `join` has made, once every process is done."""
     if group is not None and group.owned:
-        dist.barrier()
+        group.wait()
         dist.destroy_process_group()
 
 

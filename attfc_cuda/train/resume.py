@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attfc_cuda._check import error
+from attfc_cuda._error import is_worded
 from attfc_cuda.distributed import checkpoint as head_checkpoint
 from attfc_cuda.distributed import split_state
 from attfc_cuda.train import checkpoint
@@ -57,7 +58,9 @@ def resume(training: Training, show: Callable[[str], None] = print) -> None:
     path = checkpoint.path_of(folder, state["step"])
     try:
         _load(training, state, path, show)
-    except (KeyError, IndexError, AttributeError, TypeError, RuntimeError) as cause:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as cause:
+        if isinstance(cause, ValueError) and is_worded(cause):  # it names a setting or an identity
+            raise
         if group is not None and isinstance(cause, RuntimeError):  # perhaps of a broken connection
             raise
         reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
@@ -70,8 +73,9 @@ def with_checkpoints_capacity(config: TrainConfig) -> TrainConfig:
     now."""
     config = copy.deepcopy(config)
     state = checkpoint.load_newest(config.run.run / CHECKPOINTS, lambda text: None)
-    labels = state.get("objective", {}).get("head.container.labels")
-    if labels is not None:
+    objective = state.get("objective")
+    labels = objective.get("head.container.labels") if isinstance(objective, dict) else None
+    if isinstance(labels, torch.Tensor) and labels.dim() == 1:  # another is named when the state is loaded
         config.head.capacity = len(labels)
     return config
 

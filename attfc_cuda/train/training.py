@@ -294,6 +294,11 @@ class Training:
             f"length        {steps} steps = {steps / self.steps_per_epoch:.1f} epochs of {self.steps_per_epoch} steps",
             f"verification  {sets}",
         ]
+        if self.fused is not None and config.optim.clip_norm is not None:
+            lines.append(
+                f"clip_norm     {config.optim.clip_norm:g} over the backbone's gradient alone: class centres move in "
+                "the backward pass, unclipped (--no-fuse-optimizer clips all together)"
+            )
         if warning := slow_precision(config.optim.precision, self.device):
             lines.append(warning)
         if self.group is not None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from attfc_cuda.cli import main
 from attfc_cuda.train import checkpoint
@@ -75,6 +79,61 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -
     assert "processes 2, each with a part" in output
     assert steps_saved(run) == [5, 3]
     assert agree(on_one_process("fc", run, "--resume"), on_one_process("fc", tmp_path / "whole"))
+
+
+def write_faces(folder: Path, count: int = 16) -> Path:
+    """Four gray images of each of `count` identities, the same at each call."""
+    for k in range(count):
+        (folder / f"p{k:02d}").mkdir(parents=True)
+        for i in range(4):
+            pixels = np.random.default_rng(10 * k + i).integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"p{k:02d}" / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ("workers", "attfc: train: the processes that prepare batches must go on, got: .*?, at rank 1 of 2; the state"),
+        ("data", "attfc: AttentionLoader: the data set must have at most a share of .*?, at rank 1 of 2; the state"),
+    ],
+)
+def test_a_process_without_a_batch_stops_all_after_the_same_step(tmp_path: Path, what: str, words: str) -> None:
+    """With the cause by name; and a run of one process goes on, where a worker was lost as if nothing had been."""
+    run = tmp_path / "run"
+    for name in "01":
+        write_faces(tmp_path / f"faces{name}")
+    data = ("--cache", "off", "--data")
+    more = ("--workers", "1") if what == "workers" else ()
+    code, output = torchrun(2, "fc", run, *more, *data, str(tmp_path / "faces{rank}"), act=f"1 5 {what}")
+    assert code != 0
+    found = re.findall(words + rf" after step (\d) is in {run}/checkpoints/step_0000000\d.pt: torchrun --n", output)
+    assert len(set(found)) == 1, output  # torchrun may end the second one before it speaks
+    # A worker may have had some batches ready; rows of two parts are unreadable before there are as many as in a batch.
+    stopped_after = int(found[0])
+    assert stopped_after >= 5 if what == "workers" else stopped_after == 6
+    assert steps_saved(run) == sorted({3, stopped_after}, reverse=True)
+    resumed = on_one_process("fc", run, "--resume", *data, str(tmp_path / "faces0"))
+    whole = on_one_process("fc", tmp_path / "whole", *data, str(tmp_path / "faces0"))
+    assert agree(resumed, whole) if what == "workers" else resumed.keys() == whole.keys()
+
+
+@pytest.mark.parametrize("head", ["partial_fc", pytest.param("attfc", marks=pytest.mark.proof)])
+def test_two_processes_carry_classes_as_one_does(tmp_path: Path, head: str) -> None:
+    """Identities renamed and gone: the two go on from one process's checkpoint with the losses that one has."""
+    faces, one, two = write_faces(tmp_path / "faces"), tmp_path / "one", tmp_path / "two"
+    data = ("--data", str(faces))
+    on_one_process(head, one, *data)
+    for step in (6, 9):
+        checkpoint.delete([checkpoint.path_of(one / "checkpoints", step)])
+    shutil.copytree(one, two)
+    (faces / "p03").rename(faces / "q03")
+    shutil.rmtree(faces / "p07")
+    more = (*data, "--resume", "--carry-classes")
+    code, output = torchrun(2, head, two, *more)
+    assert code == 0, output
+    assert "kept 14 of 16 identities, 1 are new" in output
+    assert agree(losses(two), on_one_process(head, one, *more))
 
 
 @pytest.mark.proof

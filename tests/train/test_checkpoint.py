@@ -109,6 +109,28 @@ def test_damaged_or_missing_shards_are_seen(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize(
+    "forged, words",
+    [
+        ({"step": "3"}, "hold a whole number as step, got '3'"),
+        ({"step": True}, "hold a whole number as step, got True"),
+        ({"step": torch.ones(1)}, r"hold a whole number as step, got tensor\(\[1.\]\)"),
+        ({"step": -1}, "hold a whole number as step, got -1"),
+        ({"processes": "x\x1b[2J"}, r"hold a whole number as processes, got 'x\\x1b\[2J'"),
+        ({"processes": torch.zeros(0)}, "hold a whole number as processes"),
+        ({"shards_crc32": [1]}, r"hold the checksums of its shards, got \[1\]"),
+        ({"shards_crc32": {7: 1}}, "hold the checksums of its shards"),
+        ({"format": "\x1b[2J"}, r"hold format 'attfc-checkpoint-1', got '\\x1b\[2J'"),
+    ],
+)
+def test_what_a_stranger_forged_is_named(tmp_path: Path, forged: dict, words: str) -> None:
+    path = tmp_path / "step_00000003.pt"
+    torch.save({"format": checkpoint.FORMAT, "step": 3, **forged}, path)
+    with pytest.raises(checkpoint.CheckpointError, match=f"^checkpoint: {path} must {words}") as refused:
+        checkpoint.load(path)
+    assert "\x1b" not in str(refused.value)
+
+
 def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere.pt must exist, got no such file"):
         checkpoint.load(tmp_path / "nowhere.pt")

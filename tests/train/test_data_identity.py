@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attfc_cuda.data.identities import packed_identities
+from attfc_cuda.data.identities import packed_identities, unpacked_identities
 from attfc_cuda.train import TrainConfig, checkpoint, train
 from attfc_cuda.train.data_identity import DataIdentity
 from attfc_cuda.train.log import read_log
@@ -57,7 +60,33 @@ def test_it_survives_a_checkpoint_and_maps_by_name_and_occurrence() -> None:
     assert now.mapping(then).tolist() == [-1, 0, 1, 2, -1]
 
 
-@pytest.mark.parametrize("head", ["attfc", "fc"])
+@pytest.mark.parametrize(
+    "names, counts",
+    [
+        ([""] * 2**21, np.ones(3)),  # a kilobyte that would be millions of names
+        (["a" * 2**28], np.ones(1)),
+        (["a", "b"], np.ones(2**21)),
+        (["a", "b"], np.ones(1)),
+        (["a", "b"], -np.ones(2)),
+    ],
+    ids=["names", "a name", "counts", "fewer counts", "negative"],
+)
+def test_what_unpacks_to_more_than_it_should_is_refused(names: list[str], counts: np.ndarray) -> None:
+    packed = base64.b85encode(zlib.compress("\0".join(names).encode(), 9)).decode()
+    state = {"data": DataIdentity([], counts).state_dict(), "loader": {"identities": packed}}
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="cannot be read|unpack to more than"):
+        DataIdentity.from_checkpoint(state)
+    assert tracemalloc.get_traced_memory()[1] < 2**20 + 4 * 256 * len(packed)
+    tracemalloc.stop()
+
+
+def test_many_names_that_are_alike_are_read() -> None:
+    for names in ([f"a/very/long/folder/of/people/person_{k:09d}" for k in range(300_000)], ["same"] * 3000):
+        assert unpacked_identities(packed_identities(names)) == names
+
+
+@pytest.mark.parametrize("head", ["attfc", "fc", "partial_fc"])
 def test_a_renamed_identity_is_refused_and_carried_on_request(tiny_config: Tiny, faces: Path, head: str) -> None:
     settings = {"data": str(faces), "head": head, "batch_size": 6, "verify_every": 0, "keep": 9}
     train(tiny_config(steps=4, **settings))
@@ -78,7 +107,7 @@ def test_a_renamed_identity_is_refused_and_carried_on_request(tiny_config: Tiny,
     names = training.dataset.identities
     assert names == ["p001", "p002", "p004", "p005", "p006", "p007", "z_p000"]
     old_of = {label: int(name[1:]) for label, name in enumerate(names) if name != "z_p000"}
-    if head == "fc":
+    if head != "attfc":
         for label, old in old_of.items():
             assert torch.equal(training.objective.head.centers[label], state["head.centers"][old])
     else:

@@ -17,7 +17,7 @@ from attfc_cuda.heads import AttFC
 from attfc_cuda.train import AttFCObjective, TrainConfig, checks
 from attfc_cuda.train import training as setup
 from attfc_cuda.train.checks import check_settings
-from attfc_cuda.train.objective import ADDITIVE_MARGINS, DEFAULT_M, build_margin
+from attfc_cuda.train.objective import ADDITIVE_MARGINS, DEFAULT_M, OBJECTIVES, build_margin
 from attfc_cuda.train.training import Training, pick_device
 
 Tiny = Callable[..., TrainConfig]
@@ -269,3 +269,21 @@ def test_pair_lists_are_read_below_their_root(tiny_config: Tiny, faces: Path) ->
     settings = {"data": str(faces), "verify_pairs": str(pair_list), "verify_root": faces}
     (read,) = Training(tiny_config(**settings), AttFCObjective).sets
     assert (read.name, read.images.shape, len(read.pairs.same)) == ("pairs", (8, 3, 16, 16), 16)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"head": "fc"}, True),
+        ({"head": "fc", "fuse_optimizer": False}, False),
+        ({"head": "partial_fc", "clip_norm": None}, False),
+        ({"head": "attfc"}, False),
+    ],
+)
+def test_centres_that_clip_norm_does_not_reach_are_named_at_the_start(
+    tiny_config: Tiny, settings: dict, said: bool
+) -> None:
+    config = tiny_config(**settings)
+    report = Training(config, OBJECTIVES[config.head.head]).report()
+    words = "clip_norm     5 over the backbone's gradient alone: class centres move in the backward pass, unclipped"
+    assert (words in report) is said and ("--no-fuse-optimizer" in report) is said
