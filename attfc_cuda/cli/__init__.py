@@ -1,4 +1,4 @@
-"""The command line: `attfc train | verify | demo | pack | data | plan | export | import | info | kernels`.
+"""The command line: `attfc train | verify | embed | compare | identify | ...`, each of `COMMANDS`.
 
 Each command is a file here with two names: `Command`, a dataclass of its flags, and `run(command)`, which returns the
 exit code. A new one is such a file and a word in `COMMANDS`. The files import neither torch nor the rest of the package
@@ -22,7 +22,10 @@ from attfc_cuda._version import __version__
 if TYPE_CHECKING:
     from attfc_cuda.train import Objective
 
-COMMANDS = ("train", "verify", "demo", "pack", "data", "plan", "export", "import", "info", "kernels")
+COMMANDS = (
+    "train", "verify", "embed", "compare", "identify", "demo", "pack", "data", "plan", "export", "import", "info",
+    "kernels",
+)  # fmt: skip
 RENAMED_FLAGS = {"--passes": "--epochs"}
 """Old flags that still work for one release, with a line on stderr."""
 

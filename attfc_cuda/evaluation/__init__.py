@@ -1,7 +1,8 @@
-"""Verification: pair lists, InsightFace's sets, embedding of images, metrics over folds, templates, and plots."""
+"""Verification and identification: lists and sets, embedding of images, metrics, templates, and plots."""
 
 from attfc_cuda.evaluation.bins import read_bin
 from attfc_cuda.evaluation.embed import embed_images, pair_similarity, raw_pixel_embeddings, verify_backbone
+from attfc_cuda.evaluation.identification import IdentificationResult, evaluate_identification, search
 from attfc_cuda.evaluation.ijb import read_ijb
 from attfc_cuda.evaluation.insightface_rules import InsightFaceCounts, count_as_insightface, nearest_tar_at_far
 from attfc_cuda.evaluation.pairs import PairIndices, PairList, make_pairs, read_pairs
@@ -12,6 +13,7 @@ from attfc_cuda.evaluation.templates import template_embeddings, verify_template
 from attfc_cuda.evaluation.verification import VerificationResult, verify
 
 __all__ = [
+    "IdentificationResult",
     "InsightFaceCounts",
     "PairIndices",
     "PairList",
@@ -21,6 +23,7 @@ __all__ = [
     "VerificationSet",
     "count_as_insightface",
     "embed_images",
+    "evaluate_identification",
     "find_suite",
     "make_pairs",
     "nearest_tar_at_far",
@@ -33,6 +36,7 @@ __all__ = [
     "read_bin",
     "read_ijb",
     "read_pairs",
+    "search",
     "template_embeddings",
     "verify",
     "verify_backbone",
