@@ -2,7 +2,8 @@
 
 Each command is a file here with two names: `Command`, a dataclass of its flags, and `run(command)`, which returns the
 exit code. A new one is such a file and a word in `COMMANDS`. The files import neither torch nor the rest of the package
-before `run`, so that `--help` is quick; only that of the command which was typed is imported.
+before `run`, so that `--help` is quick; only that of the command which was typed is imported. Flags that several
+share are in `_network.py`.
 
 A mistake of the user's is one line on stderr and exit code 2; `--debug` (or ATTFC_DEBUG=1) shows the traceback instead.
 """

@@ -40,10 +40,8 @@ def run(command: Command) -> int:
     threshold, source = command.threshold, "--threshold"
     if command.far is not None:
         report = command.report or thresholds.report_of(_folder(command.checkpoint))
-        threshold, source = (
-            thresholds.threshold_at(report, command.far, command.flip),
-            f"FAR {command.far:g} of {report}",
-        )
+        threshold = thresholds.threshold_at(report, command.far, command.flip)
+        source = f"FAR {command.far:g} of {report}"
     network = load(command)
     sums = [embed(command, network, side, unit=False, on_bad_image="raise") for side in (command.a, command.b)]
     first, second = (F.normalize(part.embeddings.double().sum(0), dim=0) for part in sums)

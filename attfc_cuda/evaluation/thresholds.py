@@ -32,7 +32,7 @@ def threshold_at(report: Path, far: float, flip: bool) -> float:
     """The threshold that `report` gives for the false accept rate `far`.
 
     Args:
-        report: JSON with `{"at_far": {"0.001": {"threshold": 0.31}}}`, and in "embedding" what it is for, if it says so.
+        report: JSON with `{"at_far": {"0.001": {"threshold": 0.31}}}`, in "embedding" what it is for, if it says so.
         far: the rate.
         flip: whether embeddings are sums with those of mirrored images, for which other thresholds hold.
 
