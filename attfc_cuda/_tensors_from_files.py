@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attfc_cuda._error import error
+
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 _COMPILED = _WRAPPERS[1].rstrip(".")
 _DEEPEST = 64
@@ -36,6 +38,30 @@ def require_stored(path: Path) -> bool:
     if unpacked > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ValueError(f"it unpacks to {unpacked} bytes, more than its {size}, or is compressed")
     return True
+
+
+def read_tensors(path: Path, function: str, argument: str = "path") -> Any:
+    """What a .pt file holds: tensors, numbers and strings, in dicts and lists. No code in it runs.
+
+    Args:
+        path: The file.
+        function: For the message, as is argument.
+        argument: See there.
+
+    Raises:
+        ValueError: Naming the file, whatever is wrong with it.
+    """
+    try:
+        # Only the zip format can be mapped; files of before torch 1.6 are read.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=require_stored(path))
+        require_plain(state)
+    except FileNotFoundError as cause:
+        raise error(function, argument, "exist", f"no file {path}") from cause
+    except Exception as cause:  # damage can fail in any place of zipfile, pickle and torch
+        reason = str(cause).strip().split("\n", 1)[0].rstrip(".") or type(cause).__name__
+        got = f"{path}, which does not load ({reason})"
+        raise error(function, argument, "be a checkpoint of tensors", got) from cause
+    return state
 
 
 def require_plain(value: Any, name: str = "") -> None:

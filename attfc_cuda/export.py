@@ -115,13 +115,7 @@ def from_safetensors(path: str | os.PathLike) -> backbones.Backbone:
         ValueError: naming a file that is damaged, that has NaN in a weight, or that was not written with the name of a
             network.
     """
-    safetensors = _need("from_safetensors", "safetensors")
-    try:
-        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (safetensors.SafetensorError, OSError) as cause:
-        raise error("from_safetensors", "path", "be a safetensors file", f"{path} ({cause})") from cause
+    tensors, metadata = read_safetensors(path)
     if metadata.get("attfc") != FORMAT:
         raise error("from_safetensors", "path", f"carry the metadata of {FORMAT}", f"{metadata or None} in {path}")
     try:
@@ -137,6 +131,22 @@ def from_safetensors(path: str | os.PathLike) -> backbones.Backbone:
         got = f"{path} ({' '.join(str(cause).split())[:300]})"
         raise error("from_safetensors", "path", "hold a network of `backbones.build` and its tensors", got) from cause
     return network.eval()
+
+
+def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, and its metadata.
+
+    Raises:
+        ValueError: naming a file that is damaged.
+        ImportError: without the safetensors library.
+    """
+    safetensors = _need("from_safetensors", "safetensors")
+    try:
+        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            return tensors, file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as cause:
+        raise error("from_safetensors", "path", "be a safetensors file", f"{path} ({cause})") from cause
 
 
 def _difference(session: Any, network: nn.Module, images: Tensor, device: torch.device) -> float:

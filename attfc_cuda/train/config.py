@@ -69,7 +69,9 @@ RANGES = {
     "sample_rate": Range(0, 1, open_low=True), "scale": _POSITIVE, "capacity": Range(1),
     "capacity_share": Range(0, 100, open_low=True), "temperature": _POSITIVE, "center_memory": _BELOW_ONE,
     "class_code": Range(0), "grad_tolerance": _BELOW_ONE, "encoder_momentum": _BELOW_ONE, "encoder_warmup": _SHARE,
-    "epochs": _POSITIVE, "steps": Range(1), "lr": _POSITIVE, "final_lr": _SHARE, "power": _POSITIVE,
+    "epochs": _POSITIVE, "steps": Range(1), "lr": _POSITIVE,
+    "backbone_lr_factor": _POSITIVE, "layer_lr_decay": Range(0, 1, open_low=True), "final_lr": _SHARE,
+    "power": _POSITIVE,
     "warmup": _BELOW_ONE, "sgd_momentum": _BELOW_ONE, "weight_decay": Range(0), "clip_norm": _POSITIVE,
     "verify_num_pairs": Range(4), "verify_every": Range(0),
     "seed": _SEEDS, "threads": Range(1), "group_timeout": _POSITIVE, "log_every": Range(1),
@@ -131,6 +133,13 @@ class ModelConfig:
     """Length of an embedding."""
     sync_batch_norm: bool = False
     """With several GPUs: normalise by the batch of all of them instead of each by its own part."""
+    init: Path | None = None
+    """Start from these weights: a run folder, or a .pt or .safetensors file with the tensors of such a backbone."""
+    new_embedding: bool = False
+    """With `init` and another `embedding_dim` than the weights have: start the layers whose size depends on it anew."""
+    freeze: str = ""
+    """Parameters of the backbone that are not trained, by patterns of their names separated by commas:
+    `conv1.*,layer[12].*`. BatchNorm in there keeps its running statistics."""
 
 
 @dataclass
@@ -203,6 +212,11 @@ class OptimizerConfig:
     """sgd (Nesterov off) or adamw. Weight decay is never applied to norms, biases and PReLU slopes."""
     lr: float | None = None
     """Peak learning rate; None: 0.05 x batch_size / 128 for sgd, 0.001 for adamw."""
+    backbone_lr_factor: float = 1.0
+    """Learning rate of the backbone as a multiple of `lr`; for fine-tuning 0.1, say. The head's centres keep `lr`."""
+    layer_lr_decay: float = 1.0
+    """Factor of the learning rate from each layer of the backbone (a block, or a module beside the blocks) to the one
+    before it; for fine-tuning 0.9, say."""
     final_lr: float = 0.0
     """Learning rate at the end, as a share of the peak."""
     schedule: Literal["cosine", "polynomial"] = "cosine"

@@ -28,12 +28,12 @@ FIXED = {
         "image_size", "batch_size", "gallery_size", "min_images", "probes_per_identity", "gallery_steps",
         "negatives_per_batch", "augment",
     ),
-    "model": ("backbone", "backbone_options", "embedding_dim"),
+    "model": ("backbone", "backbone_options", "embedding_dim", "freeze"),
     "head": (
         "head", "margin", "margin_options", "capacity", "capacity_share", "policy", "container_dtype", "sample_rate",
         "fuse_optimizer", "class_code",
     ),
-    "optim": ("optimizer",),
+    "optim": ("optimizer", "backbone_lr_factor", "layer_lr_decay"),
     "run": ("seed",),
 }  # fmt: skip
 

@@ -24,8 +24,9 @@ from attfc_cuda.train.checkpoint_writer import CheckpointWriter
 from attfc_cuda.train.checks import check_dataset, check_settings, slow_precision
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.data_identity import DataIdentity
+from attfc_cuda.train.initial import freeze, rate_factors, read_initial
 from attfc_cuda.train.objective import DTYPES, Objective
-from attfc_cuda.train.optimizer import build_optimizer, peak_rate
+from attfc_cuda.train.optimizer import build_optimizer, peak_rate, set_rate
 from attfc_cuda.train.process_group import Group
 from attfc_cuda.train.resume import refuse_other_settings, resume, with_checkpoints_capacity
 from attfc_cuda.train.run_folder import CHECKPOINTS
@@ -59,6 +60,8 @@ class Training:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.dtype = DTYPES[config.optim.precision]
+        # A run that goes on has its weights in its checkpoint.
+        self.initial = None if config.run.resume else read_initial(config)
 
         self.dataset = load_dataset(config)
         check_dataset(config, self.dataset)
@@ -74,10 +77,13 @@ class Training:
 
         seed_everything(config.run.seed)
         self.backbone = build_backbone(config)
+        if self.initial is not None:
+            self.initial.apply(self.backbone)
         if group is not None and config.model.sync_batch_norm:
             if self.device.type != "cuda":
                 raise error("train", "sync_batch_norm", "be used on GPUs", self.device)
             self.backbone = nn.SyncBatchNorm.convert_sync_batchnorm(self.backbone)
+        self.frozen = freeze(self.backbone, config.model.freeze)
         # channels_last is the layout convolution libraries compute in; weights in it save a conversion a layer.
         self.backbone.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         head_config = with_checkpoints_capacity(config) if config.run.carry_classes else config
@@ -88,7 +94,8 @@ class Training:
         fp16 = config.optim.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16) if group is None else group.grad_scaler(fp16)
         self.fused = self.objective.fuse_optimizer(config.optim, lr, self.scaler)
-        self.optimizer = build_optimizer(config.optim, [self.backbone, self.objective], lr, self.fused)
+        factors = rate_factors(self.backbone, config.optim.backbone_lr_factor, config.optim.layer_lr_decay)
+        self.optimizer = build_optimizer(config.optim, [self.backbone, self.objective], lr, self.fused, factors)
         self.learning_rate = LearningRate(
             lr, self.total_steps, round(config.optim.warmup * self.total_steps),
             config.optim.final_lr, config.optim.schedule, config.optim.power,
@@ -127,8 +134,7 @@ class Training:
     def set_learning_rate(self, lr: float) -> None:
         """The rate of the coming step, for every parameter."""
         for optimizer in filter(None, (self.optimizer, self.fused)):
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            set_rate(optimizer, lr)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -299,6 +305,10 @@ class Training:
                 f"clip_norm     {config.optim.clip_norm:g} over the backbone's gradient alone: class centres move in "
                 "the backward pass, unclipped (--no-fuse-optimizer clips all together)"
             )
+        if self.initial is not None and config.model.init is not None:
+            lines.insert(2, self.initial.describe(config.model.init))
+        if self.frozen:
+            lines.insert(2, f"frozen        {self.frozen} of {len(list(self.backbone.parameters()))} parameter tensors")
         if warning := slow_precision(config.optim.precision, self.device):
             lines.append(warning)
         if self.group is not None:

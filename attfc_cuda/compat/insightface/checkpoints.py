@@ -10,13 +10,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from attfc_cuda._check import error
-from attfc_cuda._tensors_from_files import network_state, require_plain, require_stored
+from attfc_cuda._tensors_from_files import network_state, read_tensors
 from attfc_cuda.backbones import IResNet
 from attfc_cuda.backbones.iresnet import STAGE_BLOCKS, STAGE_CHANNELS
 from attfc_cuda.heads import FullyConnected
@@ -41,7 +40,7 @@ def load_backbone(path: str | os.PathLike) -> IResNet:
             tensors that are sparse, without numbers or larger than what is stored of them, NaN in a weight.
     """
     path = Path(path)
-    state = _read(path, "load_backbone")
+    state = read_tensors(path, "load_backbone")
     state = state.get("state_dict_backbone", state) if isinstance(state, Mapping) else state
     try:
         state = network_state(state)
@@ -85,21 +84,6 @@ def load_centers(head: FullyConnected, paths: str | os.PathLike | Sequence[str |
             first += len(part)
 
 
-def _read(path: Path, function: str) -> Any:
-    try:
-        # Only the zip format can be mapped; files of before torch 1.6 are read.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=require_stored(path))
-        require_plain(state)
-    except FileNotFoundError as cause:
-        raise error(function, "path", "exist", f"no file {path}") from cause
-    except Exception as cause:  # damage can fail in any place of zipfile, pickle and torch
-        reason = str(cause).strip().split("\n", 1)[0].rstrip(".") or type(cause).__name__
-        raise error(
-            function, "path", "be a checkpoint of tensors", f"{path}, which does not load ({reason})"
-        ) from cause
-    return state
-
-
 def _architecture(state: Mapping[str, Tensor], path: Path) -> tuple[int, int, int]:
     """(depth, embedding_dim, image_size) from the names and shapes."""
     blocks = tuple(
@@ -140,7 +124,7 @@ def _by_rank(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Pat
 
 def _weight(path: Path) -> Tensor:
     """The [n, D] centres in one file, of any of InsightFace's layouts."""
-    state = _read(path, "load_centers")
+    state = read_tensors(path, "load_centers")
     if isinstance(state, Mapping):
         state = state.get("state_dict_softmax_fc", state)
         state = state.get("weight") if isinstance(state, Mapping) else state
