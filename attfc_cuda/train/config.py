@@ -100,7 +100,8 @@ class DatasetConfig:
     """Identities with fewer images are negatives only, never probes: their gallery would be the probe itself."""
     probes_per_identity: int = 1
     """Probes of an identity that are drawn together and share its gallery images, each of which goes through the
-    momentum encoder once a batch; smaller groups where it has fewer images. 1: each probe has a gallery of its own."""
+    momentum encoder once a batch; smaller groups where it has fewer images. 1: each probe has a gallery of its own.
+    More is faster and learns less from as many images (docs/learning.md)."""
     gallery_steps: int = 1
     """Steps in a row that share gallery images: the probes that share them come in that many batches, and the images go
     through the momentum encoder in the first, so that class centres are a few steps old and batches of many identities.
