@@ -12,14 +12,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import gallery_sharing  # noqa: E402
 
+SMALL = ["--identities", "16", "--batch", "16", "--image-size", "16", "--rounds", "1"]
+
 
 @pytest.mark.proof
 def test_a_small_run_counts_the_gallery_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, threads = tmp_path / "sharing.json", torch.get_num_threads()
     try:
-        gallery_sharing.main(
-            "--identities 16 --batch 16 --image-size 16 --rounds 1 --only 1 4 7 --output".split() + [str(output)]
-        )
+        gallery_sharing.main([*SMALL, "--only", "1", "4", "7", "--output", str(output)])
     finally:
         torch.set_num_threads(threads)
     report = json.loads(output.read_text())
