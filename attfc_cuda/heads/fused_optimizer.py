@@ -172,7 +172,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         if first == 0:
             self._begin()
-        weight, state, finite = self.weight, self.make_state(), gradient.isfinite().all()
+        weight, state, finite = self.weight, self.make_state(), all_finite(gradient)
         if self.kind == "adamw" and first == 0:
             state["step"] += 1
             self._moved = torch.zeros_like(finite)
@@ -180,7 +180,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         chosen = None if rows is None else rows[first:last]
         buffers = [weight.detach(), *(state[key] for key in self.split_states if key in state)]
         # A slice is a view and changes in place; chosen rows are a copy that goes back.
-        parts = [buffer[first:last] if chosen is None else buffer[chosen] for buffer in buffers]
+        parts = [buffer[first:last] if chosen is None else buffer.index_select(0, chosen) for buffer in buffers]
         self._update(parts[0], self._clipped(gradient).to(weight.dtype), parts[1:], finite)
         if chosen is not None:
             for buffer, part in zip(buffers, parts, strict=True):
@@ -230,3 +230,11 @@ class FusedOptimizer(torch.optim.Optimizer):
                 [weight], [gradient], [parts[0]], [parts[1]], [], [step],
                 beta1=beta1, beta2=beta2, eps=group["eps"], amsgrad=False, **common,
             )  # fmt: skip
+
+
+def all_finite(values: Tensor) -> Tensor:
+    """`values.isfinite().all()`, 0-dim, in one pass that reads: a NaN is both the least and the greatest number."""
+    if values.numel() == 0:
+        return values.new_ones((), dtype=torch.bool)
+    least, greatest = values.aminmax()
+    return least.isfinite() & greatest.isfinite()

@@ -12,6 +12,7 @@ import torch
 from trained_cases import batch, make
 
 from attfc_cuda import ArcFace, FullyConnected, PartialFC
+from attfc_cuda.heads.fused_optimizer import all_finite
 from attfc_cuda.ops import trained_centers as _trained_centers
 
 OPTIMIZERS = {
@@ -228,3 +229,15 @@ def test_bad_input_is_named(name: str) -> None:
     change, message = BAD[name]
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         FullyConnected(4, 5, ArcFace()).fuse_optimizer(**{"lr": 0.1, **change})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_whether_all_is_finite(dtype: torch.dtype) -> None:
+    values = torch.randn(67, 33).to(dtype)
+    values[0, 0], values[66, 32] = torch.finfo(dtype).max, torch.finfo(dtype).min  # whose sum would be none
+    assert all_finite(values) and all_finite(values[:0]) and all_finite(values.new_zeros(0, 3))
+    for place in ((0, 0), (40, 17), (66, 32)):
+        for bad in (float("nan"), float("inf"), -float("inf")):
+            spoilt = values.clone()
+            spoilt[place] = bad
+            assert not all_finite(spoilt), (place, bad)
