@@ -17,7 +17,7 @@ class Command:
     """Compile the GPU kernels, with or without a GPU, and print registers, spills, shared memory and occupancy."""
 
     architectures: tuple[int, ...] = ARCHITECTURES
-    """Compute capabilities, major * 10 + minor. Each takes some ten seconds."""
+    """Compute capabilities, major * 10 + minor. Each takes some twenty seconds."""
 
 
 def run(command: Command) -> int:

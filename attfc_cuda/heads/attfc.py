@@ -329,7 +329,7 @@ class AttFC(nn.Module):
             given = torch.cat([extra_labels, labels]) if len(extra_labels) else labels
             container.check(rows.new_centers, given)
             if self.enqueue == "before":
-                container.enqueue_rows(rows.new_centers, rows.new_labels)
+                container.enqueue_rows(rows.new_centers, rows.new_labels, backend)
         else:
             container.require_labels("AttFC", labels)
         assert isinstance(self.margin, AdaSin)
@@ -340,7 +340,7 @@ class AttFC(nn.Module):
         self._last_rows = (*sample, statistics.pop("step_rows"))  # type: ignore[assignment]
         self._stats = statistics
         if self.training and self.enqueue == "after":
-            container.enqueue_rows(rows.new_centers, rows.new_labels)
+            container.enqueue_rows(rows.new_centers, rows.new_labels, backend)
         return loss
 
     def _step(

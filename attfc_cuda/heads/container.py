@@ -18,6 +18,7 @@ from attfc_cuda._check import error, require_labels, require_mapping, require_ro
 from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.heads.checks import known_labels, require_count
 from attfc_cuda.ops import backend as backends
+from attfc_cuda.ops import head_step
 
 POLICIES = ("fifo", "refresh")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -286,20 +287,21 @@ class DynamicClassContainer(nn.Module):
             self._enqueue(new, labels, write)
 
     @torch.no_grad()
-    def enqueue_rows(self, centers: Tensor, labels: Tensor) -> None:
+    def enqueue_rows(self, centers: Tensor, labels: Tensor, backend: str = "cpu") -> None:
         """`enqueue`, unchecked and by kernels, of rows that are known to be good. Not with shards.
 
         Args:
             centers: [B, D] float32 (float64 with a float64 container).
             labels: [B] int64 below num_classes, negative for rows that are not written, such as those that are not
                 finite in the container's dtype.
+            backend: one with kernels for a head step.
         """
+        state = self.centers, self.labels, self.clock
         if self.policy == "fifo":
-            torch.ops.attfc.enqueue_fifo(self.centers, self.labels, self.clock, centers, labels)
+            head_step.operator("enqueue_fifo", backend)(*state, centers, labels)
         else:
-            torch.ops.attfc.enqueue_refresh(
-                self.centers, self.labels, self.clock, self.stamps, self.slot_of_class, centers, labels
-            )
+            enqueue = head_step.operator("enqueue_refresh", backend)
+            enqueue(*state, self.stamps, self.slot_of_class, centers, labels)
 
     def _enqueue(self, new: Tensor, labels: Tensor, write: Tensor) -> None:
         """`enqueue` of the rows `write` [B] bool, an operator at a time: on any device, and with shards."""

@@ -18,6 +18,7 @@ from attfc_cuda.margins import AdaSin, Margin
 from attfc_cuda.ops import backend as backends
 from attfc_cuda.ops import head_step
 from attfc_cuda.ops.autograd import negative_logsumexp_operator
+from attfc_cuda.ops.head_step import operator
 
 
 def why_not(margin: Margin, split: bool) -> str | None:
@@ -84,7 +85,7 @@ def head_rows(
 ) -> Rows:
     """Unit rows, the step's class centres (extra ones first) and the cosine of each row to its own. Nothing moves."""
     remembers = options.center_memory > 0
-    outputs = torch.ops.attfc.head_rows(
+    outputs = operator("head_rows", options.backend)(
         embeddings.detach(),
         labels,
         gallery,
@@ -116,7 +117,7 @@ def loss_and_statistics(
     slot_labels, scale = container.labels, margin.scale
     need_grad = torch.is_grad_enabled() and embeddings.requires_grad
     with torch.no_grad():
-        row_values = torch.ops.attfc.adasin_row_values(
+        row_values = operator("adasin_row_values", options.backend)(
             rows.labels, rows.cosine, margin.t, margin.m, margin.h, margin.momentum, scale,
             margin.difficulty == "half_angle", margin.training,
         )  # fmt: skip
@@ -126,12 +127,12 @@ def loss_and_statistics(
             False,
         )  # fmt: skip
     own_centers = rows.new_centers[len(extra_labels) :]
-    loss = torch.ops.attfc.adasin_loss(
+    loss = operator("adasin_loss", options.backend)(
         embeddings, unit_grad, rows.inverse_norm, own_centers, rows.labels, rows.cosine, row_values, lse, hard_count,
         margin.m, scale, margin.gradient == "straight_through",
     )[0]  # fmt: skip
     with torch.no_grad():
-        means, counts = torch.ops.attfc.step_statistics(
+        means, counts = operator("step_statistics", options.backend)(
             loss.detach(), rows.labels, rows.cosine, hard_count, max_cosine, omitted_mass, slot_labels,
             rows.new_labels[: len(extra_labels)], margin.t,
         )  # fmt: skip

@@ -27,7 +27,7 @@ from attfc_cuda.ops import autograd, build, head_step
 
 BACKENDS = ("eager", "cpu", "triton", "cuda")
 # Those with kernels for the steps of a head around the sweep (head_step.py).
-WITH_HEAD_STEP = ("cpu", "cuda")
+WITH_HEAD_STEP = ("cpu", "triton", "cuda")
 # What `auto` takes on a type of device: the first that can run the call. Eager runs everywhere.
 _PREFERRED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -136,12 +136,14 @@ def _triton_reason() -> str | None:
     if not _extension().module:
         return f"the operator comes with the extension: {'; '.join(_extension().reasons)}"
     try:
+        from attfc_cuda.ops.triton import head_step as triton_head_step
         from attfc_cuda.ops.triton.center_gradient import center_gradient_forward
         from attfc_cuda.ops.triton.sweep import negative_logsumexp_forward
     except ImportError as exception:
         return _reason("import of Triton", exception)
     autograd.register_kernel("negative_logsumexp", "cuda", negative_logsumexp_forward)
     autograd.register_kernel("center_gradient", "cuda", center_gradient_forward)  # type: ignore[arg-type]
+    head_step.register_triton(triton_head_step.KERNELS, "cuda")
     return None
 
 

@@ -11,10 +11,15 @@ kernels, autograd, calls. No mathematics; the formulas are in csrc/head_step.h.
 
 Only `adasin_loss` has a derivative, to `embeddings`, through everything: the sweep has made d lse / d unit row already,
 and class centres have none. So all before it runs without autograd.
+
+``attfc::<name>_triton`` are the same operators by the Triton kernels (triton/head_step.py). They have names of their
+own because either of them and the CUDA extension, which has kernels for the plain names, may be loaded first, or alone.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -82,10 +87,10 @@ def _setup_loss(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)  # four outputs' zeros
 
 
-def _backward_loss(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple:
+def _backward_loss(backend: str, ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple:
     gradient = None
     if ctx.needs_input_grad[0] and grad_loss is not None:
-        gradient = torch.ops.attfc.row_gradients(grad_loss.contiguous(), *ctx.saved_tensors)
+        gradient = operator("row_gradients", backend)(grad_loss.contiguous(), *ctx.saved_tensors)
     return (gradient, *[None] * 11)
 
 
@@ -97,18 +102,42 @@ def _fake_statistics(loss: Tensor, labels: Tensor, cosine: Tensor, *_: Any) -> t
     return cosine.new_empty((len(MEANS),)), labels.new_empty((len(COUNTS),))
 
 
-def register() -> None:
-    """Adds fake kernels and autograd to the operators, whose schemas and kernels the extension has registered."""
-    fakes = {
-        "head_rows": _fake_head_rows,
-        "enqueue_fifo": _fake_nothing,
-        "enqueue_refresh": _fake_nothing,
-        "adasin_row_values": _fake_row_values,
-        "adasin_loss": _fake_loss,
-        "row_gradients": _fake_row_gradients,
-        "step_statistics": _fake_statistics,
-    }
-    for name, fake in fakes.items():
-        torch.library.register_fake(f"attfc::{name}", fake)  # type: ignore[arg-type]
-    torch.library.register_autograd("attfc::adasin_loss", _backward_loss, setup_context=_setup_loss)
-    torch.library.register_autograd("attfc::row_gradients", refuse_second_derivative)
+_FAKES: dict[str, Callable[..., Any]] = {
+    "head_rows": _fake_head_rows,
+    "enqueue_fifo": _fake_nothing,
+    "enqueue_refresh": _fake_nothing,
+    "adasin_row_values": _fake_row_values,
+    "adasin_loss": _fake_loss,
+    "row_gradients": _fake_row_gradients,
+    "step_statistics": _fake_statistics,
+}
+
+
+def _suffix(backend: str) -> str:
+    return "_triton" if backend == "triton" else ""
+
+
+def operator(name: str, backend: str) -> Callable[..., Any]:
+    """The operator `name` of a backend that :func:`attfc_cuda.ops.backend.resolve` has loaded."""
+    return getattr(torch.ops.attfc, name + _suffix(backend))
+
+
+def register(backend: str = "") -> None:
+    """Adds fake kernels and autograd to the operators, whose schemas and kernels are registered.
+    backend: "triton" for those of Triton."""
+    suffix = _suffix(backend)
+    for name, fake in _FAKES.items():
+        torch.library.register_fake(f"attfc::{name}{suffix}", fake)  # type: ignore[arg-type]
+    torch.library.register_autograd(
+        f"attfc::adasin_loss{suffix}", functools.partial(_backward_loss, backend), setup_context=_setup_loss
+    )
+    torch.library.register_autograd(f"attfc::row_gradients{suffix}", refuse_second_derivative)
+
+
+def register_triton(kernels: Mapping[str, Callable[..., Any]], device_type: str) -> None:
+    """Makes operators of the Triton kernels on a type of device, with the schemas of the plain ones."""
+    for name in _FAKES:
+        schema = str(operator(name, "").default._schema).removeprefix(f"attfc::{name}")  # type: ignore[attr-defined]
+        torch.library.define(f"attfc::{name}_triton", schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.impl(f"attfc::{name}_triton", device_type, kernels[name])
+    register("triton")

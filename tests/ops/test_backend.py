@@ -291,13 +291,12 @@ def test_info_lists_the_choice_on_a_gpu(limits, passes, gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     told = "  D 512, bfloat16, grad_tolerance 0, outside a fused head step: triton  (faster in one pass, by model)"
     exact = [told] if limits == H100 else []
-    unfused = "triton, head step one operator at a time (triton has no kernels for it)"
     assert _backend._device_lines(CUDA) == [
         "on cuda:0 (a card), auto uses:",
         f"  D 512, bfloat16: cuda, head step fused  ({passes})",
         f"  D 512, float16: cuda, head step fused  ({passes})",
-        f"  D 512, float32: {unfused}  (cuda: it takes bfloat16 and float16, not float32)",
-        f"  D 320, bfloat16: {unfused}  (cuda: it is compiled for D = 128, 256 and 512)",
+        "  D 512, float32: triton, head step fused  (cuda: it takes bfloat16 and float16, not float32)",
+        "  D 320, bfloat16: triton, head step fused  (cuda: it is compiled for D = 128, 256 and 512)",
         *exact,
     ]
 
@@ -319,3 +318,27 @@ def test_a_python_kernel_serves_its_device():
     library.define("probe(Tensor x) -> Tensor")
     _ops.register_kernel("probe", "cpu", lambda x: x + 1)
     assert torch.ops.attfc.probe(torch.zeros(2)).tolist() == [1.0, 1.0]
+
+
+REGISTERED_BY_TRITON = """
+import torch
+torch.cuda.is_available = lambda: True
+from attfc_cuda.ops import backend, head_step
+assert backend.why_not("triton") is None, backend.why_not("triton")
+has = torch._C._dispatch_has_kernel_for_dispatch_key
+for name in ("head_rows", "enqueue_fifo", "enqueue_refresh", "adasin_row_values", "adasin_loss", "row_gradients",
+             "step_statistics"):
+    plain, triton = (str(head_step.operator(name, each).default._schema) for each in ("cuda", "triton"))
+    print(name, has(f"attfc::{name}", "CUDA"), has(f"attfc::{name}_triton", "CUDA"), has(f"attfc::{name}", "CPU"),
+          triton.replace("_triton", "") == plain)
+"""
+
+
+def test_the_head_step_by_triton_leaves_the_names_of_the_cuda_extension_free():
+    """Either may be loaded first: each has operators of its own, with the same schemas."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if not _backend.available("cpu"):
+        pytest.skip(f"the operators come with the extension: {_backend.why_not('cpu')}")
+    done = subprocess.run([sys.executable, "-c", REGISTERED_BY_TRITON], capture_output=True, text=True)
+    lines = [line.split()[1:] for line in done.stdout.splitlines()]
+    assert lines == [["False", "True", "True", "True"]] * 7, done.stdout + done.stderr

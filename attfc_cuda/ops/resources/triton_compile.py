@@ -27,7 +27,7 @@ from attfc_cuda.ops.triton.sweep import launch_constants
 from attfc_cuda.ops.triton.sweep_kernel import sweep_kernel
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-_TYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TYPE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # Bytes of shared memory a block may have, bytes of a multiprocessor, warps of a multiprocessor.
 _LIMITS = {
     80: (166912, 167936, 64),
@@ -70,7 +70,7 @@ def sweep_resources(
     """Compiles one variant of the sweep as `negative_logsumexp_forward` launches it for contiguous, aligned inputs;
     scaled: with center_scale."""
     config = config or choose(capability, dtype, dim, need_moments=need_moments, precision=precision)
-    operand, row = "*" + _TYPE[dtype], "*fp32"
+    operand, row = "*" + TYPE[dtype], "*fp32"
     arguments = {
         "embedding_ptr": operand,
         "center_ptr": operand,
@@ -90,7 +90,7 @@ def sweep_resources(
         config, dtype, dim, dim, row_value_count, need_moments, may_omit and need_grad, precision
     )
     aligned = ("embedding_stride",) if dim % 16 == 0 else ()
-    return _resources(capability, sweep_kernel, arguments, constants, config.num_warps, config.num_stages, aligned)
+    return compile_kernel(capability, sweep_kernel, arguments, constants, config.num_warps, config.num_stages, aligned)
 
 
 def center_gradient_resources(
@@ -106,7 +106,7 @@ def center_gradient_resources(
     """Compiles one variant of the centre gradient as `center_gradient_forward` launches it; scaled: with
     center_scale."""
     config = config or choose_center_gradient(capability, dtype, dim, precision=precision)
-    operand, row = "*" + _TYPE[dtype], "*fp32"
+    operand, row = "*" + TYPE[dtype], "*fp32"
     arguments = {
         "term_ptr": row,
         "embedding_ptr": operand,
@@ -120,7 +120,7 @@ def center_gradient_resources(
     }
     constants = center_gradient_constants(config, dim, dim, modulated, precision)
     aligned = ("center_stride",) if dim % 16 == 0 else ()
-    return _resources(
+    return compile_kernel(
         capability, center_gradient_kernel, arguments, constants, config.num_warps, config.num_stages, aligned
     )
 
@@ -142,10 +142,10 @@ def merge_resources(capability: int, dim: int, splits: int = 22) -> Resources:
         "scale": "fp32",
     }
     constants = {"DIM": dim, "BLOCK_D": padded_dim(dim), "BLOCK_SPLITS": triton.next_power_of_2(splits)}
-    return _resources(capability, merge_kernel, arguments, constants, 4, 2, ())
+    return compile_kernel(capability, merge_kernel, arguments, constants, 4, 2, ())
 
 
-def _resources(
+def compile_kernel(
     capability: int,
     kernel: triton.JITFunction,
     arguments: Mapping[str, str | None],

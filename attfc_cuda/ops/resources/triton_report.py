@@ -13,6 +13,7 @@ from attfc_cuda.ops.resources.triton_compile import (
     merge_resources,
     sweep_resources,
 )
+from attfc_cuda.ops.resources.triton_head_step import KERNELS, head_step_resources
 from attfc_cuda.ops.triton.configs import DTYPES, Config, choose, choose_center_gradient
 
 _COLUMNS = {
@@ -37,8 +38,9 @@ def rows(
     """One dictionary per kernel, dtype, architecture and D, with the keys of the printed columns and `shared_limit`.
 
     The sweep is the modulated one with gradient, skipping unless float32, as a head calls it in training, the centre
-    gradient the modulated one of raw centres; tile is rows x centres / warps / stages. spill_bytes a thread,
-    shared_bytes a block, occupancy in 0..1. Two to five seconds a row on one core, cached by Triton afterwards.
+    gradient the modulated one of raw centres, the kernels of the head step those of bfloat16 embeddings and container;
+    tile is rows x centres / warps / stages. spill_bytes a thread, shared_bytes a block, occupancy in 0..1. One to five
+    seconds a row on one core, cached by Triton afterwards.
     """
     result: list[dict[str, object]] = []
     dtypes, dims = tuple(dtypes), tuple(dims)
@@ -54,6 +56,9 @@ def rows(
                 result.append(_row("triton center gradient", dtype, architecture, dim, tile, resources))
             merge = merge_resources(architecture, dim)
             result.append(_row("triton merge", torch.float32, architecture, dim, "1/4", merge))
+            for name, (_, _, warps, _) in KERNELS.items():
+                resources = head_step_resources(architecture, name, torch.bfloat16, dim)
+                result.append(_row(f"triton {name}", torch.bfloat16, architecture, dim, f"-/{warps}", resources))
     return result
 
 

@@ -26,6 +26,8 @@ from attfc_cuda.ops.resources.triton_compile import (
     merge_resources,
     sweep_resources,
 )
+from attfc_cuda.ops.resources.triton_head_step import KERNELS as HEAD_STEP
+from attfc_cuda.ops.resources.triton_head_step import head_step_resources
 from attfc_cuda.ops.triton.configs import MAX_DIM, Config, choose, choose_center_gradient, padded_dim
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
@@ -175,6 +177,37 @@ def test_merge(architecture):
     check(merge_resources(architecture, 512), False)
 
 
+@pytest.mark.parametrize("name", HEAD_STEP)
+@pytest.mark.parametrize("architecture", rest_in_proof(NEWEST_FIRST))
+def test_head_step(architecture, name):
+    check(head_step_resources(architecture, name), False)
+
+
+@proof
+@pytest.mark.parametrize("name", ["head_rows", "row_gradients", "scatter"])
+@pytest.mark.parametrize(("dtype", "dim"), [(FLOAT32, 512), (FLOAT16, 1000), (FLOAT32, MAX_DIM)], ids=str)
+def test_head_step_in_other_shapes(dtype, dim, name):
+    check(head_step_resources(80, name, dtype, dim), False)
+
+
+def test_the_head_step_sums_float32_and_adds_no_float_by_an_atomic(monkeypatch):
+    """Two runs give the same bits, and no sum is in 16 bits (test_no_kernel_sums_16_bit_values)."""
+    kept, compile_kernel = {}, triton.compile
+    monkeypatch.setattr(triton, "compile", lambda *a, **k: kept.setdefault(a[0].name, compile_kernel(*a, **k)))
+    for name in HEAD_STEP:
+        head_step_resources(90, name)
+    atomics = 0
+    for name, compiled in kept.items():
+        text = compiled.asm["ttir"]
+        reduced = re.findall(r"x([a-z]\w*)>", " ".join(re.findall(r"\}\) : \((.*?)\) -> ", text)))
+        assert set(reduced) <= {"f32", "i32", "i64"}, (name, reduced)
+        assert reduced or name.startswith("scatter"), name
+        kinds = re.findall(r"tt\.atomic_rmw (\w+)", text)
+        assert set(kinds) <= {"add"}, (name, kinds)
+        atomics += len(kinds)
+    assert len(kept) == len(HEAD_STEP) and atomics >= 4
+
+
 @proof
 def test_a_tile_that_is_too_large_is_seen_to_spill():
     """The reading of spills bites: twice the rows on sm_80 leaves no registers for anything but the accumulator."""
@@ -217,7 +250,7 @@ def test_padded_dim_and_choice():
             assert swapped.project_by_product == (architecture == 90 and padded_dim(dim) == 512)
 
 
-KERNELS = ("triton sweep", "triton center gradient", "triton merge")
+KERNELS = ("triton sweep", "triton center gradient", "triton merge", *(f"triton {name}" for name in HEAD_STEP))
 
 
 @proof
