@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import triton
@@ -31,7 +31,7 @@ _TYPES = {
     **dict.fromkeys(("new_share", "scale"), "fp32"),
 }
 # By name: the kernel, its compile-time arguments at a D, its warps, and which arguments are of the embeddings' format.
-_Kernel = tuple[triton.JITFunction, Callable[[int], dict[str, object]], int, tuple[str, ...]]
+_Kernel = tuple[triton.JITFunction, Callable[[int], Mapping[str, object]], int, tuple[str, ...]]
 KERNELS: dict[str, _Kernel] = {
     "head_rows": (
         row_kernels.head_rows_kernel,
@@ -80,7 +80,7 @@ KERNELS: dict[str, _Kernel] = {
 def head_step_resources(capability: int, name: str, dtype: torch.dtype = torch.bfloat16, dim: int = 512) -> Resources:
     """Compiles one of KERNELS with all of its options; dtype: of embeddings, gallery and container."""
     kernel, constants_at, num_warps, in_dtype = KERNELS[name]
-    constants = constants_at(dim)
+    constants = dict(constants_at(dim))
     operand = "*" + TYPE[dtype]
     arguments = {
         argument: operand if argument in in_dtype else _TYPES.get(argument, "*fp32")
