@@ -33,7 +33,7 @@ def run(command: Command) -> int:
         largest = export.to_onnx(backbone, command.to)
         print(f"written: {command.to}, unit embeddings within {largest:.1e} of torch's")
     else:
-        config = TrainConfig.from_dict(checkpoint.open_any(command.run)["config"])
+        config = TrainConfig.from_dict(checkpoint.open_any(command.run, mapped=True)["config"])
         options = parse_options(config.model.backbone_options, "backbone_options")
         export.to_safetensors(backbone, command.to, name, options)
         print(f"written: {command.to}")

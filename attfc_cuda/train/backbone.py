@@ -58,7 +58,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, str]:
     Raises:
         CheckpointError: Naming a file that cannot be used.
     """
-    state = checkpoint.open_any(path)
+    state = checkpoint.open_any(path, mapped=True)
     try:
         config = TrainConfig.from_dict(state["config"])
         make = functools.partial(_build, config, _options(config, path))

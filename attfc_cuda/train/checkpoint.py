@@ -128,8 +128,13 @@ def nothing_to_resume(folder: Path) -> CheckpointError:
     return CheckpointError(f"checkpoint: {folder} must hold a step_*.pt file, got none; start without --resume")
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Read one checkpoint to the CPU.
+
+    Args:
+        path: The file.
+        mapped: Leave the tensors in the file, which the system reads as they are looked at, and drops again where
+            memory is short: for one who copies what he needs and lets the rest go. Meanwhile nobody may shorten it.
 
     Raises:
         CheckpointError: Naming the file and why it cannot be used, whatever is wrong with it.
@@ -141,7 +146,7 @@ def load(path: Path) -> dict[str, Any]:
             damaged = file.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} in it is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         require_plain(state)
     except FileNotFoundError as cause:
         raise CheckpointError(f"checkpoint: {path} must exist, got no such file") from cause
@@ -169,8 +174,10 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_newest(folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+def load_newest(folder: Path, say: Callable[[str], None] = print, mapped: bool = False) -> dict[str, Any]:
     """The newest checkpoint in `folder` that loads; each newer one that does not is reported through `say`.
+
+    mapped: as in `load`.
 
     Raises:
         CheckpointError: when there is none, or none loads.
@@ -180,17 +187,20 @@ def load_newest(folder: Path, say: Callable[[str], None] = print) -> dict[str, A
         raise nothing_to_resume(folder)
     for path in paths:
         try:
-            return load(path)
+            return load(path, mapped)
         except CheckpointError as cause:
             say(f"{cause}; trying the one before")
     raise CheckpointError(f"checkpoint: {folder} must hold a checkpoint that loads, got {len(paths)} that do not")
 
 
-def open_any(path: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """A checkpoint from its file, from a checkpoints folder, or from a run folder (the newest that loads)."""
+def open_any(path: Path, say: Callable[[str], None] = print, mapped: bool = False) -> dict[str, Any]:
+    """A checkpoint from its file, from a checkpoints folder, or from a run folder (the newest that loads).
+
+    mapped: as in `load`.
+    """
     if path.is_dir():
-        return load_newest(path / "checkpoints" if (path / "checkpoints").is_dir() else path, say)
-    return load(path)
+        return load_newest(path / "checkpoints" if (path / "checkpoints").is_dir() else path, say, mapped)
+    return load(path, mapped)
 
 
 def rng_state() -> dict[str, Any]:

@@ -51,7 +51,7 @@ def resume(training: Training, show: Callable[[str], None] = print) -> None:
     """
     folder, group = training.config.run.run / CHECKPOINTS, training.group
     show = show if training.first else lambda text: None
-    state = checkpoint.load_newest(folder, show)
+    state = checkpoint.load_newest(folder, show, mapped=True)
     if group is not None and len(set(steps := group.from_all(state["step"]))) > 1:
         rule = "be a folder that every process sees alike"
         raise error("resume", "run", rule, f"{training.config.run.run} with newest steps {steps}")
@@ -72,7 +72,7 @@ def with_checkpoints_capacity(config: TrainConfig) -> TrainConfig:
     """The config, with the container's size as the newest checkpoint has it, whatever share of the identities that is
     now."""
     config = copy.deepcopy(config)
-    state = checkpoint.load_newest(config.run.run / CHECKPOINTS, lambda text: None)
+    state = checkpoint.load_newest(config.run.run / CHECKPOINTS, lambda text: None, mapped=True)
     objective = state.get("objective")
     labels = objective.get("head.container.labels") if isinstance(objective, dict) else None
     if isinstance(labels, torch.Tensor) and labels.dim() == 1:  # another is named when the state is loaded

@@ -20,6 +20,7 @@ import contextlib
 import copy
 import threading
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ class RowGuard:
             raise error("checkpoint", "the container's centres", rule, "another write to them", kind=RuntimeError)
 
 
-def copied(value: Any, shared: Mapping[int, Any]) -> Any:
+def copied(value: Any, shared: Mapping[int, Any] = MappingProxyType({})) -> Any:
     """Nested dicts and lists with their tensors copied to the CPU, but for those at the addresses (`data_ptr`) in
     `shared`, which stay the very tensors. What else a dict carries (a state_dict's versions) comes along."""
     if isinstance(value, Tensor):

@@ -25,12 +25,14 @@ from attfc_cuda.train.checks import check_dataset, check_settings, slow_precisio
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.data_identity import DataIdentity
 from attfc_cuda.train.initial import freeze, rate_factors, read_initial
+from attfc_cuda.train.mapped import filled
 from attfc_cuda.train.objective import DTYPES, Objective
 from attfc_cuda.train.optimizer import build_optimizer, peak_rate, set_rate
 from attfc_cuda.train.process_group import Group
 from attfc_cuda.train.resume import refuse_other_settings, resume, with_checkpoints_capacity
 from attfc_cuda.train.run_folder import CHECKPOINTS
 from attfc_cuda.train.schedule import EncoderMomentum, LearningRate, auto_momentum
+from attfc_cuda.train.snapshot import copied
 from attfc_cuda.train.validation import VerificationSet, verification_sets
 
 CACHE_LIMIT_BYTES = 2 * 2**30
@@ -243,7 +245,8 @@ class Training:
             self._split = {id(part.tensor) for part in split_state.parts_of(self.objective).values()}
 
     def load_state_dict(self, state: dict[str, Any], other_data: bool = False) -> None:
-        """Continue where `state` was taken; what it has not, because it was split, keeps its value.
+        """Continue where `state` was taken; what it has not, because it was split, keeps its value. Nothing of `state`
+        itself is kept: it may lie in a file.
 
         Args:
             state: As `state_dict` gave it, here or in an older release.
@@ -260,12 +263,13 @@ class Training:
         self.step, self.seconds = state["step"], state["seconds"]
         self.backbone.load_state_dict(state["backbone"])
         objective = self.objective
-        objective.load_state_dict(split_state.with_parts(state["objective"], objective))
+        taken = filled(split_state.with_parts(state["objective"], objective), objective.state_dict())
+        objective.load_state_dict(taken)
         for optimizer, name in zip(self.optimizers, ("optimizer", "fused_optimizer"), strict=True):
             if optimizer is not None:
                 wanted = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
                 loaded = split_state.optimizer_with_parts(state[name], optimizer, objective)
-                optimizer.load_state_dict(loaded)
+                optimizer.load_state_dict(copied(loaded))  # torch's keep what they are given
                 # The state is the checkpoint's; rates and decays are settings, which may have changed.
                 for group, settings in zip(optimizer.param_groups, wanted, strict=True):
                     group.update(settings)
@@ -275,11 +279,11 @@ class Training:
         if other_data:
             epoch = loader["pass"] + (loader["batch"] > 0)
             loader = {**self.loader.state_dict(), "pass": epoch, "batch": 0}
-        self.loader.load_state_dict(loader)
+        self.loader.load_state_dict(copied(loader))
         galleries = state.get("gallery_of_rank", [])
         if not other_data and len(galleries) == (1 if self.group is None else self.group.count):
             gallery = galleries[0 if self.group is None else self.group.rank]
-            self.objective.restore_gallery(None if gallery is None else gallery.to(self.device))
+            self.objective.restore_gallery(None if gallery is None else copied(gallery).to(self.device))
         rank, states = (0 if self.group is None else self.group.rank), state.get("rng_of_rank", [])
         if rank == 0 or rank < len(states):
             checkpoint.set_rng_state(states[rank] if rank else state["rng"])

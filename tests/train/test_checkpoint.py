@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -242,3 +243,23 @@ def test_random_generators_continue_where_they_were(tmp_path: Path) -> None:
     expected = draw()
     checkpoint.set_rng_state(checkpoint.load_newest(tmp_path)["rng"])
     assert draw() == expected
+
+
+def own_mib() -> float:
+    """Memory of this process that no file stands behind."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("no /proc on this system")
+    return int(re.search(r"RssAnon:\s+(\d+) kB", status.read_text())[1]) / 1024
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_mapped_checkpoint_takes_no_memory_of_its_own(tmp_path: Path, mapped: bool) -> None:
+    path = checkpoint.save({"weights": torch.ones(64, 2**18)}, tmp_path, 1, keep=1)  # 64 MiB
+    before = own_mib()
+    state = checkpoint.load(path, mapped)
+    assert float(state["weights"].sum()) == 2**24
+    assert (own_mib() - before < 16) == mapped
+    if mapped:  # its own writes stay with it
+        state["weights"][0] = 5
+        assert float(checkpoint.load(path)["weights"].sum()) == 2**24

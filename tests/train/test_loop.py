@@ -314,6 +314,25 @@ def test_resuming_may_change_what_the_state_does_not_depend_on(tiny_config: Tiny
     assert train(longer).step == 4
 
 
+@pytest.mark.parametrize(
+    "variant", ["steps that share a gallery", "adamw, refresh, polynomial", "full FC", "Partial FC with adamw"]
+)
+def test_nothing_of_the_checkpoint_stays_in_its_file(tiny_config: Tiny, variant: str) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc on this system")
+    config = tiny_config(steps=1, **VARIANTS[variant])
+    train(config)
+    kept = checkpoint.load_newest(config.run.run / "checkpoints", mapped=True)
+    assert "step_00000001.pt" in maps.read_text()
+    del kept
+    seen: list[str] = []
+    base = OBJECTIVES[VARIANTS[variant].get("head", "attfc")]
+    look = acting_at(1, lambda: seen.append(maps.read_text()), base=base)
+    train(tiny_config(steps=2, resume=True, **VARIANTS[variant]), look)
+    assert len(seen) == 1 and "step_00000001.pt" not in seen[0]
+
+
 def test_resuming_another_objective_or_nothing_is_refused(tiny_config: Tiny, tmp_path: Path) -> None:
     class Other(AttFCObjective):
         pass
