@@ -44,6 +44,7 @@ def _is_demo(run: Path) -> bool:
     demo_of_then = TrainConfig()
     _make_demo(demo_of_then, count, then.optim.epochs)
     demo_of_then.run.run, demo_of_then.run.seed = then.run.run, then.run.seed
+    demo_of_then.verify.verify_num_pairs = then.verify.verify_num_pairs  # demos have drawn pairs, and judged all
     return then.to_dict() == demo_of_then.to_dict()
 
 
@@ -53,7 +54,6 @@ def _make_demo(config: TrainConfig, identities: int, epochs: float) -> None:
     # Drawn faces are all of one kind, so that no direction sets a part of them apart: class codes only cost there.
     config.head.class_code = 0.0
     config.optim.epochs = epochs
-    config.verify.verify_num_pairs = 4000
 
 
 def demo(config: TrainConfig) -> tuple[list[SetResult], int | None]:
@@ -70,7 +70,8 @@ def demo(config: TrainConfig) -> tuple[list[SetResult], int | None]:
     """
     from attfc_cuda.data import build_dataset
     from attfc_cuda.evaluation import plot_training
-    from attfc_cuda.evaluation.report import RAW_PIXELS, evaluate_sets, print_table, write_files
+    from attfc_cuda.evaluation.report import RAW_PIXELS, evaluate_sets, write_files
+    from attfc_cuda.evaluation.tables import print_table
     from attfc_cuda.train import load_backbone, train
     from attfc_cuda.train.log import duration
     from attfc_cuda.train.validation import verification_sets

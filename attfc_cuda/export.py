@@ -1,7 +1,8 @@
 """A trained backbone for others to use: ONNX for any runtime, safetensors for any PyTorch. `attfc export` writes them.
 
 The network alone, in eval mode: float images [B, 3, image_size, image_size], RGB in [-1, 1] (`data.normalize_images`),
-to embeddings [B, embedding_dim], not normalised. Compare them by their cosine. Files appear whole or not at all.
+to embeddings [B, embedding_dim], not normalised unless that is asked for. Compare them by their cosine. Files appear
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from attfc_cuda._check import error
 from attfc_cuda._files import replacing
 from attfc_cuda._tensors_from_files import network_state, require_fit, without_wrappers
 from attfc_cuda.backbones.options_from_files import options_from_file
+from attfc_cuda.evaluation.fingerprint import MIRRORED, PLAIN, fingerprint
+from attfc_cuda.onnx_network import OnnxDescription
 
 SUFFIXES = (".onnx", ".safetensors")
 TOLERANCE = 1e-4  # of a component of a unit embedding, between torch and onnxruntime
@@ -34,13 +37,45 @@ FORMAT = "attfc-backbone-1"
 _CHECKED_BATCHES = (1, 3)
 
 
-def to_onnx(backbone: nn.Module, path: str | os.PathLike) -> float:
+class _Embedder(nn.Module):
+    """The network with what may follow it: the mirrored image's embedding added, unit length."""
+
+    def __init__(self, backbone: nn.Module, flip: bool, unit: bool) -> None:
+        super().__init__()
+        self.backbone, self.flip, self.unit = backbone, flip, unit
+
+    def forward(self, images: Tensor) -> Tensor:
+        embeddings = self.backbone(images)
+        if self.flip:
+            embeddings = embeddings + self.backbone(images.flip(-1))
+        return F.normalize(embeddings) if self.unit else embeddings
+
+
+def to_onnx(
+    backbone: nn.Module,
+    path: str | os.PathLike,
+    name: str = "",
+    *,
+    flip: bool = False,
+    unit: bool = False,
+    thresholds: dict[str, Any] | None = None,
+    thresholds_set: str = "",
+) -> float:
     """Write `backbone` as one ONNX file: "images" [batch, 3, S, S] to "embeddings" [batch, D], the batch dynamic.
+
+    The file's metadata says what it takes and gives (`onnx_network.OnnxDescription`): RGB, value range, size,
+    normalisation, length and kind of the embeddings, the network, and the thresholds.
 
     Args:
         backbone: a `backbones.Backbone` (its `image_size` is S), on any device; exported in eval mode in float32,
             whatever its dtype (onnxruntime 1.32 has no convolution in bfloat16), and left as it was.
         path: the file.
+        name: of the network, for the metadata.
+        flip: the graph adds the mirrored image's embedding, as `attfc verify` does.
+        unit: the graph brings embeddings to unit length.
+        thresholds: rate -> operating point, for this network and this kind of embedding (`at_far` in the JSON of
+            `attfc verify`).
+        thresholds_set: the set that they were found on.
 
     Returns:
         The largest difference between a component of torch's and of onnxruntime's unit embeddings, over random images
@@ -53,27 +88,32 @@ def to_onnx(backbone: nn.Module, path: str | os.PathLike) -> float:
     _need("to_onnx", "onnxscript")
     runtime, path = _need("to_onnx", "onnxruntime"), Path(path)
     size: Any = backbone.image_size
+    dim: Any = backbone.embedding_dim
+    description = OnnxDescription(
+        name, size, dim, MIRRORED if flip else PLAIN, unit, fingerprint(backbone), thresholds or {}, thresholds_set
+    )
     dtypes = {tensor.dtype for tensor in backbone.state_dict().values() if tensor.is_floating_point()}
     if dtypes != {torch.float32}:
         backbone = copy.deepcopy(backbone).float()
     with _in_eval_mode(backbone) as (network, device):
+        network = _Embedder(network, flip, unit) if flip or unit else network
         generator = torch.Generator().manual_seed(0)
         images = [torch.rand(batch, 3, size, size, generator=generator) * 2 - 1 for batch in _CHECKED_BATCHES]
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the exporter's own coming changes; the result is checked below
-                torch.onnx.export(
+                program = torch.onnx.export(
                     network,
                     (images[-1].to(device),),
-                    part,
                     dynamo=True,
-                    external_data=False,
                     input_names=["images"],
                     output_names=["embeddings"],
                     dynamic_shapes=({0: torch.export.Dim("batch")},),
                     verbose=False,
                 )
+            program.model.metadata_props.update(description.to_metadata())  # type: ignore[union-attr]
+            program.save(part, external_data=False)  # type: ignore[union-attr]
             session = runtime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
             with torch.no_grad():
                 largest = max(_difference(session, network, batch, device) for batch in images)

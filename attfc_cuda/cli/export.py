@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attfc_cuda._error import error
+from attfc_cuda.cli.verify import run_folder
 
 SUFFIXES = (".onnx", ".safetensors")
 
@@ -18,20 +19,48 @@ class Command:
     """Run folder (its newest checkpoint), or a checkpoint file."""
     to: Path
     """File to write: its ending, .onnx or .safetensors, is the format."""
+    flip: bool = False
+    """ONNX: the graph adds the embedding of the mirrored image, as `attfc verify` does."""
+    unit: bool = False
+    """ONNX: the graph brings embeddings to unit length, so that their product is the cosine."""
+    thresholds: Path | None = None
+    """ONNX: JSON file of `attfc verify` whose thresholds go into the metadata, of the same network and the same kind of
+    embedding (with the mirrored image's or without); None: that in the run folder with the most pairs, if any."""
 
 
 def run(command: Command) -> int:
     """Write the file; exit code 0."""
     if command.to.suffix not in SUFFIXES:
         raise error("export", "to", f"end in {' or '.join(SUFFIXES)}", command.to)
+    if command.to.suffix != ".onnx" and (command.flip or command.unit or command.thresholds):
+        raise error("export", "to", "end in .onnx with flip, unit or thresholds", command.to)
     from attfc_cuda import export
+    from attfc_cuda.evaluation.fingerprint import MIRRORED, PLAIN, fingerprint
+    from attfc_cuda.onnx_network import thresholds_for
     from attfc_cuda.train import TrainConfig, checkpoint, load_backbone
     from attfc_cuda.train.config import parse_options
 
     backbone, name = load_backbone(command.run)
     if command.to.suffix == ".onnx":
-        largest = export.to_onnx(backbone, command.to)
+        kind = MIRRORED if command.flip else PLAIN
+        thresholds, name_of_set, source = thresholds_for(
+            command.thresholds, run_folder(command.run), fingerprint(backbone), kind
+        )
+        largest = export.to_onnx(
+            backbone,
+            command.to,
+            name,
+            flip=command.flip,
+            unit=command.unit,
+            thresholds=thresholds,
+            thresholds_set=name_of_set,
+        )
         print(f"written: {command.to}, unit embeddings within {largest:.1e} of torch's")
+        if source is None:
+            verify = "attfc verify" if command.flip else "attfc verify --no-flip"
+            print(f"no thresholds in it: {verify} finds them, for the {kind} embedding of this file")
+        else:
+            print(f"thresholds for the {kind} embedding at FAR {', '.join(thresholds) or 'none'}, from {source}")
     else:
         config = TrainConfig.from_dict(checkpoint.open_any(command.run, mapped=True)["config"])
         options = parse_options(config.model.backbone_options, "backbone_options")

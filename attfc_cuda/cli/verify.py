@@ -14,17 +14,22 @@ from attfc_cuda._error import error
 if TYPE_CHECKING:
     from torch import nn
 
+    from attfc_cuda.evaluation.measure import AnySet
     from attfc_cuda.evaluation.report import SetResult
 
 RAW_PIXELS = "raw-pixels"
+INSIGHTFACE_PAIRS = 6000  # as many as its lists hold
+SCORE_FILES = (".npz", ".csv")
 
 
 @dataclass
 class Command:
-    """Verify a backbone on pairs of faces: 10-fold accuracy, TAR at FAR, ROC and histogram."""
+    """Verify a backbone on pairs of faces: accuracy over folds, TAR and threshold at each FAR with 95 % intervals
+    (identities drawn anew), ROC and histogram."""
 
     checkpoint: Path | None = None
-    """Checkpoint file, or a run folder (its newest checkpoint)."""
+    """Checkpoint file, a run folder (its newest checkpoint), or an ONNX file of `attfc export`, whose metadata must say
+    that it takes RGB in [-1, 1]."""
     backbone: str | None = None
     """`raw-pixels`: compare the pixels themselves, the floor for any network; None: the network in `checkpoint`."""
     pairs: str | None = None
@@ -34,13 +39,21 @@ class Command:
     suite: Path | None = None
     """Folder of verification sets, each of which is used: InsightFace's .bin files, pair lists, IJB folders."""
     data: str | None = None
-    """Faces to make pairs from instead of a list: folders, or procedural:IDENTITIESxIMAGES@FIRST."""
-    num_pairs: int = 6000
-    """Pairs made from `data`, half of them of the same identity."""
+    """Faces by identity instead of a list, of which every pair is judged: folders, or
+    procedural:IDENTITIESxIMAGES@FIRST."""
+    num_pairs: int | None = None
+    """Draw this many pairs from `data`, half of them of the same identity; None: all pairs (with `--as`, whose rules
+    need a list: 6000)."""
+    far: str | None = None
+    """False accept rates separated by commas, such as 1e-5,1e-6; None: 1e-2,1e-3,1e-4, of templates 1e-1 to 1e-6."""
+    scores: Path | None = None
+    """Also write the score of every pair into this .npz or .csv file (of several sets: one file each, named after
+    it)."""
     image_size: int | None = None
     """Side in pixels for raw-pixels; None: that of `checkpoint`, else 112."""
     flip: bool = True
-    """Add the embedding of the mirrored image before comparing."""
+    """Add the embedding of the mirrored image before comparing; an ONNX file whose graph does this, or ends in unit
+    length, is taken as it is."""
     count_as: Annotated[Literal["insightface"] | None, tyro.conf.arg(name="as")] = None
     """insightface: beside our numbers those that InsightFace's evaluation would count on the same scores."""
     out: Path | None = None
@@ -57,41 +70,72 @@ def run(command: Command) -> int:
     import torch
 
     from attfc_cuda.data import build_dataset
-    from attfc_cuda.evaluation import report
+    from attfc_cuda.evaluation import report, tables
     from attfc_cuda.evaluation.build import from_dataset, from_lists
-    from attfc_cuda.train import load_backbone
     from attfc_cuda.train.training import pick_device
 
     if command.threads:
         torch.set_num_threads(command.threads)
     size, backbone, method = command.image_size or 112, None, RAW_PIXELS
     if command.checkpoint is not None:
-        network, name = load_backbone(command.checkpoint)
+        network, name = _network(command.checkpoint)
         own_size: Any = network.image_size
         size = own_size if command.image_size is None or command.backbone is None else command.image_size
         if command.backbone is None:
             backbone, method = network.to(pick_device(command.device)), name
     if command.suite is not None:
         return _verify_suite(command, method, backbone, size)
+    sets: list[AnySet] = []
     if command.pairs is not None:
-        sets = from_lists(command.pairs, command.root, size)
+        sets += from_lists(command.pairs, command.root, size)
     else:
-        sets = [from_dataset("held-out", build_dataset(command.data, size), command.num_pairs)]
-    results = report.evaluate_sets(method, backbone, sets, flip=command.flip, progress=sys.stdout.isatty())
-    report.print_table(results, f"Verification of {command.checkpoint or method}")
+        drawn = command.num_pairs or (INSIGHTFACE_PAIRS if command.count_as else None)
+        sets.append(from_dataset("held-out", build_dataset(command.data, size), drawn))
+    far = _rates(command.far)
+    results = report.evaluate_sets(method, backbone, sets, far=far, flip=command.flip, progress=sys.stdout.isatty())
+    tables.print_table(results, f"Verification of {command.checkpoint or method}", far)
     print("written:", ", ".join(map(str, _write(command, results))))
     return 0
 
 
+def _network(checkpoint: Path) -> tuple[nn.Module, str]:
+    if checkpoint.suffix == ".onnx":
+        from attfc_cuda.onnx_network import OnnxNetwork
+
+        exported = OnnxNetwork(checkpoint)
+        return exported, exported.description.backbone or checkpoint.stem
+    from attfc_cuda.train import load_backbone
+
+    return load_backbone(checkpoint)
+
+
 def _write(command: Command, results: list[SetResult]) -> list[Path]:
     """Write everything about the results, print what else is asked for; the files."""
-    from attfc_cuda.evaluation import report
+    from attfc_cuda.evaluation import report, score_files, tables
 
     files = report.write_files(results, _out_folder(command))
     if command.count_as == report.INSIGHTFACE and results:
-        report.print_insightface_table(results)
+        tables.print_insightface_table(results)
         files += report.write_insightface(results, _out_folder(command))
+    if command.scores is not None:
+        files += score_files.write_scores(results, command.scores)
     return files
+
+
+def _rates(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    rates = []
+    for part in text.split(","):
+        try:
+            rate = float(part)
+        except ValueError:
+            rate = 0.0
+        if not 0 < rate < 1:
+            rule = "be numbers between 0 and 1, separated by commas"
+            raise error("verify", "far", rule, repr(part.strip()))
+        rates.append(rate)
+    return tuple(rates)
 
 
 def _check(command: Command) -> None:
@@ -103,16 +147,20 @@ def _check(command: Command) -> None:
     if [command.pairs, command.data, command.suite].count(None) != 2:
         got = f"pairs {command.pairs}, data {command.data}, suite {command.suite}"
         raise error("verify", "pairs", "be given, or data, or suite, and only one of them", got)
+    _rates(command.far)
+    if command.scores is not None and command.scores.suffix not in SCORE_FILES:
+        raise error("verify", "scores", f"end in {' or '.join(SCORE_FILES)}", command.scores)
 
 
 def _verify_suite(command: Command, method: str, backbone: nn.Module | None, size: int) -> int:
-    from attfc_cuda.evaluation import find_suite, report
+    from attfc_cuda.evaluation import find_suite, report, tables
 
     entries = find_suite(command.suite, size, command.root)
     out, progress = _out_folder(command), sys.stdout.isatty()
-    results, failures = report.evaluate_suite(method, backbone, entries, flip=command.flip, progress=progress)
+    far = _rates(command.far)
+    results, failures = report.evaluate_suite(method, backbone, entries, far=far, flip=command.flip, progress=progress)
     if results:
-        report.print_table(results, f"Verification of {command.checkpoint or method} on {command.suite}")
+        tables.print_table(results, f"Verification of {command.checkpoint or method} on {command.suite}", far)
     report.write_suite(results, failures, out / "suite.json")
     print("written:", ", ".join(map(str, [out / "suite.json", *_write(command, results)])))
     for name, reason in failures.items():
@@ -125,5 +173,10 @@ def _out_folder(command: Command) -> Path:
         return command.out
     if command.checkpoint is None:
         return Path("runs/verify")
-    folder = command.checkpoint if command.checkpoint.is_dir() else command.checkpoint.parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "verify"
+    return run_folder(command.checkpoint) / "verify"
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint, or the folder itself, belongs to."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else folder

@@ -132,6 +132,13 @@ def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> 
     return PairList(paths_a, paths_b, np.array(same, dtype=bool), np.array(fold, dtype=np.int64))
 
 
+def identities_of_files(files: Sequence[Path], pairs: PairIndices) -> np.ndarray | None:
+    """Identities [N] of image files that lie in a folder each, as in LFW; None where the pairs say otherwise: genuine
+    pairs across folders, or impostors in one."""
+    folder = np.unique([str(file.parent) for file in files], return_inverse=True)[1].reshape(-1)
+    return folder if np.array_equal(folder[pairs.a] == folder[pairs.b], pairs.same) else None
+
+
 def _columns(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, str, str, bool, int]]:
     """Line number, both images, same and fold of every pair of a tab-separated list."""
     for line_number, line in enumerate(lines, start=1):

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import auc, roc_curve
 
 from attfc_cuda._check import error
 
@@ -35,8 +35,25 @@ LEGEND_KEY_CHARACTERS = 6  # the line before a label and the gap after it
 SMOOTHED_SHARE = 0.02  # a training curve is averaged over this share of its steps; the raw values show behind it
 
 
+class RocBand(NamedTuple):
+    """Where a ROC would lie with other people.
+
+    Attributes:
+        far: false accept rates [F], rising.
+        low: true accept rates [F], the lower end.
+        high: true accept rates [F], the upper end.
+    """
+
+    far: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
 def plot_roc(
-    results: Mapping[str, tuple[ArrayLike, ArrayLike]], path: str | Path, title: str = "Verification ROC"
+    results: Mapping[str, tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike | None]],
+    path: str | Path,
+    title: str = "Verification ROC",
+    bands: Mapping[str, RocBand] | None = None,
 ) -> None:
     """Draw true accepts over false accepts (logarithmic) of one or several methods into one PNG.
 
@@ -44,9 +61,11 @@ def plot_roc(
     would say nothing.
 
     Args:
-        results: name -> (similarity [P], same [P] bool), in the order of the legend.
+        results: name -> (similarity [P], same [P] bool), in the order of the legend; a third entry, where it is not
+            None, is how many pairs each value stands for.
         path: of the PNG.
         title: above the plot.
+        bands: name -> 95 % interval of its curve, drawn behind it.
 
     Raises:
         ValueError: for no methods, or a method without both kinds of pairs or with values that are not finite.
@@ -55,21 +74,29 @@ def plot_roc(
         raise error("plot_roc", "results", "hold at least one method", "none")
     figure, axes = _figure(6.4, 4.4)
     most_impostors = 0
-    for number, (name, (similarity, same)) in enumerate(results.items()):
+    for number, (name, (similarity, same, *counts)) in enumerate(results.items()):
         genuine, impostor = _split("plot_roc", similarity, same)
-        most_impostors = max(most_impostors, len(impostor))
         scores = np.concatenate([genuine, impostor])
         truth = np.repeat([True, False], [len(genuine), len(impostor)])
-        false_accepts, true_accepts, _ = roc_curve(truth, scores, drop_intermediate=False)
+        count = np.concatenate(_counts(same, *counts))
+        num_impostors = int(count[~truth].sum())
+        most_impostors = max(most_impostors, num_impostors)
+        false_accepts, true_accepts, _ = roc_curve(truth, scores, sample_weight=count, drop_intermediate=False)
+        color = COLORS[number % len(COLORS)]
         axes.plot(
-            np.maximum(false_accepts, 0.1 / len(impostor)),
+            np.maximum(false_accepts, 0.1 / num_impostors),
             true_accepts,
             drawstyle="steps-post",
-            color=COLORS[number % len(COLORS)],
+            color=color,
             linestyle=LINE_STYLES[number // len(COLORS) % len(LINE_STYLES)],
             linewidth=1.8,
-            label=f"{name} (AUC {roc_auc_score(truth, scores):.3f})",
+            label=f"{name} (AUC {auc(false_accepts, true_accepts):.3f})",
         )
+        if bands and name in bands:
+            band = bands[name]
+            axes.fill_between(band.far, band.low, band.high, color=color, alpha=0.2, linewidth=0, step="post")
+    if bands:
+        axes.fill_between([], [], [], color="0.5", alpha=0.3, linewidth=0, label="95 % interval, over identities")
     lowest = min(1.0 / most_impostors, 0.1)
     chance = np.geomspace(lowest, 1.0, 200)
     axes.plot(chance, chance, color="0.6", linewidth=1.0, linestyle=(0, (2, 2)), label="chance")
@@ -92,6 +119,7 @@ def plot_histogram(
     path: str | Path,
     threshold: float | None = None,
     title: str = "Similarity of pairs",
+    count: ArrayLike | None = None,
 ) -> None:
     """Draw how the similarities of genuine and impostor pairs are distributed into one PNG.
 
@@ -103,6 +131,7 @@ def plot_histogram(
         path: of the PNG.
         threshold: drawn as a line (VerificationResult.threshold) unless None.
         title: above the plot.
+        count: [P], how many pairs each value stands for; None: one.
 
     Raises:
         ValueError: as for `plot_roc`.
@@ -113,17 +142,22 @@ def plot_histogram(
     # A half width keeps the bins apart when every value is the same.
     margin = max(0.02 * (highest - lowest), 1e-6)
     bins = np.linspace(lowest - margin, highest + margin, 51).tolist()
-    for values, color, name in ((impostor, IMPOSTOR_COLOR, "impostor"), (genuine, GENUINE_COLOR, "genuine")):
-        weights = np.full(len(values), 1.0 / len(values))
+    genuine_count, impostor_count = _counts(same, count)
+    kinds = (
+        (impostor, impostor_count, IMPOSTOR_COLOR, "impostor"),
+        (genuine, genuine_count, GENUINE_COLOR, "genuine"),
+    )
+    for values, counts, color, name in kinds:
+        pairs = int(counts.sum())
         axes.hist(
             values,
             bins=bins,
-            weights=weights,
+            weights=counts / pairs,
             histtype="stepfilled",
             facecolor=(color, 0.35),
             edgecolor=color,
             linewidth=1.5,
-            label=f"{name} ({len(values):,} pairs, mean {values.mean():.2f})",
+            label=f"{name} ({pairs:,} pairs, mean {np.average(values, weights=counts):.2f})",
         )
     if threshold is not None:
         axes.axvline(threshold, color="0.25", linewidth=1.2, linestyle="--", label=f"threshold {threshold:.3f}")
@@ -327,6 +361,13 @@ def _split(function: str, similarity: ArrayLike, same: ArrayLike) -> tuple[np.nd
     if same.all() or not same.any():
         raise error(function, "same", "hold genuine and impostor pairs", f"{int(same.sum())} genuine of {len(same)}")
     return similarity[same], similarity[~same]
+
+
+def _counts(same: ArrayLike, count: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """How many pairs each genuine and each impostor value stands for, as `_split` orders them."""
+    same = np.asarray(same)
+    counts = np.ones(len(same), np.int64) if count is None else np.asarray(count)
+    return counts[same], counts[~same]
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

@@ -1,16 +1,14 @@
-"""A method on verification sets: the table, the pictures and the JSON of `attfc verify` and `attfc demo`."""
+"""A method on verification sets: the pictures and the JSON of `attfc verify` and `attfc demo`."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from attfc_cuda._deprecated import renamed_attributes
@@ -19,21 +17,19 @@ from attfc_cuda.evaluation import (
     SuiteEntry,
     TemplateSet,
     VerificationResult,
-    VerificationSet,
     count_as_insightface,
     nearest_tar_at_far,
-    pair_similarity,
     plot_histogram,
     plot_roc,
-    raw_pixel_embeddings,
-    verify,
-    verify_backbone,
-    verify_templates,
 )
+from attfc_cuda.evaluation.fingerprint import PIXELS, embedding_kind, fingerprint
 from attfc_cuda.evaluation.insightface_rules import FOLDS as INSIGHTFACE_FOLDS
+from attfc_cuda.evaluation.measure import AnySet, Measured, measure_set
+from attfc_cuda.evaluation.plots import RocBand
 
 RAW_PIXELS = "raw-pixels"
 INSIGHTFACE = "insightface"
+BAND_POINTS = 60  # of the interval drawn behind a ROC
 __getattr__ = renamed_attributes(
     __name__,
     {
@@ -52,8 +48,12 @@ class SetResult(NamedTuple):
         method: its name.
         data: the set's name.
         result: what was measured.
-        similarity: of every pair.
-        same: the truth of every pair.
+        similarity: of every pair, or the values that occur where they were counted.
+        same: the truth of each.
+        measured: all that was found.
+        names: of the set's images, None: they have numbers only.
+        embedding: what was compared, "mirrored sum", "plain" or "pixels": a threshold is for this kind only.
+        network: fingerprint of the network's tensors, None: no network.
     """
 
     method: str
@@ -61,34 +61,43 @@ class SetResult(NamedTuple):
     result: VerificationResult
     similarity: np.ndarray
     same: np.ndarray
+    measured: Measured
+    names: Sequence[str] | None = None
+    embedding: str = PIXELS
+    network: str | None = None
 
 
 def evaluate_sets(
     method: str,
     backbone: nn.Module | None,
-    sets: Iterable[VerificationSet | TemplateSet],
+    sets: Iterable[AnySet],
     *,
+    far: Sequence[float] | None = None,
     flip: bool = True,
     progress: bool = False,
 ) -> list[SetResult]:
-    """Verify `backbone` (None: the raw pixels) on each set."""
+    """Verify `backbone` (None: the raw pixels) on each set; `far` as for `measure_set`."""
     results = []
+    kind, flip = embedding_kind(backbone, flip)
+    network = None if backbone is None else fingerprint(backbone)
     for data in sets:
-        name, images, pairs = data.name, data.images, data.pairs
-        if isinstance(data, TemplateSet):
-            result, similarity = verify_templates(backbone, data, flip=flip, progress=progress)
-        elif backbone is None:
-            pixels = raw_pixel_embeddings(images)
-            similarity = pair_similarity(pixels, pairs.a, pairs.b)
-            result = verify(similarity, pairs.same, pairs.fold)
-        else:
-            result, similarity = verify_backbone(backbone, pairs, images, flip=flip, batch_size=256, progress=progress)
-        results.append(SetResult(method, name, result, similarity, pairs.same))
+        found = measure_set(backbone, data, far=far, flip=flip, progress=progress)
+        names = None if isinstance(data, TemplateSet) else data.names
+        scores = found.scores
+        results.append(
+            SetResult(method, data.name, found.result, scores.similarity, scores.same, found, names, kind, network)
+        )
     return results
 
 
 def evaluate_suite(
-    method: str, backbone: nn.Module | None, entries: Iterable[SuiteEntry], *, flip: bool = True, progress: bool = False
+    method: str,
+    backbone: nn.Module | None,
+    entries: Iterable[SuiteEntry],
+    *,
+    far: Sequence[float] | None = None,
+    flip: bool = True,
+    progress: bool = False,
 ) -> tuple[list[SetResult], dict[str, str]]:
     """Verify on each set of a suite, one in memory at a time: one bad set does not cost the others.
 
@@ -99,7 +108,7 @@ def evaluate_suite(
     for entry in entries:
         try:
             data = entry.load()._replace(name=entry.name)
-            results += evaluate_sets(method, backbone, [data], flip=flip, progress=progress)
+            results += evaluate_sets(method, backbone, [data], far=far, flip=flip, progress=progress)
         except (ValueError, TypeError, OSError) as cause:
             failures[entry.name] = " ".join(str(cause).split())
     return results, failures
@@ -107,42 +116,20 @@ def evaluate_suite(
 
 def write_suite(results: list[SetResult], failures: dict[str, str], path: Path) -> None:
     """All results of a suite in one JSON file: set -> numbers, or -> {"error": reason}."""
-    numbers = {r.data: {"method": r.method, **json.loads(r.result.to_json())} for r in results}
+    numbers = {r.data: {"method": r.method, **numbers_of(r)} for r in results}
     numbers |= {name: {"error": reason} for name, reason in failures.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(numbers, indent=2) + "\n")
 
 
-def print_table(results: list[SetResult], title: str, console: Console | None = None) -> None:
-    """One row a method and set. A TAR that the number of impostor pairs does not support is left empty."""
-    rates = sorted({rate for r in results for rate in r.result.tar_at_far}, reverse=True)
-    table = Table(title=title)
-    tar_columns = [f"TAR @ FAR\n{rate:g}" for rate in rates]
-    for column in ("pairs from", "method", "pairs", "accuracy", *tar_columns, "EER", "AUC"):
-        table.add_column(column, justify="left" if column in ("pairs from", "method") else "right", no_wrap=True)
-    for method, name, result, _, _ in results:
-        tars = [f"{result.tar_at_far[rate]:.3f}" if rate in result.tar_at_far else "" for rate in rates]
-        has_folds = result.accuracy is not None
-        accuracy = f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f} %" if has_folds else ""
-        table.add_row(name, method, str(result.num_pairs), accuracy, *tars, f"{result.eer:.3f}", f"{result.auc:.3f}")
-    (console or Console(width=max(120, Console().width))).print(table)
-
-
-def print_insightface_table(results: list[SetResult], console: Console | None = None) -> None:
-    """The same scores as InsightFace counts them, see `insightface_rules`; of templates, which have no folds, the
-    TAR at the nearest point of the ROC. In brackets the false accept rate that a TAR really belongs to."""
-    table = Table(title="As InsightFace counts: for comparing with published numbers")
-    for column in ("pairs from", "method", "accuracy", "TAR @ FAR (real FAR)"):
-        table.add_column(column, justify="right" if column == "accuracy" else "left", no_wrap=True)
-    for r in results:
-        counts = insightface_counts(r)
-        rates = [f"{tar:.4f} @ {rate} ({far:.2g})" for rate, (tar, far) in counts["tar_at_far"].items()]
-        accuracy = ""
-        if counts["accuracy"] is not None:
-            accuracy = f"{100 * counts['accuracy']:.2f} ± {100 * counts['accuracy_std']:.2f} %"
-        too_few = f"fewer pairs than its {INSIGHTFACE_FOLDS} folds"
-        table.add_row(r.data, r.method, accuracy, ", ".join(rates) or too_few)
-    (console or Console(width=max(120, Console().width))).print(table)
+def numbers_of(result: SetResult) -> dict[str, Any]:
+    """The numbers of a result as JSON has them, with what its thresholds are for."""
+    return {
+        **json.loads(result.result.to_json()),
+        "embedding": result.embedding,
+        "network": result.network,
+        "unreadable": result.measured.unreadable,
+    }
 
 
 def insightface_counts(result: SetResult) -> dict[str, Any]:
@@ -192,12 +179,28 @@ def write_files(results: list[SetResult], folder: Path) -> list[Path]:
     for name in dict.fromkeys(r.data for r in results):
         here = [r for r in results if r.data == name]
         roc = folder / f"{name}_roc.png"
-        plot_roc({r.method: (r.similarity, r.same) for r in here}, roc, title=f"ROC, {name}")
+        curves = {r.method: (r.similarity, r.same, r.measured.scores.pair_count) for r in here}
+        bands = {r.method: band for r in here if (band := _roc_band(r)) is not None}
+        plot_roc(curves, roc, title=f"ROC, {name}", bands=bands)
         files.append(roc)
         for r in here:
             histogram, numbers = folder / f"{_stem(r)}_histogram.png", folder / f"{_stem(r)}.json"
             title = f"Similarity of pairs, {name}, {r.method}"
-            plot_histogram(r.similarity, r.same, histogram, threshold=r.result.threshold, title=title)
-            r.result.to_json(numbers)
+            count = r.measured.scores.pair_count
+            plot_histogram(r.similarity, r.same, histogram, r.result.threshold, title, count)
+            write_text(numbers, json.dumps(numbers_of(r), indent=2) + "\n")
             files += [histogram, numbers]
     return files
+
+
+def _roc_band(result: SetResult) -> RocBand | None:
+    """The interval of a ROC from one false accept on; None without intervals."""
+    bootstrap, impostors = result.measured.bootstrap, result.result.num_impostors
+    if bootstrap is None or impostors < 2:
+        return None
+    far = np.geomspace(1 / impostors, 1, BAND_POINTS, endpoint=False)
+    intervals = bootstrap.intervals(far.tolist())
+    if intervals[0] is None:
+        return None
+    tars = np.array([tar for tar, _ in filter(None, intervals)])
+    return RocBand(far, tars[:, 0], tars[:, 1])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from attfc_cuda._check import error
 from attfc_cuda.evaluation.bins import read_bin
 from attfc_cuda.evaluation.ijb import find_ijb, read_ijb
-from attfc_cuda.evaluation.pairs import read_pairs
+from attfc_cuda.evaluation.pairs import identities_of_files, read_pairs
 from attfc_cuda.evaluation.sets import ImageFiles, TemplateSet, VerificationSet
 
 
@@ -64,4 +64,5 @@ def find_suite(folder: str | Path, image_size: int = 112, root: str | Path | Non
 def _pair_list(path: Path, image_size: int, root: str | Path | None) -> VerificationSet:
     own = path.with_suffix("")
     files, pairs = read_pairs(path, root or (own if own.is_dir() else path.parent)).indices()
-    return VerificationSet(path.stem, ImageFiles([str(file) for file in files], image_size), pairs)
+    names = list(map(str, files))
+    return VerificationSet(path.stem, ImageFiles(names, image_size), pairs, identities_of_files(files, pairs), names)

@@ -76,6 +76,14 @@ def verify_templates(
         ValueError: as `embed_images`, `template_embeddings` and `verify` do.
         TypeError: as `embed_images` and `verify` do.
     """
+    similarity = template_similarity(backbone, data, flip=flip, progress=progress, batch_size=batch_size)
+    return verify(similarity, data.pairs.same, None, FALSE_ACCEPT_RATES), similarity
+
+
+def template_similarity(
+    backbone: nn.Module | None, data: TemplateSet, *, flip: bool = True, progress: bool = False, batch_size: int = 256
+) -> np.ndarray:
+    """The similarity float32 [P] of each pair of templates, see `verify_templates`."""
     if backbone is None:
         embeddings = raw_pixel_embeddings(data.images, batch_size=batch_size, progress=progress)
     else:
@@ -83,8 +91,7 @@ def verify_templates(
             backbone, data.images, flip=flip, unit=False, batch_size=batch_size, progress=progress
         )
     pooled = template_embeddings(embeddings, data.template, data.media, data.weights)
-    similarity = pair_similarity(pooled, data.pairs.a, data.pairs.b)
-    return verify(similarity, data.pairs.same, None, FALSE_ACCEPT_RATES), similarity
+    return pair_similarity(pooled, data.pairs.a, data.pairs.b)
 
 
 def _means(rows: Tensor, group: Tensor, count: int) -> Tensor:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from attfc_cuda._check import error
+from attfc_cuda.evaluation.fingerprint import MIRRORED, PLAIN
 
 KEY = "at_far"
-MIRRORED, PLAIN = "mirrored sum", "plain"
 
 
 def report_of(folder: Path) -> Path:

@@ -8,17 +8,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import auc, roc_curve
 
 from attfc_cuda._check import error
 from attfc_cuda._files import write_text
+from attfc_cuda.evaluation.intervals import IdentityBootstrap, Interval
 
 FALSE_ACCEPT_RATES = (1e-2, 1e-3, 1e-4)
+FEW_FALSE_ACCEPTS = 10
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold to use, and what it costs.
+
+    Attributes:
+        tar: share of the genuine pairs that the threshold accepts.
+        threshold: similarity from which two images count as one person; the lowest that keeps the false accept rate,
+            halfway to the score below, so that rounding of either decides nothing.
+        false_accepts: impostor pairs that it accepts.
+        few_impostors: whether fewer than 10 / FAR impostor pairs are there, so that the threshold rests on fewer than
+            ten of them: read the interval, not the number.
+        tar_interval: that holds 95 % of the bootstrap replicates over identities, in each of which the threshold and
+            the rate at it are measured anew; None where no identities are known, or too few.
+        threshold_interval: of the threshold, likewise.
+    """
+
+    tar: float
+    threshold: float
+    false_accepts: int
+    few_impostors: bool
+    tar_interval: Interval | None = None
+    threshold_interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -27,7 +53,8 @@ class VerificationResult:
 
     Attributes:
         accuracy: mean over the folds of the share of pairs judged right with the threshold chosen on the other folds;
-            None where the protocol has no folds.
+            of all pairs of a data set the mean of both kinds' shares (see `verify_identities`); None where the protocol
+            has no folds.
         accuracy_std: its (population) standard deviation over the folds; None likewise.
         threshold: the similarity from which two images count as one person, chosen on ALL pairs: for use, not for
             judging.
@@ -39,6 +66,10 @@ class VerificationResult:
         num_impostors: pairs of two.
         num_folds: of the protocol.
         fold_accuracies: accuracy of each fold, in ascending order of the fold's number.
+        at_far: TAR, threshold and their intervals at each rate of tar_at_far.
+        num_identities: that the intervals draw from; None where they are not known.
+        resolution: of the scores, where they were counted in bins; 0: each score was kept.
+        all_pairs: whether the pairs are all that there are among the images.
     """
 
     accuracy: float | None
@@ -52,16 +83,21 @@ class VerificationResult:
     num_impostors: int
     num_folds: int
     fold_accuracies: tuple[float, ...]
+    at_far: dict[float, OperatingPoint] = field(default_factory=dict)
+    num_identities: int | None = None
+    resolution: float = 0.0
+    all_pairs: bool = False
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The result as JSON text, rates of tar_at_far as strings ("0.01").
+        """The result as JSON text, rates of tar_at_far and at_far as strings ("0.01").
 
         Args:
             path: also write it there, at once or not at all, so that an interrupted run leaves the old file or the new
                 one, never half of one.
         """
         fields = asdict(self)
-        fields["tar_at_far"] = {f"{far:g}": tar for far, tar in self.tar_at_far.items()}
+        for name in ("tar_at_far", "at_far"):
+            fields[name] = {f"{far:g}": value for far, value in fields[name].items()}
         text = json.dumps(fields, indent=2) + "\n"
         if path is not None:
             write_text(Path(path), text)
@@ -79,7 +115,11 @@ class VerificationResult:
 
 
 def verify(
-    similarity: ArrayLike, same: ArrayLike, fold: ArrayLike | None, far: Sequence[float] = FALSE_ACCEPT_RATES
+    similarity: ArrayLike,
+    same: ArrayLike,
+    fold: ArrayLike | None,
+    far: Sequence[float] = FALSE_ACCEPT_RATES,
+    bootstrap: IdentityBootstrap | None = None,
 ) -> VerificationResult:
     """Judge the similarities of P pairs of images.
 
@@ -89,7 +129,7 @@ def verify(
     - TAR at FAR f: the highest share of genuine pairs accepted by a threshold that accepts at most the share f of the
       impostor pairs, over all folds. It is reported only if there are at least 1 / f impostor pairs: with fewer, not
       one false accept is allowed and the number belongs to a lower rate. Between 1 / f and 10 / f the threshold rests
-      on fewer than ten false accepts: read such a number as coarse.
+      on fewer than ten false accepts: such a number is marked (`OperatingPoint.few_impostors`).
     - EER: where the ROC, joined by straight lines, meets false accepts = false rejects.
 
     Args:
@@ -97,6 +137,7 @@ def verify(
         same: [P] bool, genuine pairs.
         fold: [P] integers; None for a protocol without folds (IJB's), which has no accuracy then.
         far: the false accept rates to report the true accept rate at.
+        bootstrap: over the identities of these pairs, for the intervals; None: no intervals.
 
     Source:
         LFW View 2 protocol (Huang et al., UMass TR 07-49, 2007) for the folds; the ROC and AUC are scikit-learn's.
@@ -109,30 +150,67 @@ def verify(
     """
     judged, dtype = fold is not None, np.asarray(similarity).dtype
     similarity, same, fold = _checked(similarity, same, np.zeros(np.shape(same), np.int64) if fold is None else fold)
-    for rate in far:
-        if not 0.0 < rate < 1.0:
-            raise error("verify", "far", "lie between 0 and 1, both excluded", rate)
-    num_genuine, num_impostors = int(same.sum()), int((~same).sum())
-
+    require_rates("verify", far)
     accuracies = _fold_accuracies(similarity, same, fold) if judged else []
-    false_accepts, true_accepts, _ = roc_curve(same, similarity, drop_intermediate=False)
+    return measured(similarity, same, far, bootstrap, accuracies, dtype=dtype)
+
+
+def measured(
+    similarity: np.ndarray,
+    same: np.ndarray,
+    far: Sequence[float],
+    bootstrap: IdentityBootstrap | None,
+    accuracies: Sequence[float],
+    *,
+    dtype: np.dtype | None = None,
+    count: np.ndarray | None = None,
+    resolution: float = 0.0,
+    all_pairs: bool = False,
+) -> VerificationResult:
+    """Everything but the accuracy, of checked scores (see `verify`).
+
+    Args:
+        similarity: [P] float64.
+        same: [P] bool.
+        far: rates.
+        bootstrap: as for `verify`.
+        accuracies: of the folds.
+        dtype: of the scores as they came, which thresholds are numbers of.
+        count: [P], how many pairs each entry stands for; None: one.
+        resolution: that the scores were rounded down to, 0 for exact ones: thresholds are its multiples then.
+        all_pairs: see `VerificationResult`.
+    """
+    curve = _Curve(similarity, same, count, dtype or similarity.dtype, resolution)
+    points = {float(rate): curve.at(rate) for rate in far if supports_rate(curve.num_impostors, rate)}
+    intervals = [None] * len(points) if bootstrap is None else bootstrap.intervals(list(points))
+    at_far = {
+        rate: point if both is None else replace(point, tar_interval=both[0], threshold_interval=both[1])
+        for (rate, point), both in zip(points.items(), intervals, strict=True)
+    }
     return VerificationResult(
-        accuracy=float(np.mean(accuracies)) if judged else None,
-        accuracy_std=float(np.std(accuracies)) if judged else None,
-        threshold=_best_threshold(similarity, same, dtype),
-        auc=float(roc_auc_score(same, similarity)),
-        eer=_equal_error_rate(false_accepts, true_accepts),
-        tar_at_far={
-            float(rate): _true_accept_rate(false_accepts, true_accepts, rate, num_impostors)
-            for rate in far
-            if supports_rate(num_impostors, rate)
-        },
-        num_pairs=len(same),
-        num_genuine=num_genuine,
-        num_impostors=num_impostors,
+        accuracy=float(np.mean(accuracies)) if len(accuracies) else None,
+        accuracy_std=float(np.std(accuracies)) if len(accuracies) else None,
+        threshold=curve.best_threshold(),
+        auc=float(auc(curve.false_accepts, curve.true_accepts)),
+        eer=_equal_error_rate(curve.false_accepts, curve.true_accepts),
+        tar_at_far={rate: point.tar for rate, point in at_far.items()},
+        num_pairs=curve.num_genuine + curve.num_impostors,
+        num_genuine=curve.num_genuine,
+        num_impostors=curve.num_impostors,
         num_folds=len(accuracies),
         fold_accuracies=tuple(accuracies),
+        at_far=at_far,
+        num_identities=None if bootstrap is None else bootstrap.num_identities,
+        resolution=resolution,
+        all_pairs=all_pairs,
     )
+
+
+def require_rates(function: str, far: Sequence[float]) -> None:
+    """Demand that each rate lies between 0 and 1."""
+    for rate in far:
+        if not 0.0 < rate < 1.0:
+            raise error(function, "far", "lie between 0 and 1, both excluded", rate)
 
 
 def _fold_accuracies(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> list[float]:
@@ -208,34 +286,60 @@ def _checked(similarity: ArrayLike, same: ArrayLike, fold: ArrayLike) -> tuple[n
     return similarity, same, fold
 
 
-def _best_threshold(similarity: np.ndarray, same: np.ndarray, dtype: np.dtype | None = None) -> float:
-    """The threshold with the most right answers, halfway to the next score below it (see verify).
+class _Curve:
+    """The ROC of some pairs, and the thresholds along it.
 
-    It is a number of `dtype`, that of the scores as they came (None: of `similarity`), so that written to text, read
-    back and compared in that dtype or a wider one it accepts the same pairs. (scikit-learn 1.8 and later give float64
-    thresholds for any scores.)
+    A threshold is a number of `dtype`, that of the scores as they came, so that written to text, read back and compared
+    in that dtype or a wider one it accepts the same pairs. (scikit-learn 1.8 and later give float64 thresholds for any
+    scores.)
     """
-    false_accepts, true_accepts, scores = roc_curve(same, similarity, drop_intermediate=False)
-    right = true_accepts * same.sum() + (1.0 - false_accepts) * (~same).sum()
-    # Counts are whole numbers but the rates are rounded: without this, rounding would choose among equal thresholds.
-    best = int(np.argmax(np.rint(right)))
-    dtype = similarity.dtype if dtype is None else dtype
-    number = dtype.type if np.issubdtype(dtype, np.floating) else np.float64
-    # scores[0] is +inf, accept nothing: just above the highest score will do, and JSON has no infinity. Below the
-    # lowest score there is no neighbour: accept everything.
-    if best == 0:
-        return float(np.nextafter(number(scores[1]), number(np.inf)))
-    if best + 1 == len(scores):
-        return float(scores[best])
-    # Between neighbouring numbers of the dtype halfway rounds to one of the two, which may be the lower.
-    halfway = float(number((scores[best] + scores[best + 1]) / 2))
-    return halfway if halfway > scores[best + 1] else float(scores[best])
+
+    def __init__(
+        self, similarity: np.ndarray, same: np.ndarray, count: np.ndarray | None, dtype: np.dtype, resolution: float
+    ) -> None:
+        ones = np.ones(len(same), np.int64) if count is None else count
+        self.num_genuine, self.num_impostors = int(ones[same].sum()), int(ones[~same].sum())
+        self.false_accepts, self.true_accepts, self.scores = roc_curve(
+            same, similarity, sample_weight=count, drop_intermediate=False
+        )
+        self._number = dtype.type if np.issubdtype(dtype, np.floating) else np.float64
+        self._resolution = resolution
+
+    def at(self, rate: float) -> OperatingPoint:
+        """The point with the highest true accept rate whose false accepts number at most `rate` of the impostors."""
+        accepted = np.rint(self.false_accepts * self.num_impostors)
+        point = int(np.flatnonzero(accepted <= np.floor(rate * self.num_impostors + 1e-9))[-1])
+        return OperatingPoint(
+            tar=float(self.true_accepts[point]),
+            threshold=self.threshold(point),
+            false_accepts=int(accepted[point]),
+            few_impostors=not supports_rate(self.num_impostors, rate / FEW_FALSE_ACCEPTS),
+        )
+
+    def best_threshold(self) -> float:
+        """The threshold with the most right answers; of several the highest."""
+        right = self.true_accepts * self.num_genuine + (1.0 - self.false_accepts) * self.num_impostors
+        # Counts are whole numbers but the rates are rounded: without this, rounding would choose among equal ones.
+        return self.threshold(int(np.argmax(np.rint(right))))
+
+    def threshold(self, point: int) -> float:
+        """A threshold that accepts the scores down to that of `point` of the curve: halfway to the next one below."""
+        # Below the lowest score there is no neighbour: accept everything.
+        if point + 1 == len(self.scores):
+            return float(self.scores[point])
+        if self._resolution:  # a score that was rounded down to the next one below may lie above halfway
+            return float(self.scores[point + 1] + self._resolution)
+        # scores[0] is +inf, accept nothing: just above the highest score will do, and JSON has no infinity.
+        if point == 0:
+            return float(np.nextafter(self._number(self.scores[1]), self._number(np.inf)))
+        # Between neighbouring numbers of the dtype halfway rounds to one of the two, which may be the lower.
+        halfway = float(self._number((self.scores[point] + self.scores[point + 1]) / 2))
+        return halfway if halfway > self.scores[point + 1] else float(self.scores[point])
 
 
-def _true_accept_rate(false_accepts: np.ndarray, true_accepts: np.ndarray, rate: float, num_impostors: int) -> float:
-    """The highest true accept rate whose false accepts number at most `rate` of the impostor pairs."""
-    allowed = np.floor(rate * num_impostors + 1e-9)
-    return float(true_accepts[np.rint(false_accepts * num_impostors) <= allowed].max())
+def _best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
+    """The threshold with the most right answers, halfway to the next score below it (see verify)."""
+    return _Curve(similarity, same, None, similarity.dtype, 0.0).best_threshold()
 
 
 def _equal_error_rate(false_accepts: np.ndarray, true_accepts: np.ndarray) -> float:

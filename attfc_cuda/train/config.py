@@ -247,9 +247,10 @@ class VerifyConfig:
     verify_root: Path | None = None
     """Folder the paths in `verify_pairs` start from; None: the folder of the first `--data` root."""
     verify_data: str | None = None
-    """Held-out faces to make pairs from, written like `--data`; None: for drawn faces other identities, else none."""
-    verify_num_pairs: int = 2000
-    """Pairs made from `verify_data`, half of them of the same identity."""
+    """Held-out faces, of which every pair is judged, written like `--data`; None: for drawn faces other identities,
+    else none."""
+    verify_num_pairs: int | None = None
+    """Draw this many pairs from `verify_data`, half of them of the same identity; None: all pairs."""
     verify_every: int | None = None
     """Steps between verifications; None: about ten times a run, and once an epoch at most; 0: only at the end."""
 

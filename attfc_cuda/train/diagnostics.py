@@ -42,9 +42,10 @@ class SaturationCheck:
             positive_cosine: Mean since the validation before.
             results: Of the validation, by pair list.
         """
-        if not results:
+        accuracies = [result.accuracy for result in results.values() if result.accuracy is not None]
+        if not accuracies:
             return None
-        accuracy = sum(result.accuracy for result in results.values()) / len(results)
+        accuracy = sum(accuracies) / len(accuracies)
         stuck = positive_cosine > SATURATED and accuracy < min(self._best + RISE, GOOD)
         self._stuck = self._stuck + 1 if stuck else 0
         self._best = max(self._best, accuracy)

@@ -117,9 +117,12 @@ class RunLog:
             scalars = {key: result[key] for key in ("accuracy", "auc", "eer")}
             scalars |= {f"tar_at_far_{far}": tar for far, tar in result["tar_at_far"].items()}
             for key, value in scalars.items():
-                self._events.add_scalar(f"verify/{name}/{key}", value, step)
-        rates = "  ".join(f"TAR@FAR {far} {tar:.3f}" for far, tar in result["tar_at_far"].items())
-        self.show(f"step {step}  {name}: accuracy {result['accuracy']:.4f}  {rates}")
+                if value is not None:
+                    self._events.add_scalar(f"verify/{name}/{key}", value, step)
+        accuracy = "" if result["accuracy"] is None else f"accuracy {result['accuracy']:.4f}  "
+        points = result.get("at_far") or {far: {"tar": tar} for far, tar in result["tar_at_far"].items()}
+        rates = "  ".join(map(_rate, points.items()))
+        self.show(f"step {step}  {name}: {accuracy}{rates}")
 
     def distributions(self, step: int, values: dict[str, Tensor]) -> None:
         """Record mean, 1 % and 99 % of each tensor [N] that is not empty, and its histogram in TensorBoard."""
@@ -152,6 +155,14 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _rate(item: tuple[str, dict[str, Any]]) -> str:
+    """`TAR@FAR 0.001 0.605 (0.571 to 0.640)`, with a star where few impostors support it."""
+    far, point = item
+    interval = point.get("tar_interval")
+    behind = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+    return f"TAR@FAR {far} {point['tar']:.3f}{'*' if point.get('few_impostors') else ''}{behind}"
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

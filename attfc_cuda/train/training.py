@@ -33,7 +33,7 @@ from attfc_cuda.train.resume import refuse_other_settings, resume, with_checkpoi
 from attfc_cuda.train.run_folder import CHECKPOINTS
 from attfc_cuda.train.schedule import EncoderMomentum, LearningRate, auto_momentum
 from attfc_cuda.train.snapshot import copied
-from attfc_cuda.train.validation import VerificationSet, verification_sets
+from attfc_cuda.train.validation import AnySet, verification_sets
 
 CACHE_LIMIT_BYTES = 2 * 2**30
 
@@ -73,7 +73,7 @@ class Training:
             group.require_alike("data", {"identities and images": self.data_identity.digest()})
         self.loader = build_loader(config, self.dataset, objective_type, group)
         shards = {} if group is None else {"shards": group.shards(self.loader)}
-        self.sets: list[VerificationSet] = verification_sets(config, self.dataset) if self.first else []
+        self.sets: list[AnySet] = verification_sets(config, self.dataset) if self.first else []
         self.steps_per_epoch = len(self.loader)
         self.total_steps = config.optim.steps or max(1, round(config.optim.epochs * self.steps_per_epoch))
 
@@ -292,7 +292,7 @@ class Training:
         """What is about to run, in a few lines."""
         config, steps = self.config, self.total_steps
         count = sum(p.numel() for p in self.backbone.parameters())
-        sets = ", ".join(f"{s.name} ({len(s.pairs.same)} pairs)" for s in self.sets) or "none"
+        sets = ", ".join(f"{s.name} ({s.num_pairs} pairs)" for s in self.sets) or "none"
         peak = f"{self.learning_rate.peak:g}"
         lines = [
             self.loader.report(),

@@ -10,8 +10,9 @@ from torch import nn
 
 from attfc_cuda._deprecated import renamed_attributes
 from attfc_cuda.data import FaceDataset, ProceduralFaces, build_dataset
-from attfc_cuda.evaluation import VerificationResult, VerificationSet, verify_backbone
+from attfc_cuda.evaluation import VerificationResult
 from attfc_cuda.evaluation.build import from_dataset, from_lists, split_list
+from attfc_cuda.evaluation.measure import AnySet, measure_set
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.log import RunLog
 
@@ -25,7 +26,7 @@ __getattr__ = renamed_attributes(
 )
 
 
-def verification_sets(config: TrainConfig, dataset: FaceDataset) -> list[VerificationSet]:
+def verification_sets(config: TrainConfig, dataset: FaceDataset) -> list[AnySet]:
     """What a run verifies on: its pair lists, its held-out faces, and for drawn faces other identities by default.
 
     Args:
@@ -36,7 +37,7 @@ def verification_sets(config: TrainConfig, dataset: FaceDataset) -> list[Verific
         ValueError: Naming a list or a data set that cannot be used; OSError for one that is not there.
     """
     options, size = config.verify, config.dataset.image_size
-    sets = []
+    sets: list[AnySet] = []
     if options.verify_pairs:
         root = options.verify_root or Path(split_list(config.dataset.data)[0]).parent
         sets += from_lists(options.verify_pairs, root, size)
@@ -51,7 +52,7 @@ def verification_sets(config: TrainConfig, dataset: FaceDataset) -> list[Verific
 
 
 def verify_sets(
-    backbone: nn.Module, sets: list[VerificationSet], step: int, log: RunLog, device: torch.device
+    backbone: nn.Module, sets: list[AnySet], step: int, log: RunLog, device: torch.device
 ) -> dict[str, VerificationResult]:
     """Verify on every set and log the results.
 
@@ -66,12 +67,14 @@ def verify_sets(
         The results by the name of the set.
     """
     results = {}
-    for name, images, pairs in sets:
+    for data in sets:
         try:
-            result, _ = verify_backbone(backbone, pairs, images, batch_size=256, device=device)
+            found = measure_set(backbone, data, device=device)
         except ValueError as cause:
-            log.note(f"verification on {name} left out: {cause}", step=step)
+            log.note(f"verification on {data.name} left out: {cause}", step=step)
             continue
-        results[name] = result
-        log.verification(step, name, json.loads(result.to_json()))
+        if found.unreadable:
+            log.note(f"verification on {data.name}: {found.unreadable} images cannot be read", step=step)
+        results[data.name] = found.result
+        log.verification(step, data.name, json.loads(found.result.to_json()))
     return results

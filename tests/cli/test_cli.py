@@ -98,6 +98,47 @@ def test_verify_takes_a_checkpoint_file_and_made_pairs(trained: Path, capsys: py
     assert (trained / "verify" / "held-out_small.json").is_file()  # the default place: beside the checkpoints
 
 
+def test_verify_judges_all_pairs_of_a_folder(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faces, out = tmp_path / "faces", tmp_path / "out"
+    faces.mkdir()
+    for k in range(4):
+        shutil.move(pairs.parent / f"id{k}", faces)
+    (faces / "id3" / "2.png").write_bytes(b"no image")
+    arguments = ["verify", "--backbone", "raw-pixels", "--data", str(faces), "--image-size", "16"]
+    arguments += ["--out", str(out), "--far", "0.5,1e-5", "--scores", str(out / "scores.csv")]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "held-out: no TAR at FAR 1e-05, which needs at least 100,000 impostor pairs, there are 24" in shown
+    assert "held-out: 1 images cannot be read and were left out" in shown
+    numbers = json.loads((out / "held-out_raw-pixels.json").read_text())
+    assert (numbers["num_genuine"], numbers["num_impostors"], numbers["all_pairs"]) == (4, 24, True)
+    assert numbers["embedding"] == "pixels" and numbers["network"] is None and numbers["unreadable"] == 1
+    point = numbers["at_far"]["0.5"]
+    rows = np.genfromtxt(out / "scores.csv", delimiter=",", names=True)
+    assert len(rows) == 28 and rows["same"].sum() == 4
+    accepted = rows["similarity"] >= point["threshold"]
+    assert accepted[rows["same"] == 0].sum() == point["false_accepts"] <= 12
+    assert accepted[rows["same"] == 1].mean() == point["tar"]
+    assert point["few_impostors"] is False and len(point["tar_interval"]) == 2
+
+
+def test_scores_of_a_list_name_its_images(pairs: Path, tmp_path: Path) -> None:
+    arguments = ["verify", "--backbone", "raw-pixels", "--pairs", str(pairs), "--image-size", "16"]
+    assert cli.main([*arguments, "--out", str(tmp_path), "--scores", str(tmp_path / "scores.npz")]) == 0
+    with np.load(tmp_path / "scores.npz") as scores:
+        assert scores["a"][1] == str(pairs.parent / "id0" / "0.png") and scores["b"][1].endswith("id1/1.png")
+        assert scores["same"].tolist() == [int(k // 4 == k % 4) for k in range(16)]
+        assert scores["similarity"].dtype == np.float32
+
+
+def test_insightface_rules_are_for_a_list_that_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["verify", "--backbone", "raw-pixels", "--data", "procedural:6x4", "--image-size", "16"]
+    assert cli.main([*arguments, "--as", "insightface", "--out", str(tmp_path)]) == 0
+    assert "As InsightFace counts" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "held-out_raw-pixels.json").read_text())
+    assert numbers["num_genuine"] == numbers["num_impostors"] == 36 and not numbers["all_pairs"]
+
+
 def test_raw_pixels_are_the_floor(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "verify",
@@ -167,7 +208,7 @@ def test_demo_ends_with_a_table_and_pictures(tmp_path: Path, capsys: pytest.Capt
     for name in ("training", "held-out_roc", "held-out_small-AttFC-AdaSin_histogram", "held-out_raw-pixels_histogram"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000, name
     numbers = json.loads((tmp_path / "held-out_small-AttFC-AdaSin.json").read_text())
-    assert numbers["num_pairs"] == 4000
+    assert numbers["num_pairs"] == 640 * 639 // 2  # all pairs of 80 other identities
 
 
 ERRORS = {
@@ -184,6 +225,8 @@ ERRORS = {
     "backbone": (["verify", "--backbone", "small", "--pairs", "x"], "verify: backbone must be raw-pixels or left out"),
     "pairs": (["verify", "--backbone", "raw-pixels"], "pairs must be given, or data, or suite, and only one"),
     "both": (["verify", "--backbone", "raw-pixels", "--pairs", "x", "--data", "y"], "verify: pairs must be given"),
+    "far": (["verify", "--backbone", "raw-pixels", "--pairs", "x", "--far", "1e-3,2"], "far must be numbers between 0"),
+    "scores": (["verify", "--backbone", "raw-pixels", "--pairs", "x", "--scores", "a.txt"], "scores must end in .npz"),
     "no list": (["verify", "--backbone", "raw-pixels", "--pairs", "no.txt"], "pairs must name existing pair lists"),
 }  # fmt: skip
 
