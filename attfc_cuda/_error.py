@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -23,6 +25,14 @@ def is_worded(cause: Exception) -> bool:
 
 
 _WORDED = re.compile(r"[\w.]+: .* must ")
+
+
+def close_match(word: str, known: Iterable[str]) -> str | None:
+    """A remedy for a mistyped word: "did you mean arcface?"; None where nothing known is like it."""
+    found = difflib.get_close_matches(str(word).lower(), list(known), n=1)
+    return f"did you mean {found[0]}?" if found else None
+
+
 # What would move a terminal's cursor, reorder its text or not encode: control characters (but tab), directions, halves
 # of surrogate pairs (bytes of a file's name that are no UTF-8).
 _UNPRINTABLE = re.compile(

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from attfc_cuda._check import error
+from attfc_cuda._error import close_match
 from attfc_cuda.backbones.base import Backbone
 from attfc_cuda.backbones.iresnet import IResNet
 from attfc_cuda.backbones.mobilefacenet import MobileFaceNet
@@ -48,5 +49,6 @@ def build(name: str, embedding_dim: int = 512, image_size: int = 112, **options:
     if name.startswith(TIMM_PREFIX):
         return TimmBackbone(name.removeprefix(TIMM_PREFIX), embedding_dim, image_size, **options)
     if name not in _BUILDERS:
-        raise error("build", "name", f"be one of {', '.join(NAMES)}, or {TIMM_PREFIX}MODEL", repr(name))
+        rule = f"be one of {', '.join(NAMES)}, or {TIMM_PREFIX}MODEL"
+        raise error("build", "name", rule, repr(name), close_match(name, NAMES))
     return _BUILDERS[name](embedding_dim=embedding_dim, image_size=image_size, **options)

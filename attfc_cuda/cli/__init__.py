@@ -3,7 +3,7 @@
 Each command is a file here with two names: `Command`, a dataclass of its flags, and `run(command)`, which returns the
 exit code. A new one is such a file and a word in `COMMANDS`. The files import neither torch nor the rest of the package
 before `run`, so that `--help` is quick; only that of the command which was typed is imported. Flags that several
-share are in `_network.py`.
+share are in `_network.py`, the groups of those of `train` in `_train_form.py`.
 
 A mistake of the user's is one line on stderr and exit code 2; `--debug` (or ATTFC_DEBUG=1) shows the traceback instead.
 """
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
+from attfc_cuda._error import close_match, error
 from attfc_cuda._version import __version__
 
 if TYPE_CHECKING:
@@ -83,11 +84,18 @@ def parse(arguments: Sequence[str]) -> tuple[ModuleType, Any]:
     arguments = [_renamed(argument) for argument in arguments]
     if arguments and arguments[0] in COMMANDS:
         module, flags = command_module(arguments[0]), arguments[1:]
+        form = command_form(module)
         settings = {"default": module.defaults(flags)} if hasattr(module, "defaults") else {}
+        if form is not None:
+            settings = {"default": form.to_form(settings["default"])}
         command = tyro.cli(
-            module.Command, prog=f"attfc {arguments[0]}", args=flags, config=(tyro.conf.OmitArgPrefixes,), **settings
-        )
+            module.Command if form is None else type(settings["default"]),
+            prog=f"attfc {arguments[0]}", args=flags, config=(tyro.conf.OmitArgPrefixes,), **settings,
+        )  # fmt: skip
+        command = command if form is None else form.from_form(command)
         return module, command
+    if arguments and not arguments[0].startswith("-"):
+        raise SystemExit(_no_such_command(arguments[0]))
     modules = {name: command_module(name) for name in COMMANDS}
     commands = [Annotated[module.Command, tyro.conf.subcommand(name)] for name, module in modules.items()]
     tyro.cli(  # type: ignore[call-overload]
@@ -106,9 +114,21 @@ def command_module(name: str) -> ModuleType:
     return importlib.import_module(f"attfc_cuda.cli.{name}_" if keyword.iskeyword(name) else f"attfc_cuda.cli.{name}")
 
 
+def command_form(module: ModuleType) -> ModuleType | None:
+    """How the flags of `train` are grouped, which are too many for one list; None for the others."""
+    return importlib.import_module("attfc_cuda.cli._train_form") if command_name(module) == "train" else None
+
+
 def command_name(module: ModuleType) -> str:
     """The inverse of `command_module`."""
     return module.__name__.rpartition(".")[2].rstrip("_")
+
+
+def _no_such_command(word: str) -> int:
+    """Say so on stderr, with the command that is nearest; exit code 2."""
+    rule = f"be one of {', '.join(COMMANDS)}"
+    print(f"attfc: {error('attfc', 'command', rule, repr(word), close_match(word, COMMANDS))}", file=sys.stderr)
+    return 2
 
 
 def _renamed(argument: str) -> str:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attfc_cuda._error import error
 from attfc_cuda.train.config import RunConfig, TrainConfig
 
 if TYPE_CHECKING:
     from attfc_cuda.train import Objective
 
 Command = TrainConfig
+_NO_DATA = ""
 
 
 def defaults(flags: Sequence[str]) -> Command:
@@ -25,12 +27,22 @@ def defaults(flags: Sequence[str]) -> Command:
     if found.config is not None and str(found.config) != "None":
         return TrainConfig.load(found.config)
     saved = found.run / "config.json"
-    return TrainConfig.load(saved) if found.resume and saved.is_file() else TrainConfig()
+    if found.resume and saved.is_file():
+        return TrainConfig.load(saved)
+    fresh = TrainConfig()
+    fresh.dataset.data = _NO_DATA  # from the command line faces are drawn on request only
+    return fresh
 
 
 def run(command: Command, objective_type: type[Objective] | None = None) -> int:
     """Train; exit code 0, or 128 + the number of the signal that stopped it."""
     from attfc_cuda.train import train
+    from attfc_cuda.train.run_folder import check_folder
 
+    if command.dataset.data == _NO_DATA:
+        command.check()
+        check_folder(command)
+        remedy = "--data FOLDER with a folder for each identity, or --data procedural for drawn faces"
+        raise error("train", "data", "be given", "none", remedy)
     outcome = train(command, objective_type)
     return 0 if outcome.signal is None else 128 + outcome.signal

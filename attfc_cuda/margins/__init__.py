@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attfc_cuda._check import error
+from attfc_cuda._error import close_match
 from attfc_cuda.margins.adasin import AdaSin
 from attfc_cuda.margins.additive import ArcFace, CombinedMargin, CosFace, NormFace, SphereFace
 from attfc_cuda.margins.angles import angle, psi
@@ -59,5 +60,5 @@ def build(name: str, **kwargs: Any) -> Margin:
         TypeError: for an argument that the margin does not take.
     """
     if name not in _CLASSES:
-        raise error("margins.build", "name", f"be one of {', '.join(NAMES)}", repr(name))
+        raise error("margins.build", "name", f"be one of {', '.join(NAMES)}", repr(name), close_match(name, NAMES))
     return _CLASSES[name](**kwargs)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attfc_cuda._deprecated import renamed_field, warn_renamed
-from attfc_cuda._error import error
+from attfc_cuda._error import close_match, error
 from attfc_cuda._files import write_text
 
 RENAMED: dict[tuple[str, Any], str] = {("optim", "passes"): "epochs"}
@@ -393,7 +393,8 @@ def _check_keys(plain: Any, known: typing.Iterable[str], what: str) -> None:
         raise error("train", "config", f"hold a JSON object for each {what}", repr(plain))
     for key in plain:
         if key not in known:
-            raise error("train", "config", f"name known settings ({what}: {', '.join(known)})", repr(key))
+            rule = f"name known settings ({what}: {', '.join(known)})"
+            raise error("train", "config", rule, repr(key), close_match(key, known))
 
 
 def _group(make: Any, plain: dict[str, Any], name: str) -> Any:

@@ -17,6 +17,7 @@ from PIL import Image
 
 import attfc_cuda
 from attfc_cuda import cli
+from attfc_cuda.cli._train_form import USUAL, from_form, to_form
 from attfc_cuda.ops.resources import cuda_report
 from attfc_cuda.train import TrainConfig
 from attfc_cuda.train import loop as train_loop
@@ -213,6 +214,10 @@ def test_demo_ends_with_a_table_and_pictures(tmp_path: Path, capsys: pytest.Capt
 
 ERRORS = {
     "margin": (["train", *QUICK, "--margin", "arcfase"], "margins.build: name must be one of adasin"),
+    "close margin": (["train", *QUICK, "--margin", "arcfase"], "got 'arcfase'; did you mean arcface?"),
+    "close backbone": (["train", *QUICK, "--backbone", "iresnet5"], "got 'iresnet5'; did you mean iresnet50?"),
+    "no data": (["train"], "train: data must be given, got none; --data FOLDER with a folder for each identity, or"),
+    "no data to resume": (["train", "--resume", "--run", "/nowhere/run"], "must hold a step_*.pt file, got none"),
     "data": (["train", "--data", "/nowhere"], "FolderFaces: roots must be readable folders, got /nowhere"),
     "batch": (["train", *QUICK, "--batch-size", "65"], "AttentionLoader: batch_size must fit into an epoch of 64"),
     "capacity": (["train", *QUICK, "--capacity", "3"], "train: capacity must hold a whole batch, 8 centres"),
@@ -272,7 +277,7 @@ def test_an_unexpected_error_says_how_to_see_more(
         raise RuntimeError("several\nlines")
 
     monkeypatch.setattr(train_loop, "join", broken)
-    assert cli.main(["train"]) == 2
+    assert cli.main(["train", "--data", "procedural"]) == 2
     assert one_line(capsys) == "attfc: several lines (RuntimeError; run again with --debug to see where)"
 
 
@@ -281,6 +286,53 @@ def test_wrong_flags_exit_with_two(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["trian"], "got 'trian'; did you mean train?"),
+        (["identfy", "--gallery", "x"], "got 'identfy'; did you mean identify?"),
+        (["train", "--epoch", "3"], "--epochs"),
+        (["verify", "--num-pair", "3"], "--num-pairs"),
+        (["train", "--policy", "fifoo"], "'fifo'"),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_the_nearest(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2 and hint in shown.out + shown.err
+
+
+def test_a_mistyped_setting_of_a_file_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"optim": {"epoch": 3}}')
+    with pytest.raises(ValueError, match=r"got 'epoch'; did you mean epochs\?"):
+        TrainConfig.load(tmp_path / "config.json")
+
+
+def test_the_help_of_train_begins_with_the_usual_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    titles = re.findall(r"^\W*([a-z]+) options\W*$", shown, re.MULTILINE)
+    assert titles[0] == "usual" and set(titles[1:]) == set(TrainConfig().to_dict())
+    usual = shown.partition("usual options")[2].partition("dataset options")[0]
+    flags = re.findall(r"^\W{0,2}--([a-z][a-z-]+)", usual, re.MULTILINE)
+    assert flags[:2] == ["data", "run"] and [flag.replace("-", "_") for flag in flags if flag != "help"] == list(USUAL)
+
+
+def test_a_form_holds_every_setting_and_gives_it_back() -> None:
+    config = TrainConfig()
+    config.head.margin, config.optim.lr, config.model.freeze = "arcface", 0.5, "conv1.*"
+    config.run.resume, config.run.config, config.dataset.workers = True, Path("a.json"), 3
+    assert from_form(to_form(config)) == config
+    form = to_form(TrainConfig())
+    assert sum(len(vars(part)) for part in vars(form).values()) == sum(
+        len(vars(part)) for part in vars(TrainConfig()).values()
+    )
 
 
 def test_help_documents_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,7 +400,7 @@ def test_every_command_is_a_file_of_one_pattern() -> None:
         assert is_dataclass(module.Command) and callable(module.run), name
         assert cli.command_name(module) == name
     files = {path.stem.strip("_") for path in Path(cli.__file__).parent.glob("*.py")}
-    assert files == {*cli.COMMANDS, "init", "main", "network"}  # the last: flags that several share
+    assert files == {*cli.COMMANDS, "init", "main", "network", "train_form"}  # the last two: flags
 
 
 def test_the_old_name_of_epochs_works_and_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
