@@ -136,7 +136,8 @@ def test_build_knows_every_name():
     assert len(classes) == len(margins.NAMES) == 10 and all(issubclass(kind, Margin) for kind in classes)
     assert margins.build("arcface", m=0.3, scale=32.0).scale == 32.0
     assert "m2=0.3" in repr(margins.build("arcface", m=0.3)) and "t=1.12" in repr(margins.MVSoftmax())
-    with pytest.raises(ValueError, match=r"^margins.build: name must be one of adasin, arcface.*, got 'ArcFace'$"):
+    message = r"^margins.build: name must be one of adasin, arcface.*, got 'ArcFace'; did you mean arcface\?$"
+    with pytest.raises(ValueError, match=message):
         margins.build("ArcFace")
 
 
