@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,8 +65,9 @@ def lfw_pairs(path: Path, lines: Sequence[str], root: Path) -> Iterator[tuple[in
 
 
 def _image(root: Path, name: str, number: int, suffixes: dict[str, str]) -> str:
-    """The image's path; which extension a person's files have is looked up once."""
+    """The image's path; which extension a person's files have is looked up once. os.path's isfile, for a name that no
+    file can have is none of a file, not an OSError."""
     stem = f"{name}/{name}_{number:04d}"
     if name not in suffixes:
-        suffixes[name] = next((s for s in IMAGE_EXTENSIONS if (root / (stem + s)).is_file()), IMAGE_EXTENSIONS[0])
+        suffixes[name] = next((s for s in IMAGE_EXTENSIONS if os.path.isfile(root / (stem + s))), IMAGE_EXTENSIONS[0])
     return stem + suffixes[name]

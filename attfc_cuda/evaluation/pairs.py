@@ -7,6 +7,7 @@ embedded once.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence, Sized
@@ -110,7 +111,7 @@ def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> 
             selves.append(f"{image_a} in {place}")
             continue
         for image in (root / image_a, root / image_b):
-            if check_files and image not in seen and not image.is_file():
+            if check_files and image not in seen and not os.path.isfile(image):
                 raise error(
                     "read_pairs",
                     place,

@@ -207,3 +207,13 @@ def test_too_few_pairs_are_one_sentence_with_a_remedy():
     for spec in ("procedural:1x9", "procedural:9x1"):
         with pytest.raises(ValueError, match="data must give at least 2 genuine and 2 impostor .*; two identities"):
             from_dataset("held-out", build_dataset(spec, 16), 100)
+
+
+@pytest.mark.parametrize("form", ["lfw", "ours"])
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_file(tmp_path, form):
+    name = "b" * 300  # longer than a file system's limit of 255
+    text = f"1\t1\n{name}\t1\t2\nann\t1\tben\t1\n" if form == "lfw" else f"{name}.png\tother.png\t1\t0\n"
+    (tmp_path / "pairs.txt").write_text(text)
+    with pytest.raises(FileNotFoundError, match="must name existing images, got .*bbb.*, which does not exist"):
+        read_pairs(tmp_path / "pairs.txt", tmp_path)
+    assert len(read_pairs(tmp_path / "pairs.txt", tmp_path, check_files=False).same) == (2 if form == "lfw" else 1)
