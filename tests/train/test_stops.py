@@ -34,6 +34,7 @@ def test_a_signal_to_the_whole_group_saves_with_workers(tmp_path: Path, name: st
     process = subprocess.Popen(
         [*TRAIN, "--run", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True, cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # ignored where the tests run under nohup
     )  # fmt: skip
     try:
         shown = []

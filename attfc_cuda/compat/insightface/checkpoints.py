@@ -72,7 +72,8 @@ def load_centers(head: FullyConnected, paths: str | os.PathLike | Sequence[str |
     parts = [_weight(path) for path in files]
     rows, dims = sum(len(part) for part in parts), {part.shape[1] for part in parts}
     if (rows, dims) != (head.num_classes, {head.dim}):
-        got = f"{rows} of {' and '.join(map(str, sorted(dims)))} numbers in {len(files)} files"
+        named = f"{files[0]}" if len(files) == 1 else f"{len(files)} files, {files[0]} to {files[-1].name}"
+        got = f"{rows} of {' and '.join(map(str, sorted(dims)))} numbers in {named}"
         rule = f"hold the head's {head.num_classes} centres of {head.dim} numbers"
         raise error("load_centers", "paths", rule, got, "give the files of all ranks, and the head the same sizes")
     first = 0
