@@ -296,6 +296,10 @@ class DynamicClassContainer(nn.Module):
                 finite in the container's dtype.
             backend: one with kernels for a head step.
         """
+        if self.overwriting is not None:  # only an operator at a time knows the slots beforehand; the same bits
+            if len(labels):
+                self._enqueue(centers.to(self.centers.dtype), labels, labels >= 0)
+            return
         state = self.centers, self.labels, self.clock
         if self.policy == "fifo":
             head_step.operator("enqueue_fifo", backend)(*state, centers, labels)

@@ -32,8 +32,8 @@ def step_statistics(
     stats = {
         "loss": output.loss,
         "positive_cosine": torch.where(counts, target_cosine, 0).sum() / rows,
-        "hard_fraction": torch.where(counts, negatives.hard_count, 0).sum() / pairs.clamp_min(1),
-        "container_top1": (counts & (target_cosine > negatives.max_cosine)).sum() / rows,
+        "hard_fraction": torch.where(counts, negatives.hard_count, 0).sum().to(output.loss.dtype) / pairs.clamp_min(1),
+        "container_top1": (counts & (target_cosine > negatives.max_cosine)).sum().to(output.loss.dtype) / rows,
         "fill": fill,
         "omitted_mass": torch.where(counts, negatives.omitted_mass, 0).sum() / rows,
     }
