@@ -1,5 +1,5 @@
-// Which labels a batch holds, asked once for each slot of the container: about a nanosecond a slot, since a filter of
-// 8 KiB answers nearly all of them.
+// Which labels a batch holds, asked once for each slot of the container: a filter of 8 KiB answers nearly all of
+// them.
 #pragma once
 
 #include <algorithm>
