@@ -1,5 +1,5 @@
 // A step's centres enter the container (../head_step.h). With "refresh" the slots of the longest unrefreshed classes
-// are found in three passes over the stamps, about a millisecond for a million: the smallest stamp, a histogram from it
+// are found in three passes over the stamps: the smallest stamp, a histogram from it
 // on, and the slots of its first bins.
 #include <algorithm>
 #include <unordered_map>
