@@ -87,7 +87,7 @@ def test_full_fc_is_the_textbook_loss_over_the_probe_identities(
 
     labels = torch.tensor([2, 0, -1])
     images = torch.zeros(3, 3, 8, 8)
-    loss = head(backbone, Batch(images, images[:, None], labels, images[:0], labels[:0]))
+    loss = head(backbone, Batch(images, images[:, None], labels, images[:0], labels[:0], torch.arange(3)[:, None]))
     x = torch.nn.functional.normalize(backbone.embeddings.detach().double())
     w = torch.nn.functional.normalize(head.weight.detach().double())
     expected = 0.0

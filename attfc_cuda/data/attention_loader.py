@@ -286,8 +286,15 @@ class AttentionLoader:
         self._epoch, self._batch = self._taken
 
     def close(self) -> None:
-        """End the worker processes, which otherwise wait for the next epoch; iterating again starts others."""
+        """End the worker processes, which otherwise wait for the next epoch; iterating again starts others.
+
+        They end here even where an exception's traceback still holds the iteration; torch would raise for one that was
+        killed whenever any child of the process ends.
+        """
+        workers = getattr(self._loader, "_iterator", None)
         self._loader = None
+        if workers is not None:
+            workers._shutdown_workers()  # torch has no public name for it
 
     def _watch_unreadable(self, batch: Batch, reason: str | None) -> None:
         """Raise before a batch goes out that shows the data to be gone."""

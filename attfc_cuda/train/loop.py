@@ -95,10 +95,7 @@ def _train(config: TrainConfig, objective_type: type[Objective], group: Group | 
         if config.run.resume:
             training.resume(notes.append)
         own = claim_folder(config, training.step) if training.first else None
-        try:
-            return _run_steps(training, own, notes)
-        finally:
-            training.loader.close()
+        return _run_steps(training, own, notes)
 
 
 def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Outcome:
@@ -118,7 +115,8 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
         own.add(log.event_files)
     results: dict[str, VerificationResult] = {}
     saturation, positives = SaturationCheck(), []
-    with log, Interrupt() as interrupt, training.writer.reporting(log.note):
+    # The loader closes first: while torch's handler of a child's death, which the interrupt holds, is out of the way.
+    with log, Interrupt() as interrupt, training.writer.reporting(log.note), contextlib.closing(training.loader):
         report = training.report()
         log.record("resume" if run.resume else "start", step=training.step, config=config.to_dict(), report=report)
         log.show(report)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data._utils import signal_handling
 
-from attfc_cuda.data import Batch, TooManyUnreadable
+from attfc_cuda.data import AttentionLoader, Batch, TooManyUnreadable, build_dataset
 from attfc_cuda.train import AttFCObjective, TrainConfig, checkpoint, train
 from attfc_cuda.train.interrupt import Interrupt, LostWorker
 
@@ -69,14 +69,37 @@ def test_a_lost_worker_is_named_after_a_checkpoint(tiny_config: Tiny) -> None:
     assert checkpoint.load_newest(config.run.run / "checkpoints")["step"] >= 3
 
 
+def torchs_handler(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Installs torch's handler of a child's death, as the first batch of any loader with workers does."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    signal_handling._set_SIGCHLD_handler()
+    return signal.getsignal(signal.SIGCHLD)
+
+
+def test_a_closed_loader_leaves_no_worker_to_raise_for(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even while somebody holds the iteration, as a traceback does."""
+    loader = AttentionLoader(build_dataset(str(faces), image_size=16), batch_size=2, num_workers=1)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        batches = iter(loader)
+        next(batches)
+        held, (worker,) = loader._loader._iterator, multiprocessing.active_children()
+        torchs_handler(monkeypatch)
+        with Interrupt():
+            os.kill(worker.pid, signal.SIGKILL)
+            loader.close()
+        subprocess.run([sys.executable, "-c", ""], check=True)
+        assert multiprocessing.active_children() == [] and held is not None
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_child_that_dies_interrupts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's handler, from a loader before the run or within it, is out of the way; the caller's own stays."""
 
     def installed(previous: object) -> object:
         signal.signal(signal.SIGCHLD, previous)
-        monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
-        signal_handling._set_SIGCHLD_handler()
-        return signal.getsignal(signal.SIGCHLD)
+        return torchs_handler(monkeypatch)
 
     def own(number: int, frame: object) -> None: ...
 
