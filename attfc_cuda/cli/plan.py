@@ -23,6 +23,8 @@ class Command:
     """Length of an embedding."""
     batch: int = 384
     """Images in a step."""
+    accumulate: int = 1
+    """Parts in which the batch goes through the networks, as in `attfc train`."""
     backbone: str = "iresnet50"
     """Network: iresnet18, 34, 50, 100, mobilefacenet, small, or timm:NAME."""
     image_size: int = 112
@@ -68,6 +70,7 @@ def run(command: Command) -> int:
         device,
         command.gallery_size,
         measure=command.measure,
+        accumulate=command.accumulate,
     )
     report.print_table(plan)
     if command.items:

@@ -120,19 +120,21 @@ def make_plan(
     gallery_size: int = 2,
     heads: Sequence[Head] = HEADS,
     measure: bool = False,
+    accumulate: int = 1,
 ) -> Plan:
     """Memory and arithmetic of a training step of each head; with `measure` its time on this machine.
 
     Weights are float32 with a gradient and one momentum (SGD); activations of the backbone are those that autograd
     saves, by running it on fake tensors; AttFC adds the momentum encoder and its forward over the gallery. On a CPU a
-    checkpoint that is written meanwhile counts too.
+    checkpoint that is written meanwhile counts too. With `accumulate` the networks take a batch in that many parts.
     """
     sizes = {"identities": identities, "dim": dim, "batch": batch, "image_size": image_size}
-    for argument, value in {**sizes, "gallery_size": gallery_size}.items():
+    for argument, value in {**sizes, "gallery_size": gallery_size, "accumulate": accumulate}.items():
         if value < 1:
             raise error("plan", argument, "be at least 1", value)
     check_precision(precision)
-    network = network_needs(backbone, dim, image_size, batch, precision)
+    part = -(-batch // accumulate)  # images of the largest part that goes through the network at once
+    network = network_needs(backbone, dim, image_size, part, precision)
     network_memory = {
         "backbone: weights, gradient, momentum": 3 * 4 * network.parameters + 4 * network.buffers,
         "backbone: activations": network.saved_bytes,
@@ -144,11 +146,11 @@ def make_plan(
     for head in heads:
         needs = head_needs(head, identities, dim, batch, precision, device)
         memory = {**network_memory, **needs.kept, **needs.step}
-        images = 3.0 * batch
+        images = 3.0 * batch + (batch - part)  # all parts but the last go forward twice
         if head.kind == "attfc":
             memory["momentum encoder"] = 4 * (network.parameters + network.buffers)
-            memory["gallery: images and activations"] = (
-                batch * gallery_size * (3 * image_size**2 * 4 + 3 * network.largest_bytes // batch)
+            memory["gallery: images and activations"] = gallery_size * (
+                batch * 3 * image_size**2 * 4 + 3 * network.largest_bytes
             )
             images += gallery_size * batch
         if device == "cpu":  # elsewhere that is main memory

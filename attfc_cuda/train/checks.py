@@ -69,7 +69,12 @@ def _check_batch(config: TrainConfig, backbone: nn.Module, processes: int) -> No
     share = "" if processes == 1 else f" in each of {processes} processes"
     if rows < 1:
         raise error("train", "batch_size", f"hold at least a probe{share}", config.dataset.batch_size)
-    if not any(isinstance(module, _BatchNorm) for module in backbone.modules()):
+    normalised = any(isinstance(module, _BatchNorm) for module in backbone.modules())
+    if config.optim.accumulate > 1 and rows // config.optim.accumulate < 2:
+        rule = f"leave two probes at least to each part of the {rows} of a batch{share}"
+        remedy = "raise --batch-size, or lower --accumulate"
+        raise error("train", "accumulate", rule, config.optim.accumulate, remedy)
+    if not normalised:
         return
     if rows < 2:
         rule = f"be at least {2 * processes}: BatchNorm needs two probes{share}"

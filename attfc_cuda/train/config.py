@@ -69,7 +69,7 @@ RANGES = {
     "sample_rate": Range(0, 1, open_low=True), "scale": _POSITIVE, "capacity": Range(1),
     "capacity_share": Range(0, 100, open_low=True), "temperature": _POSITIVE, "center_memory": _BELOW_ONE,
     "class_code": Range(0), "grad_tolerance": _BELOW_ONE, "encoder_momentum": _BELOW_ONE, "encoder_warmup": _SHARE,
-    "epochs": _POSITIVE, "steps": Range(1), "lr": _POSITIVE,
+    "epochs": _POSITIVE, "steps": Range(1), "lr": _POSITIVE, "accumulate": Range(1),
     "backbone_lr_factor": _POSITIVE, "layer_lr_decay": Range(0, 1, open_low=True), "final_lr": _SHARE,
     "power": _POSITIVE,
     "warmup": _BELOW_ONE, "sgd_momentum": _BELOW_ONE, "weight_decay": Range(0), "clip_norm": _POSITIVE,
@@ -209,6 +209,11 @@ class OptimizerConfig:
     """Length of the run in epochs: each shows every probe image once."""
     steps: int | None = None
     """Length of the run in steps; overrides `epochs`."""
+    accumulate: int = 1
+    """Parts in which a batch goes through the networks, with the activations of one part at a time: for batches that do
+    not fit. `batch_size` is the whole batch, the one that loss, class centres and optimizer meet, so that the step is
+    that of a single part, but for BatchNorm, which normalises each part by itself. The forward pass of all parts but
+    one runs twice."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd (Nesterov off) or adamw. Weight decay is never applied to norms, biases and PReLU slopes."""
     lr: float | None = None

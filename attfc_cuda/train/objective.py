@@ -21,6 +21,7 @@ from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
 from attfc_cuda.heads.attfc import CosineSample
 from attfc_cuda.heads.momentum_encoder import MomentumEncoder
 from attfc_cuda.ops import backend as _backend
+from attfc_cuda.train import parts
 from attfc_cuda.train.config import OptimizerConfig, TrainConfig, parse_options
 from attfc_cuda.train.schedule import EncoderMomentum
 
@@ -115,7 +116,7 @@ class AttFCObjective(Objective):
     ) -> None:
         super().__init__()
         options = config.head
-        self.split = options.split_gallery
+        self.split, self.parts = options.split_gallery, config.optim.accumulate
         self._gallery: Tensor | None = None
         self._restored = False
         self.encoder = MomentumEncoder(backbone, buffers=options.encoder_buffers)
@@ -142,13 +143,13 @@ class AttFCObjective(Objective):
         embeddings = backbone(batch.probe)
         images, negatives = batch.gallery.flatten(0, -4), batch.negatives if len(batch.negatives) else None
         if self._restored or len(images) == 0:  # the embeddings are there, see `AttentionLoader`
-            negatives = None if negatives is None else self.encoder(negatives)
+            negatives = None if negatives is None else self._encoded(negatives)
         elif negatives is None:
-            self._gallery = self.encoder(images)
+            self._gallery = self._encoded(images)
         elif self.split:
-            self._gallery, negatives = self.encoder(images), self.encoder(negatives)
+            self._gallery, negatives = self._encoded(images), self._encoded(negatives)
         else:
-            both = self.encoder(torch.cat([images, negatives]))
+            both = self._encoded(torch.cat([images, negatives]))
             self._gallery, negatives = both[: len(images)], both[len(images) :]
         self._restored = False
         return self.head(
@@ -159,6 +160,9 @@ class AttFCObjective(Objective):
             extra_centers=negatives,
             extra_labels=None if negatives is None else batch.negative_labels,
         )
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        return parts.through(self.encoder, images, self.parts)
 
     @property
     def kept_gallery(self) -> Tensor | None:

@@ -28,6 +28,7 @@ from attfc_cuda.train.initial import freeze, rate_factors, read_initial
 from attfc_cuda.train.mapped import filled
 from attfc_cuda.train.objective import DTYPES, Objective
 from attfc_cuda.train.optimizer import build_optimizer, peak_rate, set_rate
+from attfc_cuda.train.parts import InParts
 from attfc_cuda.train.process_group import Group
 from attfc_cuda.train.resume import refuse_other_settings, resume, with_checkpoints_capacity
 from attfc_cuda.train.run_folder import CHECKPOINTS
@@ -49,7 +50,8 @@ class Training:
         group: this process among several, see `distributed.join`.
 
     Attributes:
-        network: what the objective calls: the backbone, or with a group the backbone whose gradients are averaged.
+        network: what the objective calls: the backbone, with `accumulate` in parts, with a group with its gradients
+            averaged.
         writer: of checkpoints, while training goes on.
     """
 
@@ -90,7 +92,10 @@ class Training:
         self.backbone.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         head_config = with_checkpoints_capacity(config) if config.run.carry_classes else config
         self.objective = objective_type(self.backbone, self.loader, head_config, **shards).to(self.device)
-        self.network = self.backbone if group is None else group.wrap(self.backbone)
+        # Inside of what averages gradients over processes, which counts its forward passes.
+        whole = self.backbone
+        parts = whole if config.optim.accumulate == 1 else InParts(whole, config.optim.accumulate)
+        self.network = parts if group is None else group.wrap(parts)
 
         lr = peak_rate(config.optim, config.dataset.batch_size)
         fp16 = config.optim.precision == "fp16"

@@ -70,9 +70,9 @@ def steps_saved(run: Path) -> list[int]:
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
-    """And a run of two goes on with one."""
+    """And a run of two goes on with one; each takes its share of a batch in parts, which changes nothing."""
     run = tmp_path / "run"
-    code, output = torchrun(2, "fc", run, act=f"1 5 {int(signal.SIGTERM)}")
+    code, output = torchrun(2, "fc", run, "--accumulate", "2", act=f"1 5 {int(signal.SIGTERM)}")
     assert code != 0
     assert f"stopped by SIGTERM after step 5 of {STEPS}, checkpoint {run}/checkpoints/step_00000005.pt; go on" in output
     assert f"go on with: torchrun --nproc-per-node 2 -m -- attfc_cuda.cli train --run {run} --resume" in output

@@ -52,6 +52,18 @@ def test_iresnet50_has_its_published_size() -> None:
     assert needs.parameters == pytest.approx(43.6e6, rel=0.01) and needs.forward_flop == pytest.approx(12.6e9, rel=0.02)
 
 
+def test_a_batch_in_parts_keeps_the_activations_of_one() -> None:
+    whole, parts = (
+        make_plan(1000, 32, 10, "small", 32, 2**40, heads=(HEADS[0],), accumulate=count).rows[0] for count in (1, 4)
+    )
+    # Of 10 images the largest of four parts has 3; 7 go forward a second time, beside 3 passes of each.
+    assert parts.memory["backbone: activations"] == pytest.approx(0.3 * whole.memory["backbone: activations"], rel=0.05)
+    images = 3 * 10 + (2 * 10 if HEADS[0].kind == "attfc" else 0)
+    assert parts.network_flop == pytest.approx(whole.network_flop * (images + 7) / images, rel=0.01)
+    unchanged = whole.memory.keys() - {"backbone: activations", "gallery: images and activations"}
+    assert {key: parts.memory[key] for key in unchanged} == {key: whole.memory[key] for key in unchanged}
+
+
 def test_ten_million_identities_fit_only_with_a_container() -> None:
     plan = make_plan(10_000_000, 512, 384, "iresnet50", 112, parse_bytes("80GiB"), "bf16")
     fits = {row.head.label: row.total <= plan.limit_bytes for row in plan.rows}

@@ -92,6 +92,7 @@ VARIANTS = {
     "another margin with state": {"margin": "adaface", "enqueue": "after"},
     "full FC": {"head": "fc", "margin": "curricularface"},
     "full FC, optimizer outside": {"head": "fc", "fuse_optimizer": False, "precision": "bf16"},
+    "in parts": {"accumulate": 3, "head": "fc"},
     "Partial FC with adamw": {"head": "partial_fc", "sample_rate": 0.7, "optimizer": "adamw"},
 }
 
@@ -99,7 +100,7 @@ VARIANTS = {
 # A head of each kind, each optimizer and a scaled loss at once; the other settings in `make proof`.
 AT_ONCE = (
     "steps that share a gallery", "adamw, refresh, polynomial", "fp16 with loss scaling", "full FC",
-    "Partial FC with adamw",
+    "in parts", "Partial FC with adamw",
 )  # fmt: skip
 
 

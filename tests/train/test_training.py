@@ -166,6 +166,7 @@ def test_settings_that_cannot_be_met_are_named(tiny_config: Tiny, settings: dict
         ({"policy": "fifo", "center_memory": 0.5}, "AttFC: center_memory must be 0"),
         ({"capacity": 7}, "train: capacity must hold a whole batch, 8 centres"),
         ({"batch_size": 1}, "batch_size must be at least 2: BatchNorm needs two probes, got 1; raise --batch-size"),
+        ({"accumulate": 5}, "accumulate must leave two probes at least to each part of the 8 of a batch, got 5; raise"),
         ({"probes_per_identity": 8, "gallery_size": 1}, "probes_per_identity must be below the 8 probes of a batch"),
         ({"identities": "/nowhere/list.txt"}, "train: identities must name readable text files"),
         ({"verify_pairs": "/nowhere/pairs.txt"}, "verify: pairs must name existing pair lists"),
