@@ -17,7 +17,6 @@ from problem import CONTAINER, GALLERY, HEAD, NO_LOSS, SOFTMAX, TRAINED_CENTERS,
 from attfc_cuda.ops import backend as _backend
 from attfc_cuda.plan.heads import container_slots, sampled_classes
 from attfc_cuda.train import TrainConfig
-from attfc_cuda.train.objective import DEFAULT_M
 
 Build = Callable[[Problem], Step]
 
@@ -169,7 +168,7 @@ def _heads() -> list[Contender]:
 # The share of a row's softmax whose gradient may be left out: 16-bit embeddings' default, in every dtype.
 _COLD = {"inputs": "random", "grad_tolerance": 0.0}
 _WARM = {"inputs": "trained", "grad_tolerance": 2.0**-12}
-_TRAINERS = {"scale": TrainConfig().head.scale, "m_rad": DEFAULT_M}
+_TRAINERS = {"scale": TrainConfig().head.scale, "m_rad": TrainConfig().head.m}
 
 
 def _gradients(products: int) -> list[Contender]:

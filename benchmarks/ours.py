@@ -42,6 +42,8 @@ def build_attfc(share: float) -> Callable[[Problem], Step]:
                 slots,
                 problem.make_margin(),
                 policy="refresh",
+                enqueue="before",
+                class_code=0.0,
                 num_classes=problem.identities,
                 dtype=problem.torch_dtype,
                 backend=problem.backend,

@@ -23,7 +23,6 @@ from attfc_cuda import cli
 from attfc_cuda.data import AttentionLoader, Batch
 from attfc_cuda.train import Objective, TrainConfig
 from attfc_cuda.train.config import parse_options
-from attfc_cuda.train.objective import DEFAULT_M
 from attfc_cuda.train.schedule import EncoderMomentum
 
 
@@ -49,7 +48,8 @@ class FullFC(Objective):
         self.register_buffer("row_of", row_of, persistent=False)
         self.weight = nn.Parameter(torch.randn(len(classes), config.model.embedding_dim) * 0.01)
         self.scale = config.head.scale
-        self.margin = parse_options(config.head.margin_options, "margin_options").get("m", DEFAULT_M)
+        self.margin = parse_options(config.head.margin_options, "margin_options").get("m", config.head.m)
+        self.margin = 0.5 if self.margin is None else self.margin  # as published
         self.last: dict[str, Tensor] = {}
 
     def forward(self, backbone: nn.Module, batch: Batch) -> Tensor:

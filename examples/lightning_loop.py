@@ -24,7 +24,7 @@ class FaceModule(lightning.LightningModule):
         super().__init__()
         self.backbone = backbones.build("small", embedding_dim, image_size)
         self.gallery_encoder = MomentumEncoder(self.backbone, momentum=0.9)
-        self.head = AttFC(embedding_dim, capacity, AdaSin(scale=32.0, m=0.3))
+        self.head = AttFC(embedding_dim, capacity, AdaSin(scale=32.0, m=0.3), policy="fifo", class_code=0.0)
         self.losses: list[float] = []
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:

@@ -14,7 +14,6 @@ from torch import nn
 from attfc_cuda.data import AttentionLoader, ProceduralFaces
 from attfc_cuda.heads import AttFC
 from attfc_cuda.heads.momentum_encoder import MomentumEncoder
-from attfc_cuda.margins import AdaSin
 
 
 def main() -> list[float]:
@@ -34,7 +33,7 @@ def main() -> list[float]:
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
 
     gallery_encoder = MomentumEncoder(backbone, momentum=0.9)  # 1: a slow copy for the gallery images
-    head = AttFC(dim=64, capacity=256, margin=AdaSin(scale=32.0, m=0.3))  # 2: the head, instead of a layer of weights
+    head = AttFC(dim=64, capacity=256, num_classes=100)  # 2: the head, instead of a layer of weights
 
     losses: list[float] = []
     while len(losses) < steps:

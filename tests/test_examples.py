@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from attfc_cuda.data import AttentionLoader, Batch, FaceDataset
+from attfc_cuda.presets import DEFAULT
 from attfc_cuda.train import TrainConfig
 from attfc_cuda.train.log import read_log
-from attfc_cuda.train.objective import DEFAULT_M
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -47,7 +47,7 @@ def test_full_fc_is_a_drop_in_for_attfc_train(
     arguments += ["--verify-num-pairs", "20", "--run", str(tmp_path / "fc"), "--log-every", "1", "--device", "cpu"]
     module = run("full_fc_arcface.py", arguments, monkeypatch)
     assert module["cli"].main(["train", *arguments], module["FullFC"]) == 0
-    assert f"full FC, ArcFace margin {DEFAULT_M}, 16 class weights" in capsys.readouterr().out
+    assert f"full FC, ArcFace margin {DEFAULT.m}, 16 class weights" in capsys.readouterr().out
     steps = [r for r in read_log(tmp_path / "fc" / "log.jsonl") if r["kind"] == "step"]
     assert sum(r["loss"] for r in steps[-5:]) < 0.8 * sum(r["loss"] for r in steps[:5])
     assert (

@@ -23,13 +23,17 @@ def defaults(flags: Sequence[str]) -> Command:
     finder.add_argument("--config", type=Path)
     finder.add_argument("--run", type=Path, default=RunConfig.run)
     finder.add_argument("--resume", action=argparse.BooleanOptionalAction, default=False)
+    finder.add_argument("--preset")
     found, _ = finder.parse_known_args(flags)
+    if found.preset is not None and (found.resume or str(found.config) != "None"):
+        remedy = "put it into the file's head group, or leave --config and --resume out"
+        raise error("train", "preset", "start a run without a file of settings", found.preset, remedy)
     if found.config is not None and str(found.config) != "None":
         return TrainConfig.load(found.config)
     saved = found.run / "config.json"
     if found.resume and saved.is_file():
         return TrainConfig.load(saved)
-    fresh = TrainConfig()
+    fresh = TrainConfig.from_dict({} if found.preset is None else {"head": {"preset": found.preset}})
     fresh.dataset.data = _NO_DATA  # from the command line faces are drawn on request only
     return fresh
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attfc_cuda import functional
+from attfc_cuda import functional, presets
 from attfc_cuda._check import error
 from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.heads import fused_step
@@ -76,11 +76,13 @@ class AttFC(nn.Module):
     Args:
         dim: length D of an embedding.
         capacity: slots S of the container, at least the rows enqueued per step.
-        margin: a `margins.Margin`; AdaSin() when None. Its scale is the head's.
-        policy: the container's, see `DynamicClassContainer`, as are num_classes, dtype and check_labels.
+        margin: a `margins.Margin`, whose scale is the head's; None: AdaSin with the preset's m and scale, m 0.2 and
+            scale 24 by default. A margin that you construct yourself starts with its paper's numbers.
+        policy: the container's, see `DynamicClassContainer`, as are num_classes, dtype and check_labels; None: the
+            preset's, `"refresh"` by default, which needs num_classes.
         enqueue: `"before"`: the step's own centres enter the container before the loss and are fresh negatives for the
             other rows (our choice, the default: without them every negative is staler than every positive, and a
-            network can learn that difference instead of faces). `"after"`: as published.
+            network can learn that difference instead of faces). `"after"`: as published. None: the preset's.
         num_classes: number of classes of the data set.
         temperature: of the attention over the gallery, above 0. See `functional.generate_class_centers`.
         dtype: of the stored centres, and the one in which the sweep over the container multiplies.
@@ -100,11 +102,14 @@ class AttFC(nn.Module):
             that follow the embeddings alone leave them in the few directions of the untrained network, one of which can
             be whatever sets apart a part of the data; codes give each class a target of its own from the first step, as
             the random start of a full FC layer does. They cost no memory, until classes are resized: from then on one
-            number a class, by which it keeps its code. 0: as published.
+            number a class, by which it keeps its code. 0: as published. None: the preset's, 1 by default.
         center_memory: share b in [0, 1) of the container's own centre of a class in its new one, so that a centre
             averages over more images than a step shows: g <- F.normalize((1 - b) g + b stored). Needs policy="refresh"
             and no shards.
         device: of the container and the margin's state; None: torch's default device.
+        preset: what margin, policy, enqueue and class_code are where they are None: `"default"`, as `attfc train`, or
+            `"published"`: AdaSin with m 0.5 and scale 64, a fifo of stale copies, enqueued after the loss, no codes,
+            which stays near chance for most of a short run. See `attfc_cuda.presets`.
 
     Gradient:
         To `embeddings` only, through the normalisation; class centres have none, on either side.
@@ -123,8 +128,8 @@ class AttFC(nn.Module):
         dim: int,
         capacity: int,
         margin: Margin | None = None,
-        policy: str = "fifo",
-        enqueue: str = "before",
+        policy: str | None = None,
+        enqueue: str | None = None,
         num_classes: int | None = None,
         temperature: float = 1.0,
         dtype: torch.dtype = torch.float32,
@@ -133,11 +138,16 @@ class AttFC(nn.Module):
         check_finite: bool = False,
         check_labels: bool = True,
         shards: Shards | None = None,
-        class_code: float = 0.0,
+        class_code: float | None = None,
         center_memory: float = 0.0,
         device: torch.device | str | None = None,
+        preset: str = "default",
     ) -> None:
         super().__init__()
+        start = presets.named(preset, "AttFC")
+        policy = start.policy if policy is None else policy
+        enqueue = start.enqueue if enqueue is None else enqueue
+        class_code = start.class_code if class_code is None else class_code
         if enqueue not in ENQUEUE:
             raise error("AttFC", "enqueue", f"be one of {ENQUEUE}", repr(enqueue))
         if not temperature > 0:
@@ -151,7 +161,7 @@ class AttFC(nn.Module):
             raise error("AttFC", "center_memory", 'be 0 with policy="fifo"', center_memory, remedy)
         if center_memory and shards is not None:
             raise error("AttFC", "center_memory", "be 0 with shards", center_memory)
-        margin = checked_margin("AttFC", margin)
+        margin = checked_margin("AttFC", margin, start)
         functional.check_sweep_options("AttFC", grad_tolerance, backend)
         self.container = DynamicClassContainer(
             capacity, dim, num_classes, policy, dtype, check_labels, shards, device=device

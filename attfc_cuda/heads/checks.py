@@ -8,21 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attfc_cuda import margins
 from attfc_cuda._check import error, require_rows
-from attfc_cuda.margins import AdaSin, Margin
+from attfc_cuda.margins import Margin
+from attfc_cuda.presets import ADDITIVE_MARGINS, DEFAULT, Preset
 
 
-def checked_margin(head: str, margin: Margin | None) -> Margin:
-    """The margin; AdaSin() for None.
+def checked_margin(head: str, margin: Margin | None, preset: Preset = DEFAULT) -> Margin:
+    """The margin; AdaSin with the preset's numbers for None.
 
     Raises:
         TypeError: for anything else.
     """
-    margin = AdaSin() if margin is None else margin
+    if margin is None:
+        return margins.build("adasin", **margin_start("adasin", preset))
     if not isinstance(margin, Margin):
         remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'
         raise error(head, "margin", "be a margins.Margin", repr(margin), remedy, kind=TypeError)
     return margin
+
+
+def margin_start(name: str, preset: Preset) -> dict[str, float]:
+    """What the margin of that name starts with by a preset, as keywords of its constructor."""
+    start = {"scale": preset.scale}
+    if preset.m is not None and name in ADDITIVE_MARGINS:
+        start["m"] = preset.m
+    return start
 
 
 def require_count(function: str, argument: str, value: Any) -> None:

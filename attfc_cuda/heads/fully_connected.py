@@ -61,7 +61,7 @@ class FullyConnected(nn.Module):
     Args:
         dim: length D of an embedding.
         num_classes: N.
-        margin: a `margins.Margin`; AdaSin() when None.
+        margin: a `margins.Margin`; AdaSin(m=0.2, scale=24) when None, as in `attfc train`.
         dtype: of the centres, float32 by default: the master weights. Under autocast the products take its dtype.
         shards: a `distributed.Shards`, to split the classes over the processes of a group: `centers` is then this
             process's part [n, D], `embeddings` and `labels` its own batch, and the loss the mean over all batches, the

@@ -20,11 +20,14 @@ from typing import Any, Literal
 from attfc_cuda._deprecated import renamed_field, warn_renamed
 from attfc_cuda._error import close_match, error
 from attfc_cuda._files import write_text
+from attfc_cuda.presets import DEFAULT, named
 
 RENAMED: dict[tuple[str, Any], str] = {("optim", "passes"): "epochs"}
 """Old names of fields, by group, which files of older runs hold."""
 HOW_A_RUN_STARTS = ("resume", "carry_classes", "overwrite", "config")
 """Fields of `RunConfig` that no file holds."""
+_VERIFY_0_1 = {"verify_pairs", "verify_root", "verify_data", "verify_num_pairs", "verify_every"}
+# A file with all of these and no `hold_out` is of a release that trained on every identity.
 _MOST_BITS = 63  # of a whole number: it has to fit a float and a tensor
 
 
@@ -66,14 +69,14 @@ RANGES = {
     "probes_per_identity": Range(1, 64), "gallery_steps": Range(1, 64),
     "negatives_per_batch": Range(0), "max_unreadable": _SHARE, "workers": Range(0),
     "embedding_dim": Range(1),
-    "sample_rate": Range(0, 1, open_low=True), "scale": _POSITIVE, "capacity": Range(1),
+    "sample_rate": Range(0, 1, open_low=True), "m": Range(0), "scale": _POSITIVE, "capacity": Range(1),
     "capacity_share": Range(0, 100, open_low=True), "temperature": _POSITIVE, "center_memory": _BELOW_ONE,
     "class_code": Range(0), "grad_tolerance": _BELOW_ONE, "encoder_momentum": _BELOW_ONE, "encoder_warmup": _SHARE,
     "epochs": _POSITIVE, "steps": Range(1), "lr": _POSITIVE, "accumulate": Range(1),
     "backbone_lr_factor": _POSITIVE, "layer_lr_decay": Range(0, 1, open_low=True), "final_lr": _SHARE,
     "power": _POSITIVE,
     "warmup": _BELOW_ONE, "sgd_momentum": _BELOW_ONE, "weight_decay": Range(0), "clip_norm": _POSITIVE,
-    "verify_num_pairs": Range(4), "verify_every": Range(0),
+    "hold_out": _BELOW_ONE, "verify_num_pairs": Range(4), "verify_every": Range(0),
     "seed": _SEEDS, "threads": Range(1), "group_timeout": _POSITIVE, "log_every": Range(1),
     "checkpoint_every": Range(0), "keep": Range(1),
 }  # fmt: skip
@@ -147,6 +150,9 @@ class ModelConfig:
 class HeadConfig:
     """The head: the loss and what it keeps between steps."""
 
+    preset: Literal["default", "published"] = "default"
+    """Where m, scale, policy, enqueue and class_code start from, which their own flags override; published: the numbers
+    of the papers (scale 64, m 0.35 to 0.5, fifo, after, 0), which stay near chance for most of a short run."""
     head: Literal["attfc", "partial_fc", "fc"] = "attfc"
     """attfc: centres from gallery images in a dynamic class container; fc: a trained centre for each identity that has
     probes; partial_fc: the same, but each step meets only a sample of them. Settings of the container and of the
@@ -160,25 +166,27 @@ class HeadConfig:
     """Margin loss: adasin, arcface, cosface, sphereface, combined, mvsoftmax, curricularface, adaface, magface or
     normface."""
     margin_options: str = ""
-    """Arguments of the margin, e.g. `m=0.4,h=1.5`. Where not given, m is 0.2 for adasin, arcface, cosface, mvsoftmax
-    and curricularface (published: 0.35 to 0.5): gentler, for runs of minutes to hours."""
-    scale: float = 24.0
+    """Further arguments of the margin, e.g. `h=1.5`; one of `m` or `scale` here counts more than theirs."""
+    m: float | None = DEFAULT.m
+    """Margin of adasin, arcface and curricularface in radians, of cosface and mvsoftmax as a cosine; gentler than
+    published (0.35 to 0.5), for runs of minutes to hours. None: as published."""
+    scale: float = DEFAULT.scale
     """Factor from a cosine to a logit (published: 64). The larger, the more a young network chases its hardest
     negatives alone."""
     capacity: int | None = None
     """Centres in the container; None: `capacity_share` of the identities, at least 4 batches."""
     capacity_share: float = 0.5
     """Container size as a share of the identities, where `capacity` is None."""
-    policy: Literal["fifo", "refresh"] = "refresh"
+    policy: Literal["fifo", "refresh"] = DEFAULT.policy  # type: ignore[assignment]
     """fifo: newest centres, stale copies kept; refresh: one slot a class, the least recently refreshed leaves."""
-    enqueue: Literal["before", "after"] = "before"
+    enqueue: Literal["before", "after"] = DEFAULT.enqueue  # type: ignore[assignment]
     """The batch's own fresh centres enter the container before the loss (as negatives of each other) or after it."""
     temperature: float = 1.0
     """Softmax temperature of the attention over a sample's gallery images."""
     center_memory: float = 0.0
     """Share of the container's own centre of a class in its new one (`--policy refresh`), so that a centre averages
     over more images than a step shows; 0: the step's gallery alone."""
-    class_code: float = 1.0
+    class_code: float = DEFAULT.class_code
     """Length of the fixed random direction of its class that is added to each unit class centre: it keeps identities
     from sharing a few directions, as the random start of a full FC layer does. 0: none, as published."""
     container_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -252,8 +260,11 @@ class VerifyConfig:
     verify_root: Path | None = None
     """Folder the paths in `verify_pairs` start from; None: the folder of the first `--data` root."""
     verify_data: str | None = None
-    """Held-out faces, of which every pair is judged, written like `--data`; None: for drawn faces other identities,
-    else none."""
+    """Other faces, of which every pair is judged, written like `--data`; None: for drawn faces other identities."""
+    hold_out: float = 0.05
+    """Share of the identities that are kept from training and verified on, where neither `verify_pairs` nor
+    `verify_data` is given: at least 4, with at most 10 000 images, the same ones in every run; 0, or under 20
+    identities with two images: none."""
     verify_num_pairs: int | None = None
     """Draw this many pairs from `verify_data`, half of them of the same identity; None: all pairs."""
     verify_every: int | None = None
@@ -330,14 +341,18 @@ class TrainConfig:
 
     @staticmethod
     def from_dict(plain: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`; fields left out take their defaults.
+        """The inverse of `to_dict`; fields left out take their defaults, those of the head where it names a preset.
 
         Raises:
-            ValueError: naming a field that is not known or has another type.
+            ValueError: naming a field that is not known or has another type, or a preset that is none.
         """
         groups = {g.name: g.default_factory for g in dataclasses.fields(TrainConfig)}
         _check_keys(plain, groups, "group")
         plain = {group: _with_new_names(fields, group) for group, fields in plain.items()}
+        if isinstance(head := plain.get("head"), dict) and isinstance(head.get("preset"), str):
+            plain["head"] = {**dataclasses.asdict(named(head["preset"], "train")), **head}
+        if isinstance(verify := plain.get("verify"), dict) and "hold_out" not in verify and set(verify) >= _VERIFY_0_1:
+            plain["verify"] = {**verify, "hold_out": 0.0}
         return TrainConfig(**{name: _group(make, plain.get(name, {}), name) for name, make in groups.items()})
 
     def save(self, path: Path) -> None:

@@ -21,6 +21,7 @@ from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
 from attfc_cuda.heads.attfc import CosineSample
 from attfc_cuda.heads.momentum_encoder import MomentumEncoder
 from attfc_cuda.ops import backend as _backend
+from attfc_cuda.presets import ADDITIVE_MARGINS
 from attfc_cuda.train import parts
 from attfc_cuda.train.config import OptimizerConfig, TrainConfig, parse_options
 from attfc_cuda.train.schedule import EncoderMomentum
@@ -292,11 +293,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
 """The objective of each `--head`."""
 
 
-# What a margin that adds to the angle or the cosine starts with here: see `HeadConfig.margin_options`.
-DEFAULT_M = 0.2
-ADDITIVE_MARGINS = ("adasin", "arcface", "cosface", "mvsoftmax", "curricularface")
-
-
 def build_margin(config: TrainConfig) -> margins.Margin:
     """The margin of the config, with its scale and options.
 
@@ -304,7 +300,7 @@ def build_margin(config: TrainConfig) -> margins.Margin:
         ValueError: for an unknown name or option.
     """
     name = config.head.margin.lower()
-    options = {"m": DEFAULT_M} if name in ADDITIVE_MARGINS else {}
+    options = {"m": config.head.m} if name in ADDITIVE_MARGINS and config.head.m is not None else {}
     options |= {"scale": config.head.scale, **parse_options(config.head.margin_options, "margin_options")}
     try:
         return margins.build(name, **options)

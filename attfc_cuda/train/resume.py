@@ -30,10 +30,11 @@ FIXED = {
     ),
     "model": ("backbone", "backbone_options", "embedding_dim", "freeze"),
     "head": (
-        "head", "margin", "margin_options", "capacity", "capacity_share", "policy", "container_dtype", "sample_rate",
-        "fuse_optimizer", "class_code",
+        "head", "margin", "m", "margin_options", "capacity", "capacity_share", "policy", "container_dtype",
+        "sample_rate", "fuse_optimizer", "class_code",
     ),
     "optim": ("optimizer", "backbone_lr_factor", "layer_lr_decay"),
+    "verify": ("hold_out",),
     "run": ("seed",),
 }  # fmt: skip
 

@@ -34,7 +34,7 @@ from attfc_cuda.train.resume import refuse_other_settings, resume, with_checkpoi
 from attfc_cuda.train.run_folder import CHECKPOINTS
 from attfc_cuda.train.schedule import EncoderMomentum, LearningRate, auto_momentum
 from attfc_cuda.train.snapshot import copied
-from attfc_cuda.train.validation import AnySet, verification_sets
+from attfc_cuda.train.validation import AnySet, parted, verification_sets
 
 CACHE_LIMIT_BYTES = 2 * 2**30
 
@@ -67,7 +67,7 @@ class Training:
         # A run that goes on has its weights in its checkpoint.
         self.initial = None if config.run.resume else read_initial(config)
 
-        self.dataset = load_dataset(config)
+        self.dataset, held_out = parted(config, load_dataset(config))
         check_dataset(config, self.dataset)
         self.data_identity = DataIdentity.of(self.dataset)
         self._data_state = self.data_identity.state_dict()
@@ -75,7 +75,7 @@ class Training:
             group.require_alike("data", {"identities and images": self.data_identity.digest()})
         self.loader = build_loader(config, self.dataset, objective_type, group)
         shards = {} if group is None else {"shards": group.shards(self.loader)}
-        self.sets: list[AnySet] = verification_sets(config, self.dataset) if self.first else []
+        self.sets: list[AnySet] = verification_sets(config, self.dataset, held_out) if self.first else []
         self.steps_per_epoch = len(self.loader)
         self.total_steps = config.optim.steps or max(1, round(config.optim.epochs * self.steps_per_epoch))
 

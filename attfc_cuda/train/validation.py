@@ -10,6 +10,7 @@ from torch import nn
 
 from attfc_cuda._deprecated import renamed_attributes
 from attfc_cuda.data import FaceDataset, ProceduralFaces, build_dataset
+from attfc_cuda.data.held_out import hold_out
 from attfc_cuda.evaluation import VerificationResult
 from attfc_cuda.evaluation.build import from_dataset, from_lists, split_list
 from attfc_cuda.evaluation.measure import AnySet, measure_set
@@ -26,12 +27,27 @@ __getattr__ = renamed_attributes(
 )
 
 
-def verification_sets(config: TrainConfig, dataset: FaceDataset) -> list[AnySet]:
-    """What a run verifies on: its pair lists, its held-out faces, and for drawn faces other identities by default.
+def parted(config: TrainConfig, dataset: FaceDataset) -> tuple[FaceDataset, FaceDataset | None]:
+    """What a run trains on, and the identities that it holds out, if any.
+
+    Args:
+        config: Of the run.
+        dataset: All of its faces.
+    """
+    given = config.verify.verify_pairs or config.verify.verify_data
+    if given or isinstance(dataset, ProceduralFaces):
+        return dataset, None
+    return hold_out(dataset, config.verify.hold_out)
+
+
+def verification_sets(config: TrainConfig, dataset: FaceDataset, held_out: FaceDataset | None = None) -> list[AnySet]:
+    """What a run verifies on: its pair lists, its other faces, or else the identities that it holds out, and for drawn
+    faces identities that are drawn for it.
 
     Args:
         config: Of the run.
         dataset: The faces it trains on.
+        held_out: As from `parted`.
 
     Raises:
         ValueError: Naming a list or a data set that cannot be used; OSError for one that is not there.
@@ -43,10 +59,10 @@ def verification_sets(config: TrainConfig, dataset: FaceDataset) -> list[AnySet]
         sets += from_lists(options.verify_pairs, root, size)
     if options.verify_data:
         held_out = build_dataset(options.verify_data, size)
-        sets.append(from_dataset("held-out", held_out, options.verify_num_pairs))
     elif not sets and isinstance(dataset, ProceduralFaces):
         first, count = dataset.first_identity + len(dataset.identities), max(80, len(dataset.identities) // 10)
         held_out = build_dataset(f"procedural:{count}x8@{first}", size)
+    if held_out is not None:
         sets.append(from_dataset("held-out", held_out, options.verify_num_pairs))
     return sets
 

@@ -38,7 +38,14 @@ def fc(margin: str, classes: int = 13, kind: type = FullyConnected, **options: A
 
 def attfc(margin: str, capacity: int = 31, policy: str = "fifo", enqueue: str = "before", **options: Any) -> Callable:
     return lambda **rest: AttFC(
-        DIM, capacity, margins.build(margin, scale=16.0, **options), policy, enqueue, num_classes=13, **rest
+        DIM,
+        capacity,
+        margins.build(margin, scale=16.0, **options),
+        policy,
+        enqueue,
+        num_classes=13,
+        preset="published",
+        **rest,
     )
 
 

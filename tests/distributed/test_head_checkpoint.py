@@ -182,10 +182,10 @@ def test_another_dtype_is_named_and_nothing_is_converted(
     saved: torch.dtype, wanted: torch.dtype, tmp_path: Path
 ) -> None:
     """torch.distributed.checkpoint 2.14 converts what it reads into the dtype of what it reads into, without a word."""
-    head = AttFC(8, 16, AdaSin(), dtype=saved)
+    head = AttFC(8, 16, AdaSin(), dtype=saved, policy="fifo", class_code=0.0)
     head(torch.randn(4, 8), torch.arange(4), torch.randn(4, 8))
     head_checkpoint.save(head, tmp_path / "head")
-    other = AttFC(8, 16, AdaSin(), dtype=wanted)
+    other = AttFC(8, 16, AdaSin(), dtype=wanted, policy="fifo", class_code=0.0)
     before = other.container.centers.clone()
     with pytest.raises(ValueError, match=f"hold container.centers in {wanted}, got {saved} in .*load into a head of"):
         head_checkpoint.load(other, tmp_path / "head")
@@ -205,8 +205,11 @@ def test_centers_of_another_name_in_the_state_dict_are_saved_once(tmp_path: Path
 
 
 def test_a_head_of_another_kind_is_refused(tmp_path: Path) -> None:
-    head_checkpoint.save(AttFC(4, 8, num_classes=6, policy="refresh", class_code=1.0), tmp_path / "head")
-    plain = AttFC(4, 8, num_classes=6)
+    head_checkpoint.save(
+        AttFC(4, 8, num_classes=6, policy="refresh", class_code=1.0, preset="published", enqueue="before"),
+        tmp_path / "head",
+    )
+    plain = AttFC(4, 8, num_classes=6, preset="published", enqueue="before")
     before = {name: value.clone() for name, value in plain.state_dict().items()}
     with pytest.raises(ValueError, match="names of the head alone, got .*container.stamps.* in .*; load into a head"):
         head_checkpoint.load(plain, tmp_path / "head")
@@ -253,14 +256,18 @@ def test_a_fused_optimizer_is_saved_before_its_first_step(tmp_path: Path) -> Non
 
 
 def test_class_codes_come_and_go_with_a_checkpoint(tmp_path: Path) -> None:
-    resized, plain = (AttFC(4, 8, num_classes=6, policy="refresh", class_code=1.0) for _ in range(2))
+    resized, plain = (
+        AttFC(4, 8, num_classes=6, policy="refresh", class_code=1.0, preset="published", enqueue="before")
+        for _ in range(2)
+    )
     resized.resize_classes(torch.tensor([5, -1, 1, 0, 2, 3]))
     codes = resized.code_of_class.clone()
     head_checkpoint.save(resized, tmp_path / "resized")
     head_checkpoint.save(plain, tmp_path / "plain")
     with pytest.raises(ValueError, match=r"hold container.centers of shape \[9, 4\]"):
         head_checkpoint.load(
-            other := AttFC(4, 9, num_classes=6, policy="refresh", class_code=1.0), tmp_path / "resized"
+            other := AttFC(4, 9, num_classes=6, policy="refresh", class_code=1.0, preset="published", enqueue="before"),
+            tmp_path / "resized",
         )
     assert other.code_of_class is None
     head_checkpoint.load(resized, tmp_path / "plain")
@@ -281,7 +288,7 @@ def test_a_checkpoint_of_an_earlier_version_loads() -> None:
     assert torch.equal(head.centers, expected) and head.margin.t == 0.25
     assert torch.equal(state["exp_avg"], -expected) and torch.equal(state["exp_avg_sq"], expected + 1)
     assert state["step"] == 7
-    head = AttFC(4, 8, num_classes=6, policy="refresh", class_code=1.0)
+    head = AttFC(4, 8, num_classes=6, policy="refresh", class_code=1.0, preset="published", enqueue="before")
     head_checkpoint.load(head, OLD / "attfc")
     stored, held = head.container.lookup(torch.tensor([3, 1, 5, 0, 2]))
     assert torch.equal(stored[:4], torch.eye(4)) and held.tolist() == [True] * 4 + [False] and head.margin.t == 0.5

@@ -37,7 +37,7 @@ def fused() -> FullyConnected:
 HEADS = {
     "fused": fused,
     "shards": lambda: FullyConnected(DIM, CLASSES, ArcFace(), shards=Shards()),
-    "attfc": lambda: AttFC(DIM, 16, ArcFace()),
+    "attfc": lambda: AttFC(DIM, 16, ArcFace(), policy="fifo", class_code=0.0),
 }
 
 

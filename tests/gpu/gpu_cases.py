@@ -83,7 +83,7 @@ def check_center_gradient(given: cpu_cases.CenterCase, backend: str) -> Tensor:
 def make_head(backend: str = "auto", dim: int = 512, capacity: int = 1024, **options) -> AttFC:
     """A head with a 16-bit container, in train mode, on the device."""
     options = {"dtype": torch.bfloat16, "margin": AdaSin(), "num_classes": 4096, **options}
-    return AttFC(dim, capacity, backend=backend, **options).to(DEVICE)
+    return AttFC(dim, capacity, backend=backend, preset="published", **{"enqueue": "before", **options}).to(DEVICE)
 
 
 def batches(count: int, rows: int = 96, dim: int = 512, seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:

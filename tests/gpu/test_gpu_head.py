@@ -193,7 +193,7 @@ def test_launches_of_a_fused_step(policy, backend, record_property):
 OUT_OF_RANGE = """
 import torch
 from attfc_cuda import AttFC
-head = AttFC(128, 64, num_classes=10, dtype=torch.bfloat16).to("cuda")
+head = AttFC(128, 64, num_classes=10, preset="published", enqueue="before", dtype=torch.bfloat16).to("cuda")
 x = torch.randn(4, 128, device="cuda")
 head(x, torch.tensor([1, 2, 10, 3], device="cuda"), x)
 torch.cuda.synchronize()

@@ -39,7 +39,7 @@ def run(head, data):
 
 def filled(**options):
     """A head with some history."""
-    head = AttFC(DIM, CAPACITY, num_classes=CLASSES, **options)
+    head = AttFC(DIM, CAPACITY, num_classes=CLASSES, preset="published", **{"enqueue": "before", **options})
     run(head, batches(seed=1))
     return head
 

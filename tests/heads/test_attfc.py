@@ -36,7 +36,9 @@ def test_a_fifo_step_is_the_published_step(loss_name, margin, dtype, backend):
     # float64 shows that nothing else is in that 1e-5; AdaSin's t, at most 0.1 here, is float32 throughout:
     # 64 * 0.1 * 2^-24 = 4e-7 in a logit.
     tolerance = 1e-5 if dtype == torch.float32 else {"arcface": 1e-12, "adasin": 1e-6}[loss_name]
-    head = AttFC(DIM, CAPACITY, margin=margin(), enqueue="after", dtype=dtype, backend=backend)
+    head = AttFC(
+        DIM, CAPACITY, margin=margin(), enqueue="after", dtype=dtype, backend=backend, policy="fifo", class_code=0.0
+    )
     published = PublishedStep(CAPACITY, loss_name)
     for embeddings, labels, gallery in batches(dtype=dtype):
         expected_x = embeddings.double().clone().requires_grad_()
@@ -55,7 +57,7 @@ def test_a_fifo_step_is_the_published_step(loss_name, margin, dtype, backend):
 def test_before_the_other_rows_fresh_centers_are_negatives(backend):
     embeddings, labels, gallery = next(batches(rows=[3]))
     labels = torch.tensor([4, 6, 4])
-    head = AttFC(DIM, CAPACITY, margin=NormFace(scale=16), backend=backend)
+    head = AttFC(DIM, CAPACITY, margin=NormFace(scale=16), backend=backend, policy="fifo", class_code=0.0)
     loss, _ = step(head, embeddings, labels, gallery[:, 0])
     cosines = F.normalize(embeddings, dim=1) @ F.normalize(gallery[:, 0], dim=1).T
     # Row 0 and row 2 are of one class: neither is the other's negative, and both are row 1's.
@@ -66,7 +68,9 @@ def test_before_the_other_rows_fresh_centers_are_negatives(backend):
     torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-5, atol=0)
     assert head.container.labels[:4].tolist() == [4, 6, 4, -1]
 
-    after = AttFC(DIM, CAPACITY, margin=NormFace(scale=16), enqueue="after", backend=backend)
+    after = AttFC(
+        DIM, CAPACITY, margin=NormFace(scale=16), enqueue="after", backend=backend, policy="fifo", class_code=0.0
+    )
     assert step(after, embeddings, labels, gallery)[0] == 0  # nothing to compare with yet
     assert after.container.labels[:4].tolist() == [4, 6, 4, -1]
 
@@ -75,7 +79,7 @@ def test_before_the_other_rows_fresh_centers_are_negatives(backend):
 def test_extra_centers_are_negatives_and_nothing_else(backend):
     embeddings, gallery = torch.randn(1, DIM), torch.randn(1, 1, DIM)
     extra, extra_labels = 5 * torch.randn(4, DIM), torch.tensor([7, 3, -1, 8])
-    head = AttFC(DIM, CAPACITY, margin=NormFace(scale=16), backend=backend)
+    head = AttFC(DIM, CAPACITY, margin=NormFace(scale=16), backend=backend, policy="fifo", class_code=0.0)
     loss, _ = step(head, embeddings, torch.tensor([3]), gallery, extra_centers=extra, extra_labels=extra_labels)
     x, g, n = (F.normalize(v, dim=1) for v in (embeddings, gallery[:, 0], extra))
     # The extra of class 3 is the row's own class, that of class -1 is nobody's.
@@ -88,7 +92,9 @@ def test_extra_centers_are_negatives_and_nothing_else(backend):
 
 def test_extra_centers_are_the_older_part_of_the_batch():
     embeddings, _, gallery = next(batches(rows=[1], r=1))
-    head = AttFC(DIM, CAPACITY, policy="refresh", num_classes=CLASSES, backend="eager")
+    head = AttFC(
+        DIM, CAPACITY, policy="refresh", num_classes=CLASSES, backend="eager", preset="published", enqueue="before"
+    )
     extra = {"extra_centers": torch.randn(2, DIM), "extra_labels": torch.tensor([3, 5])}
     step(head, embeddings, torch.tensor([3]), gallery, **extra)
     slot = head.container.labels.tolist().index(3)
@@ -135,7 +141,7 @@ def test_state_dict_round_trip(policy, enqueue, backend, tmp_path):
     options = dict(num_classes=CLASSES, policy=policy, enqueue=enqueue, backend=backend)
     head = filled(policy=policy, enqueue=enqueue, backend=backend)
     torch.save(head.state_dict(), tmp_path / "head.pt")
-    restored = AttFC(DIM, CAPACITY, **options)
+    restored = AttFC(DIM, CAPACITY, preset="published", **{"enqueue": "before", **options})
     restored.load_state_dict(torch.load(tmp_path / "head.pt", weights_only=True))
     assert same(run(head, batches(seed=2)), run(restored, batches(seed=2)))
     assert same_state(head.state_dict(), restored.state_dict()) and float(head.margin.t) != 0
@@ -207,20 +213,24 @@ def test_only_embeddings_get_a_gradient():
 
 
 def test_the_norm_reaches_the_margin():
-    head = AttFC(DIM, CAPACITY, margin=MagFace(), backend="eager")
+    head = AttFC(DIM, CAPACITY, margin=MagFace(), backend="eager", policy="fifo", class_code=0.0)
     embeddings, labels, gallery = next(batches())
     embeddings = 20 * F.normalize(embeddings, dim=1)
     _, gradient = step(head, embeddings, labels, gallery)
     # Every other margin sees directions alone, and its gradient is orthogonal to the embedding.
     assert (gradient * embeddings).sum(1).abs().min() > 1e-3
-    _, gradient = step(AttFC(DIM, CAPACITY, backend="eager"), embeddings, labels, gallery)
+    _, gradient = step(
+        AttFC(DIM, CAPACITY, backend="eager", preset="published", enqueue="before"), embeddings, labels, gallery
+    )
     assert (gradient * embeddings).sum(1).abs().max() < 1e-3 * gradient.abs().max() * 20
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_stats_are_what_a_plain_count_finds(policy, backend):
-    head = AttFC(DIM, CAPACITY, policy=policy, enqueue="after", num_classes=CLASSES, backend=backend)
+    head = AttFC(
+        DIM, CAPACITY, policy=policy, enqueue="after", num_classes=CLASSES, backend=backend, preset="published"
+    )
     run(head, batches(rows=[5, 4], seed=1))  # some slots stay empty
     embeddings, labels, gallery = next(batches(seed=5, r=1))
     labels[1], labels[2] = -1, head.container.labels[3]  # an ignored row, and a row whose own class is there
@@ -250,7 +260,7 @@ def test_stats_are_what_a_plain_count_finds(policy, backend):
 
 
 def test_stats_of_a_margin_without_state():
-    head = AttFC(DIM, CAPACITY, margin=ArcFace(), backend="eager")
+    head = AttFC(DIM, CAPACITY, margin=ArcFace(), backend="eager", policy="fifo", class_code=0.0)
     assert head.stats == {}
     step(head, *next(batches()))
     assert "t" not in head.stats and head.stats["hard_fraction"] == 0
@@ -262,7 +272,7 @@ def test_stats_of_a_margin_without_state():
 def test_a_step_needs_no_value_on_the_host(policy, enqueue, backend):
     # A fake tensor has no values: anything that reads one, or whose shape depends on one, raises.
     with FakeTensorMode():
-        head = AttFC(DIM, 64, policy=policy, enqueue=enqueue, num_classes=100, backend=backend)
+        head = AttFC(DIM, 64, policy=policy, enqueue=enqueue, num_classes=100, backend=backend, preset="published")
         embeddings = torch.randn(16, DIM, requires_grad=True)
         extra = {"extra_centers": torch.randn(3, DIM), "extra_labels": torch.randint(0, 100, (3,))}
         loss = head(embeddings, torch.randint(0, 100, (16,)), torch.randn(16, 2, DIM), **extra)
@@ -274,7 +284,10 @@ def test_a_step_needs_no_value_on_the_host(policy, enqueue, backend):
 @pytest.mark.parametrize("enqueue", ENQUEUE)
 def test_a_step_compiles_in_one_piece(policy, enqueue, compiler="aot_eager"):
     options = dict(policy=policy, enqueue=enqueue, num_classes=CLASSES)
-    eager, head = AttFC(DIM, CAPACITY, **options), AttFC(DIM, CAPACITY, **options)
+    eager, head = (
+        AttFC(DIM, CAPACITY, preset="published", **{"enqueue": "before", **options}),
+        AttFC(DIM, CAPACITY, preset="published", **{"enqueue": "before", **options}),
+    )
     compiled = torch.compile(head, fullgraph=True, backend=compiler)
     torch._dynamo.reset()
     for embeddings, labels, gallery in batches(rows=[5] * 4):
@@ -297,7 +310,7 @@ def test_a_step_compiles_with_the_default_compiler():
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("enqueue", ENQUEUE)
 def test_a_step_on_the_gpu_makes_the_host_wait_for_nothing(policy, enqueue):
-    head = AttFC(DIM, CAPACITY, policy=policy, enqueue=enqueue, num_classes=CLASSES).cuda()
+    head = AttFC(DIM, CAPACITY, policy=policy, enqueue=enqueue, num_classes=CLASSES, preset="published").cuda()
     data = [[tensor.cuda() for tensor in batch] for batch in batches(rows=[5] * 3)]
     run(head, data[:1])  # what a backend sets up once may wait
     torch.cuda.synchronize()
@@ -310,7 +323,16 @@ def test_a_step_on_the_gpu_makes_the_host_wait_for_nothing(policy, enqueue):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_center_memory_mixes_what_the_container_holds(backend):
-    head = AttFC(DIM, CAPACITY, NormFace(scale=16), "refresh", num_classes=CLASSES, center_memory=0.75, backend=backend)
+    head = AttFC(
+        DIM,
+        CAPACITY,
+        NormFace(scale=16),
+        "refresh",
+        num_classes=CLASSES,
+        center_memory=0.75,
+        backend=backend,
+        class_code=0.0,
+    )
     first, second = torch.randn(2, 3, 1, DIM)
     labels = torch.tensor([4, 6, 8])
     step(head, torch.randn(3, DIM), labels, first)
@@ -335,7 +357,7 @@ def test_center_memory_mixes_what_the_container_holds(backend):
 
 
 def test_sampled_cosines_are_those_of_the_step():
-    head = AttFC(DIM, CAPACITY, NormFace(), "refresh", num_classes=CLASSES)
+    head = AttFC(DIM, CAPACITY, NormFace(), "refresh", num_classes=CLASSES, class_code=0.0)
     assert head.sample_cosines() is None
     data = list(batches(rows=[3, 4, 4]))
     run(head, data)

@@ -37,7 +37,7 @@ def test_a_negative_label_leaves_its_row_out_whatever_it_holds(policy, backend):
 def test_nothing_to_learn_from_gives_zero(case, enqueue, backend):
     embeddings, labels, gallery = next(batches())
     if case == "empty container":
-        head = AttFC(DIM, CAPACITY, enqueue=enqueue, backend=backend)
+        head = AttFC(DIM, CAPACITY, enqueue=enqueue, backend=backend, preset="published")
         labels = torch.full_like(labels, 3)  # before: only own-class centres in the container
     else:
         head = filled(enqueue=enqueue, backend=backend)
@@ -67,7 +67,7 @@ def test_zero_embeddings_are_finite_and_get_no_gradient(dtype, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_slots_are_never_read(backend):
-    clean, poisoned = (AttFC(DIM, 40, enqueue="after", backend=backend) for _ in range(2))
+    clean, poisoned = (AttFC(DIM, 40, enqueue="after", backend=backend, preset="published") for _ in range(2))
     poisoned.container.centers.fill_(math.nan)
     assert same(run(clean, batches()), run(poisoned, batches()))
 
@@ -105,7 +105,7 @@ def test_check_finite_names_the_row_and_nothing_moves(argument):
 
 
 def test_check_finite_asserts_on_the_device_when_compiled():
-    head = AttFC(DIM, CAPACITY, check_finite=True, backend="eager")
+    head = AttFC(DIM, CAPACITY, check_finite=True, backend="eager", preset="published", enqueue="before")
     compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
     embeddings, labels, gallery = next(batches())
     assert compiled(embeddings, labels, gallery).isfinite()
@@ -155,7 +155,7 @@ CONSTRUCTION = {
 def test_construction_errors(case):
     options, kind, message = CONSTRUCTION[case]
     with pytest.raises(kind, match=message):
-        AttFC(**dict(dict(dim=DIM, capacity=CAPACITY), **options))
+        AttFC(preset="published", **{"enqueue": "before", **dict(dict(dim=DIM, capacity=CAPACITY), **options)})
 
 
 X, Y, G = torch.randn(3, DIM), torch.tensor([0, 1, 2]), torch.randn(3, 2, DIM)

@@ -43,7 +43,7 @@ def test_codes_are_as_good_as_random() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_centre_of_a_step_carries_its_code(backend: str) -> None:
     torch.manual_seed(0)
-    head = AttFC(DIM, CAPACITY, NormFace(scale=16), num_classes=CLASSES, class_code=2.0, backend=backend)
+    head = AttFC(DIM, CAPACITY, NormFace(scale=16), num_classes=CLASSES, class_code=2.0, backend=backend, policy="fifo")
     embeddings, gallery, extra = torch.randn(2, DIM), torch.randn(2, 1, DIM), 3 * torch.randn(1, DIM)
     loss, _ = step(head, embeddings, torch.tensor([4, 6]), gallery, extra_centers=extra, extra_labels=torch.tensor([9]))
     unit = F.normalize(torch.cat([extra, gallery[:, 0]]), dim=1)
@@ -65,11 +65,11 @@ def test_every_centre_of_a_step_carries_its_code(backend: str) -> None:
 )
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        AttFC(DIM, CAPACITY, num_classes=CLASSES, **settings)
+        AttFC(DIM, CAPACITY, num_classes=CLASSES, preset="published", **{"enqueue": "before", **settings})
 
 
 def test_classes_keep_their_codes_when_they_are_resized() -> None:
-    head = AttFC(DIM, CAPACITY, NormFace(), num_classes=4, class_code=1.0)
+    head = AttFC(DIM, CAPACITY, NormFace(), num_classes=4, class_code=1.0, policy="fifo")
     gallery = torch.randn(4, 1, DIM)
     step(head, torch.randn(4, DIM), torch.arange(4), gallery)
     before = head.container.centers[:4].clone()
@@ -83,7 +83,7 @@ def test_classes_keep_their_codes_when_they_are_resized() -> None:
 
 
 def test_codes_take_no_memory_until_classes_are_resized() -> None:
-    head = AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0)
+    head = AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0, preset="published", enqueue="before")
     assert head.code_of_class is None and not [name for name in head.state_dict() if "code" in name]
     head.resize_classes(torch.tensor([0, 1, 2, 3, -1]))  # all stay, one is new, and codes are still the numbers
     assert head.code_of_class is None
@@ -94,10 +94,15 @@ def test_codes_take_no_memory_until_classes_are_resized() -> None:
 
 
 def test_codes_come_back_with_a_state() -> None:
-    resized, plain = (AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0) for _ in range(2))
+    resized, plain = (
+        AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0, preset="published", enqueue="before") for _ in range(2)
+    )
     resized.resize_classes(torch.tensor([3, 1, -1, 0]))
     codes = [3, 1, 4, 0]
-    for other in (AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0), resized):  # without codes, and with
+    for other in (
+        AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0, preset="published", enqueue="before"),
+        resized,
+    ):  # without codes, and with
         other.load_state_dict(plain.state_dict())
         assert other.code_of_class is None
     resized.resize_classes(torch.tensor([3, 1, -1, 0]))
@@ -106,7 +111,7 @@ def test_codes_come_back_with_a_state() -> None:
     plain.load_state_dict({}, strict=False)  # says nothing about them
     assert plain.code_of_class.tolist() == codes
     assert plain.code_of_class.data_ptr() != resized.code_of_class.data_ptr()
-    empty = AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0, device="meta")
+    empty = AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0, device="meta", preset="published", enqueue="before")
     empty.load_state_dict(resized.state_dict(), assign=True)
     assert empty.code_of_class.tolist() == codes
     emptied = copy.deepcopy(plain).to("meta").to_empty(device="cpu")
@@ -114,12 +119,12 @@ def test_codes_come_back_with_a_state() -> None:
 
 
 def test_a_state_of_an_earlier_release_has_numbers_for_codes() -> None:
-    head = AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0)
+    head = AttFC(DIM, CAPACITY, num_classes=4, class_code=1.0, preset="published", enqueue="before")
     older = {**head.state_dict(), "code_of_class": torch.arange(4)}
     head.load_state_dict(older)
     assert head.code_of_class is None and list(older)[-1] == "code_of_class"
     with pytest.raises(RuntimeError, match="size mismatch for code_of_class"):
         head.load_state_dict({**older, "code_of_class": torch.arange(5)})
-    without = AttFC(DIM, CAPACITY, num_classes=4)
+    without = AttFC(DIM, CAPACITY, num_classes=4, preset="published", enqueue="before")
     with pytest.raises(RuntimeError, match="Unexpected key.*code_of_class"):
         without.load_state_dict(older)

@@ -35,7 +35,9 @@ CASES = {
 def pair(enqueue, dtype, **options):
     options = {"enqueue": enqueue, "num_classes": CLASSES, "dtype": dtype} | options
     margin = options.pop("margin", AdaSin)
-    return [AttFC(DIM, CAPACITY, margin=margin(), **options) for _ in range(2)]
+    return [
+        AttFC(DIM, CAPACITY, margin=margin(), preset="published", **{"enqueue": "before", **options}) for _ in range(2)
+    ]
 
 
 def one_operator_at_a_time(monkeypatch):
@@ -209,7 +211,7 @@ class Counted(AdaSin):
 @pytest.mark.parametrize("name", [*FALLBACKS, "Counted"])
 def test_what_falls_back_says_so(name):
     margin = FALLBACKS[name]["margin"] if name in FALLBACKS else Counted
-    head = AttFC(DIM, CAPACITY, margin=margin(), num_classes=CLASSES)
+    head = AttFC(DIM, CAPACITY, margin=margin(), num_classes=CLASSES, policy="fifo", class_code=0.0)
     assert "fused_step=False" in repr(head) and name in repr(head)
     with Counting() as counting:
         step(head, *next(batches(rows=[5])))
@@ -218,7 +220,7 @@ def test_what_falls_back_says_so(name):
 
 def test_the_eager_backend_and_mixed_precisions_fall_back():
     for options, dtype in (({"backend": "eager"}, torch.float32), ({"dtype": torch.float64}, torch.float32)):
-        head = AttFC(DIM, CAPACITY, num_classes=CLASSES, **options)
+        head = AttFC(DIM, CAPACITY, num_classes=CLASSES, preset="published", **{"enqueue": "before", **options})
         with Counting() as counting:
             step(head, *next(batches(rows=[5], dtype=dtype)))
         assert "attfc::head_rows" not in counting.seen
@@ -299,7 +301,7 @@ def test_no_thread_count_changes_a_bit():
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            head = AttFC(DIM, CAPACITY, num_classes=CLASSES, policy="refresh")
+            head = AttFC(DIM, CAPACITY, num_classes=CLASSES, policy="refresh", preset="published", enqueue="before")
             results.append(([step(head, *batch) for batch in data], copy.deepcopy(head.state_dict())))
         finally:
             torch.set_num_threads(before)

@@ -48,7 +48,9 @@ def test_trained_centers_in_float16(make: Callable[[ArcFace], nn.Module], scale:
 @pytest.mark.parametrize("scale", [FLAT, 64.0])
 def test_a_container_in_float16(scale: float) -> None:
     torch.manual_seed(0)
-    head = AttFC(DIM, CLASSES, ArcFace(scale=scale, m=M_RAD), "refresh", num_classes=CLASSES, dtype=torch.float16)
+    head = AttFC(
+        DIM, CLASSES, ArcFace(scale=scale, m=M_RAD), "refresh", num_classes=CLASSES, dtype=torch.float16, class_code=0.0
+    )
     for labels in torch.arange(CLASSES).split(10_000):
         head.container.enqueue(F.normalize(torch.randn(len(labels), DIM)), labels)
     x, labels = torch.randn(BATCH, DIM), torch.randperm(CLASSES)[:BATCH]

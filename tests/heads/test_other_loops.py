@@ -21,7 +21,7 @@ BACKENDS = ("eager", "cpu")
 def attfc(**options) -> AttFC:
     options = {"num_classes": CLASSES, "policy": "refresh", "class_code": 1.0, **options}
     torch.manual_seed(0)
-    head = AttFC(DIM, CAPACITY, **options)
+    head = AttFC(DIM, CAPACITY, preset="published", **{"enqueue": "before", **options})
     for data in batches(seed=1):
         head(*data)
     return head
@@ -179,7 +179,14 @@ HEADS = {
     "fc": lambda **options: FullyConnected(DIM, CLASSES, AdaSin(), **options),
     "partial": lambda **options: PartialFC(DIM, CLASSES, 0.5, AdaFace(), **options),
     "attfc": lambda **options: AttFC(
-        DIM, CAPACITY, AdaSin(), num_classes=CLASSES, policy="refresh", class_code=1.0, **options
+        DIM,
+        CAPACITY,
+        AdaSin(),
+        num_classes=CLASSES,
+        policy="refresh",
+        class_code=1.0,
+        preset="published",
+        **{"enqueue": "before", **options},
     ),
 }
 
@@ -297,7 +304,7 @@ def test_options_of_the_sweep_are_refused_before_the_enqueue(change: dict, kind:
     assert unmoved(head, before)
     if kind is ValueError:
         with pytest.raises(ValueError, match="^AttFC: " + re.escape(message)):
-            AttFC(DIM, CAPACITY, **change)
+            AttFC(DIM, CAPACITY, preset="published", **{"enqueue": "before", **change})
         with pytest.raises(ValueError, match="^FullyConnected: " + re.escape(message)):
             FullyConnected(DIM, CLASSES, **change)
 
@@ -347,7 +354,11 @@ def test_a_label_of_a_tensor_subclass_is_named_on_the_cpu() -> None:
 
 
 WORDS = {
-    "capacity": (lambda: AttFC(8, 32.0), TypeError, "capacity must be a whole number of at least 1, got 32.0"),
+    "capacity": (
+        lambda: AttFC(8, 32.0, preset="published", enqueue="before"),
+        TypeError,
+        "capacity must be a whole number of at least 1, got 32.0",
+    ),
     "container": (
         lambda: DynamicClassContainer(8, 4.5),
         TypeError,

@@ -47,7 +47,7 @@ class Called(TorchDispatchMode):
 _backend._extension()
 _backend.resolve = lambda *arguments: "cuda"
 with FakeTensorMode():
-    head = AttFC(512, 4096, dtype=torch.bfloat16).to("cuda")
+    head = AttFC(512, 4096, dtype=torch.bfloat16, preset="published", enqueue="before").to("cuda")
     x = torch.empty(64, 512, device="cuda").requires_grad_()
     labels = torch.zeros(64, dtype=torch.int64, device="cuda")
     with Called():

@@ -59,7 +59,7 @@ def full() -> OSError:
 
 
 def a_head() -> AttFC:
-    head = AttFC(DIM, 30, num_classes=50, policy="refresh")
+    head = AttFC(DIM, 30, num_classes=50, policy="refresh", preset="published", enqueue="before")
     step(head)
     return head
 

@@ -14,10 +14,11 @@ from attfc_cuda import margins
 from attfc_cuda.backbones import build
 from attfc_cuda.data import AttentionLoader, FaceDataset
 from attfc_cuda.heads import AttFC
+from attfc_cuda.presets import ADDITIVE_MARGINS, DEFAULT
 from attfc_cuda.train import AttFCObjective, TrainConfig, checks
 from attfc_cuda.train import training as setup
 from attfc_cuda.train.checks import check_settings
-from attfc_cuda.train.objective import ADDITIVE_MARGINS, DEFAULT_M, OBJECTIVES, build_margin
+from attfc_cuda.train.objective import OBJECTIVES, build_margin
 from attfc_cuda.train.training import Training, pick_device
 
 Tiny = Callable[..., TrainConfig]
@@ -124,7 +125,7 @@ def test_margins_start_gentler_here_than_in_print(tiny_config: Tiny) -> None:
 
     scale = TrainConfig().head.scale
     for name in ADDITIVE_MARGINS:
-        assert same(tiny_config(margin=name), margins.build(name, m=DEFAULT_M, scale=scale))
+        assert same(tiny_config(margin=name), margins.build(name, m=DEFAULT.m, scale=scale))
         assert not same(tiny_config(margin=name), margins.build(name, scale=scale))
     options = {"margin": "arcface", "margin_options": "m=0.4,scale=48"}
     assert same(tiny_config(**options), margins.ArcFace(m=0.4, scale=48))
