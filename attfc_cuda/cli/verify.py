@@ -33,7 +33,10 @@ class Command:
     backbone: str | None = None
     """`raw-pixels`: compare the pixels themselves, the floor for any network; None: the network in `checkpoint`."""
     pairs: str | None = None
-    """Pair lists (tab-separated: path_a, path_b, same, fold; or LFW's pairs.txt), separated by commas."""
+    """Pair lists (path_a, path_b, same and perhaps fold, between tabs, commas or white space; or LFW's pairs.txt) and
+    InsightFace's .bin files, separated by commas."""
+    on_bad_image: Literal["raise", "skip"] = "raise"
+    """A missing or damaged image of a pair list: stop and name it, or leave out its pairs and count them."""
     root: Path | None = None
     """Folder the paths in `pairs` start from; None: the folder of each list."""
     suite: Path | None = None
@@ -87,7 +90,7 @@ def run(command: Command) -> int:
         return _verify_suite(command, method, backbone, size)
     sets: list[AnySet] = []
     if command.pairs is not None:
-        sets += from_lists(command.pairs, command.root, size)
+        sets += from_lists(command.pairs, command.root, size, command.on_bad_image)
     else:
         drawn = command.num_pairs or (INSIGHTFACE_PAIRS if command.count_as else None)
         sets.append(from_dataset("held-out", build_dataset(command.data, size), drawn))

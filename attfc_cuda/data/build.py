@@ -39,7 +39,7 @@ def build_dataset(
     Args:
         spec: "procedural" (200 identities with 8 images), "procedural:200x8", "procedural:50x8@1000" (identities 1000
             to 1049, disjoint from the first 1000), or sources separated by commas. A source is a folder of identities
-            (`FolderFaces`), a .rec file (`RecordFaces`), a .txt or .lst list (`ListFaces`), a .tar file or
+            (`FolderFaces`), a .rec file (`RecordFaces`), a .txt, .lst or .csv list (`ListFaces`), a .tar file or
             "name-{0000..0099}.tar" (`TarFaces`), an .lmdb file or a folder with a data.mdb (`LmdbFaces`). Several are
             joined: labels go on counting.
         image_size: Height and width of the images in pixels.
@@ -88,7 +88,14 @@ def build_dataset(
 
 
 def _kind(source: Path) -> type:
-    by_suffix = {".rec": RecordFaces, ".txt": ListFaces, ".lst": ListFaces, ".tar": TarFaces, ".lmdb": LmdbFaces}
+    by_suffix = {
+        ".rec": RecordFaces,
+        ".txt": ListFaces,
+        ".lst": ListFaces,
+        ".csv": ListFaces,
+        ".tar": TarFaces,
+        ".lmdb": LmdbFaces,
+    }
     if source.is_dir():
         return LmdbFaces if (source / "data.mdb").is_file() else FolderFaces
     return by_suffix.get(source.suffix.lower(), FolderFaces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ from attfc_cuda.evaluation.restricted_pickle import Array, read_pickle
 from attfc_cuda.evaluation.sets import EncodedImages, VerificationSet
 
 FOLDS = 10
+# Bytes of a truth value or whole number, by numpy's code; written in little-endian order, as on every usual machine.
+_ITEM = {"b1": 1, "?": 1, "u1": 1, "i1": 1, "i2": 2, "u2": 2, "i4": 4, "u4": 4, "i8": 8, "u8": 8}
 
 
 def read_bin(path: str | os.PathLike, image_size: int = 112) -> VerificationSet:
     """The pairs of a .bin file: a pickle of (2 P encoded images, P booleans), images 2k and 2k + 1 being pair k.
+
+    The images are bytes or uint8 arrays of any shape that has one axis longer than 1; the booleans may be 0 and 1, or
+    an array.
 
     Equals: ``pickle.load(file, encoding="bytes")``, but by a reader that runs nothing (`read_pickle`). Images are kept
     encoded, equal ones once, and decoded when they are asked for. Folds: ten runs of consecutive pairs, as
@@ -53,15 +59,16 @@ def read_bin(path: str | os.PathLike, image_size: int = 112) -> VerificationSet:
 
 
 def _items(path: Path, what: str, value: Any) -> list[Any]:
-    if isinstance(value, Array) and what == "booleans" and value.code in ("b1", "?") and len(value.shape) == 1:
-        return [Array((), "b1", value.raw[k : k + 1]) for k in range(len(value.raw))]
+    if isinstance(value, Array) and what == "booleans" and value.code in _ITEM and _is_row(value.shape):
+        size = _ITEM[value.code]
+        return [Array((), value.code, value.raw[k : k + size]) for k in range(0, len(value.raw), size)]
     if not isinstance(value, list | tuple):
         raise error("read_bin", str(path), f"hold a list of {what}", type(value).__name__)
     return list(value)
 
 
 def _image(path: Path, number: int, value: Any) -> bytes:
-    if isinstance(value, Array) and value.code == "u1" and len(value.shape) == 1:
+    if isinstance(value, Array) and value.code == "u1" and _is_row(value.shape):
         value = value.raw
     if not isinstance(value, bytes):
         raise error(
@@ -71,8 +78,13 @@ def _image(path: Path, number: int, value: Any) -> bytes:
 
 
 def _boolean(path: Path, number: int, value: Any) -> bool:
-    if isinstance(value, Array) and value.code in ("b1", "?") and value.shape == ():
-        value = value.raw
-    if value not in (True, False, b"\x00", b"\x01"):
+    if isinstance(value, Array) and value.code in _ITEM and math.prod(value.shape) == 1:
+        value = int.from_bytes(value.raw, "little")
+    if isinstance(value, float) or value not in (0, 1):
         raise error("read_bin", str(path), "hold booleans", f"a {type(value).__name__} as boolean {number}")
-    return value in (True, b"\x01")
+    return value == 1
+
+
+def _is_row(shape: tuple[int, ...]) -> bool:
+    """Whether an array is a row of numbers, of whatever number of axes: [N], [N, 1], [1, N]."""
+    return len(shape) >= 1 and math.prod(shape) == max(shape)

@@ -8,9 +8,8 @@ embedded once.
 from __future__ import annotations
 
 import os
-import re
 import warnings
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -18,11 +17,11 @@ import numpy as np
 
 from attfc_cuda._check import error, printable
 from attfc_cuda.evaluation.lfw_pairs import is_lfw_header, lfw_pairs
+from attfc_cuda.evaluation.pair_columns import pair_columns
 
 # At most this many images of one identity take part in impostor pairs while that leaves twice the pairs needed:
 # otherwise the few identities with hundreds of images would fill the impostor half.
 IMPOSTOR_IMAGES_PER_IDENTITY = 10
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 class PairIndices(NamedTuple):
@@ -74,11 +73,13 @@ class LabelledImages(Protocol):
     labels: np.ndarray
 
 
-def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> PairList:
-    """Read a tab-separated pair list: on each line `image_a  image_b  same  fold`; or LFW's own `pairs.txt`.
+def read_pairs(path: str | Path, root: str | Path, check_files: bool = True, on_bad_image: str = "raise") -> PairList:
+    """Read a pair list: on each line `image_a  image_b  same  fold`; or LFW's own `pairs.txt`.
 
-    `same` is 1 (genuine) or 0 (impostor), `fold` any integer. Empty lines and lines that start with # are passed over;
-    an image paired with itself is left out, with a warning.
+    Columns are separated by tabs, commas or white space, see `pair_columns`. `same` is 1 or true (genuine), or 0, -1 or
+    false (impostor), `fold` any integer; without a fold the pairs of either kind are dealt into ten folds in turn.
+    Empty lines, lines that start with #, a heading and a byte order mark are passed over; an image paired with itself
+    is left out, with a warning.
 
     A list whose first line is one or two numbers is one of LFW's, see `lfw_pairs`; root is then LFW's image folder.
 
@@ -86,41 +87,42 @@ def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> 
         path: the list, UTF-8.
         root: the folder its image paths are relative to (absolute paths stand for themselves).
         check_files: look every image up, so that a wrong root is reported before the network has run for minutes.
+        on_bad_image: `"raise"`: an image that does not exist is an error; `"skip"`: its pairs are left out and counted
+            in a warning. Looked at with `check_files`.
 
     Raises:
         ValueError: naming the list and the line for a wrong number of columns, a `same` or `fold` that is not one, or a
-            list without a pair.
+            list without a pair, or none whose images exist.
         FileNotFoundError: naming both for an image that does not exist.
     """
     path, root = Path(path), Path(root)
+    if on_bad_image not in ("raise", "skip"):
+        raise error("read_pairs", "on_bad_image", 'be "raise" or "skip"', repr(on_bad_image))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as cause:
         raise error("read_pairs", str(path), "be UTF-8 text", f"{cause.reason} at byte {cause.start}") from cause
     first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
-    rows = lfw_pairs(path, lines, root) if is_lfw_header(first) else _columns(path, lines)
+    rows = lfw_pairs(path, lines, root) if is_lfw_header(first) else pair_columns(path, lines)
     paths_a: list[Path] = []
     paths_b: list[Path] = []
     same: list[bool] = []
     fold: list[int] = []
-    seen: set[Path] = set()
+    seen: dict[Path, bool] = {}
     selves: list[str] = []
+    missing: list[str] = []
     for line_number, image_a, image_b, is_same, number in rows:
         place = f"line {line_number} of {path}"
         if image_a == image_b:  # its score is 1 for any network: it says nothing
             selves.append(f"{image_a} in {place}")
             continue
-        for image in (root / image_a, root / image_b):
-            if check_files and image not in seen and not os.path.isfile(image):
-                raise error(
-                    "read_pairs",
-                    place,
-                    "name existing images",
-                    f"{image}, which does not exist",
-                    "check root, the folder the list is relative to",
-                    kind=FileNotFoundError,
-                )
-            seen.add(image)
+        gone = [image for image in (root / image_a, root / image_b) if check_files and not _is_there(image, seen)]
+        if gone and on_bad_image == "raise":
+            got, remedy = f"{gone[0]}, which does not exist", "check root, the folder the list is relative to"
+            raise error("read_pairs", place, "name existing images", got, remedy, kind=FileNotFoundError)
+        if gone:
+            missing.append(f"{gone[0]} in {place}")
+            continue
         paths_a.append(root / image_a)
         paths_b.append(root / image_b)
         same.append(is_same)
@@ -128,8 +130,12 @@ def read_pairs(path: str | Path, root: str | Path, check_files: bool = True) -> 
     if selves:
         text = f"read_pairs: {len(selves)} pairs of an image with itself are left out, the first is {selves[0]}"
         warnings.warn(printable(text), stacklevel=2)
+    if missing:
+        text = f"read_pairs: {len(missing)} pairs with a missing image are left out, the first is {missing[0]}"
+        warnings.warn(printable(text), stacklevel=2)
     if not same:
-        raise error("read_pairs", str(path), "hold at least one pair of two images", "none")
+        got = f"{len(missing)} pairs whose images do not exist, such as {missing[0]}" if missing else "none"
+        raise error("read_pairs", str(path), "hold at least one pair of two images", got)
     return PairList(paths_a, paths_b, np.array(same, dtype=bool), np.array(fold, dtype=np.int64))
 
 
@@ -140,23 +146,10 @@ def identities_of_files(files: Sequence[Path], pairs: PairIndices) -> np.ndarray
     return folder if np.array_equal(folder[pairs.a] == folder[pairs.b], pairs.same) else None
 
 
-def _columns(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, str, str, bool, int]]:
-    """Line number, both images, same and fold of every pair of a tab-separated list."""
-    for line_number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        place = f"line {line_number} of {path}"
-        columns = [column.strip() for column in line.split("\t")]
-        if len(columns) != 4:
-            raise error(
-                "read_pairs", place, "hold 4 tab-separated columns (image_a, image_b, same, fold)", len(columns)
-            )
-        image_a, image_b, same_text, fold_text = columns
-        if same_text not in ("0", "1"):
-            raise error("read_pairs", place, "hold 0 or 1 in column 3 (same)", repr(same_text))
-        if not _INTEGER.fullmatch(fold_text):
-            raise error("read_pairs", place, "hold an integer in column 4 (fold)", repr(fold_text))
-        yield line_number, image_a, image_b, same_text == "1", int(fold_text)
+def _is_there(image: Path, seen: dict[Path, bool]) -> bool:
+    if image not in seen:
+        seen[image] = os.path.isfile(image)
+    return seen[image]
 
 
 def make_pairs(dataset: LabelledImages, num_pairs: int = 6000, folds: int = 10, seed: int = 0) -> PairIndices:

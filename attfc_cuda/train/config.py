@@ -88,7 +88,7 @@ class DatasetConfig:
     """The faces to train on, and how a batch is drawn from them."""
 
     data: str = "procedural"
-    """Folders `<root>/<identity>/<image>`, .rec files, lists (.txt, .lst: `path label`), .tar shards
+    """Folders `<root>/<identity>/<image>`, .rec files, lists (.txt, .lst, .csv), .tar shards
     (`name-{0000..0099}.tar`) or LMDB databases, separated by commas; or drawn faces:
     `procedural[:IDENTITIESxIMAGES]`."""
     identities: str | None = None
@@ -256,7 +256,8 @@ class VerifyConfig:
     """Verification during the run: are two faces the same person?"""
 
     verify_pairs: str | None = None
-    """Pair lists (tab-separated: path_a, path_b, same, fold), separated by commas."""
+    """Pair lists (path_a, path_b, same and perhaps fold; or LFW's pairs.txt) and InsightFace's .bin files, separated by
+    commas."""
     verify_root: Path | None = None
     """Folder the paths in `verify_pairs` start from; None: the folder of the first `--data` root."""
     verify_data: str | None = None

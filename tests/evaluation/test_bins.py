@@ -36,7 +36,9 @@ SAME = [True, False, True]
 
 
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("kind", ["bytes", "arrays", "numpy bools", "bool array", "tuple"])
+@pytest.mark.parametrize(
+    "kind", ["bytes", "arrays", "numpy bools", "bool array", "tuple", "columns", "rows", "numbers", "number array"]
+)
 def test_whatever_pickled_it_it_reads_back(tmp_path, protocol, kind):
     images, same = IMAGES, SAME
     if kind == "arrays":
@@ -45,6 +47,14 @@ def test_whatever_pickled_it_it_reads_back(tmp_path, protocol, kind):
         same = [np.bool_(value) for value in SAME]
     elif kind == "bool array":
         same = np.array(SAME)
+    elif kind == "columns":  # [N, 1] images, [P, 1] truth values
+        images, same = [np.frombuffer(image, np.uint8)[:, None] for image in IMAGES], np.array(SAME)[:, None]
+    elif kind == "rows":
+        images, same = [np.frombuffer(image, np.uint8)[None] for image in IMAGES], [np.array([v]) for v in SAME]
+    elif kind == "numbers":
+        same = [int(value) for value in SAME]
+    elif kind == "number array":
+        same = np.array(SAME, dtype=np.int32 if protocol % 2 else np.int64)
     elif kind == "tuple":
         images, same = tuple(IMAGES), tuple(SAME)
     path = tmp_path / "lfw.bin"

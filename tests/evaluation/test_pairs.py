@@ -40,9 +40,9 @@ def test_reads_a_list(folder):
 @pytest.mark.parametrize(
     ("line", "kind", "message"),
     [
-        ("ann/1.png ann/2.png 1 1", ValueError, r"hold 4 tab-separated columns \(image_a, .*\), got 1"),
-        ("ann/1.png\tann/2.png\t1", ValueError, r"hold 4 tab-separated columns .* got 3"),
-        ("ann/1.png\tann/2.png\tyes\t1", ValueError, r"hold 0 or 1 in column 3 \(same\), got 'yes'"),
+        ("ann/1.png ann/2.png 1 1", ValueError, r"hold image_a, image_b, same .*, got 1 columns after lines of 4"),
+        ("ann/1.png\tann/2.png\t1", ValueError, r"hold image_a, .* tabs, commas or white space, got 3 columns after "),
+        ("ann/1.png\tann/2.png\tyes\t1", ValueError, r"hold 1, 0, -1, true or false in column 3 \(same\), got 'yes'"),
         ("ann/1.png\tann/2.png\t1\tone", ValueError, r"hold an integer in column 4 \(fold\), got 'one'"),
         (
             "ann/1.png\tann/9.png\t1\t1",
@@ -217,3 +217,50 @@ def test_a_name_that_no_file_can_have_is_that_of_a_missing_file(tmp_path, form):
     with pytest.raises(FileNotFoundError, match="must name existing images, got .*bbb.*, which does not exist"):
         read_pairs(tmp_path / "pairs.txt", tmp_path)
     assert len(read_pairs(tmp_path / "pairs.txt", tmp_path, check_files=False).same) == (2 if form == "lfw" else 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ann/1.png ann/2.png 1\nann/1.png bob/1.png -1\n",
+        "ann/1.png  ann/2.png True\n\nann/1.png\tbob/1.png False\n".replace("\t", "  "),
+        "ann/1.png,ann/2.png,1\r\nann/1.png, bob/1.png, 0\r\n",
+        "file_a,file_b,label\nann/1.png,ann/2.png,TRUE\nann/1.png,bob/1.png,false\n",
+        "\ufeffann/1.png\tann/2.png\t1\nann/1.png\tbob/1.png\t-1\n",
+    ],
+    ids=["-1", "True", "commas", "heading", "byte order mark"],
+)
+def test_lists_in_three_columns_however_they_are_written(folder, text):
+    pairs = read_pairs(written(folder, text), folder)
+    assert pairs.paths_a == [folder / "ann/1.png"] * 2
+    assert pairs.paths_b == [folder / "ann/2.png", folder / "bob/1.png"]
+    assert pairs.same.tolist() == [True, False] and pairs.fold.tolist() == [0, 0]
+
+
+def test_without_folds_both_kinds_are_dealt_into_ten(folder):
+    lines = ["ann/1.png,ann/2.png,1\n"] * 12 + ["ann/1.png,bob/1.png,0\n"] * 11
+    pairs = read_pairs(written(folder, "".join(lines)), folder)
+    assert pairs.fold.tolist() == [*range(10), 0, 1, *range(10), 0]
+
+
+def test_a_first_line_that_names_images_is_no_heading(folder):
+    path = written(folder, "ann/1.png,ann/2.png,yes\n")
+    with pytest.raises(ValueError, match="line 1 of .* column 3 .same., got 'yes'"):
+        read_pairs(path, folder)
+
+
+def test_pairs_with_a_missing_image_are_left_out_on_request(folder):
+    path = written(folder, "ann/1.png ann/9.png 1\nann/1.png ann/2.png 1\nbob/7.png ann/9.png 0\n")
+    with pytest.warns(
+        UserWarning, match=r"2 pairs with a missing image are left out, the first is .*ann/9.png in line 1"
+    ):
+        pairs = read_pairs(path, folder, on_bad_image="skip")
+    assert pairs.paths_b == [folder / "ann/2.png"]
+    path = written(folder, "ann/1.png ann/9.png 1\n")
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match="one pair of two images, got 1 pairs whose images do"),
+    ):
+        read_pairs(path, folder, on_bad_image="skip")
+    with pytest.raises(ValueError, match="read_pairs: on_bad_image must be"):
+        read_pairs(path, folder, on_bad_image="drop")

@@ -1,10 +1,12 @@
-"""Faces from a list: a text file with a line `path label` for each image."""
+"""Faces from a list: a text file with a line for each image, such as `path label`."""
 
 from __future__ import annotations
 
+import itertools
 import os
-import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -12,20 +14,22 @@ from attfc_cuda._check import error
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.images import read_bytes
 from attfc_cuda.data.sources.folders import is_inside
+from attfc_cuda.data.sources.list_layouts import KNOWN, SAMPLED_LINES, layout_of
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.stored import StoredFaces
 
-# The label is what follows the last white space: paths may hold spaces.
-_LINE = re.compile(rb"(\S.*?)\s+(\d{1,18})")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAX_LINE = 2**16
 
 
 class ListFaces(StoredFaces):
     """The images that a list names: on each line a path, white space, and the whole number of the identity.
 
-    Empty lines and lines that start with # are passed over. An identity's name is its number; numbers with gaps are
-    renumbered in ascending order. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage`.
-    `dataset.path(i)`: its file.
+    Other layouts are told by the first lines: the label before the path, or a name behind it; InsightFace's train.lst
+    (1, path, label between tabs) and im2rec's (number, label, path); MagFace's (path 0 label 0); CSV with a heading or
+    two columns. Empty lines, lines that start with # and a byte order mark are passed over. An identity's name is its
+    number, and numbers with gaps are renumbered in ascending order; names are numbered in their order. `dataset[i]`:
+    uint8 [3, image_size, image_size]; `UnreadableImage`. `dataset.path(i)`: its file.
 
     Args:
         path: The list.
@@ -35,7 +39,8 @@ class ListFaces(StoredFaces):
         on_bad_image: "skip" leaves out and counts a line of another form; "raise" makes the first an error.
 
     Raises:
-        ValueError: For a list that cannot be read or names no image, or (on_bad_image "raise") for a line.
+        ValueError: For a list that cannot be read, is of no such layout or names no image, or (on_bad_image "raise")
+            for a line of another one.
     """
 
     @renamed_keyword("on_error", "on_bad_image")
@@ -50,33 +55,43 @@ class ListFaces(StoredFaces):
     ):
         super().__init__(image_size, on_bad_image)
         self.list, self.root = Path(path), Path(path).parent if root is None else Path(root)
-        names, labels, offset = [], [], 0
+        paths, labels = [], []
         try:
             with open(os.open(self.list, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-                while line := file.readline(_MAX_LINE):
-                    start, text = offset, line.strip()
-                    while len(line) == _MAX_LINE and not line.endswith(b"\n"):  # no path is that long: drop the line
-                        offset, text = offset + len(line), b"\0"
-                        line = file.readline(_MAX_LINE)
-                    offset += len(line)
-                    if not text or text.startswith(b"#"):
+                lines = _lines(file)
+                first = list(itertools.islice(lines, SAMPLED_LINES))
+                found = layout_of([text for _, text in first if b"\0" not in text])
+                if first and found is None:
+                    raise error(
+                        "ListFaces", "path", f"have lines of one of these layouts: {KNOWN}", self._got(*first[0])
+                    )
+                layout, heading = found or (None, 0)
+                for offset, text in itertools.chain(first[heading:], lines):
+                    parts = layout.parse(text) if b"\0" not in text else None
+                    if parts is None:
+                        self._bad_line(offset, text)
                         continue
-                    match = _LINE.fullmatch(text) if b"\0" not in text else None
-                    if match is None:
-                        self._bad_line(start, text)
-                        continue
-                    names.append(os.fsdecode(match[1]))
-                    labels.append(int(match[2]))
+                    paths.append(os.fsdecode(parts[0]))
+                    labels.append(os.fsdecode(parts[1]) if layout.named else int(parts[1]))
         except OSError as cause:
             raise error("ListFaces", "path", "be a readable list", f"{path} ({cause.strerror})") from cause
-        self._names = PackedNames(names)
-        self.start(np.array(labels, dtype=np.int64), None, check=check, cache=cache)
+        self._names = PackedNames(paths)
+        named = sorted(set(labels)) if layout is not None and layout.named else None
+        if named is not None:
+            number = {name: place for place, name in enumerate(named)}
+            labels = [number[name] for name in labels]
+        self.start(np.array(labels, dtype=np.int64), named, check=check, cache=cache)
+        if layout is not None:
+            self._facts.append(f"lines read as: {layout.name}")
 
     def path(self, index: int) -> Path:
         return self._path(self._item(index))
 
+    def _got(self, offset: int, text: bytes) -> str:
+        return f"{text[:60]!r} at byte {offset} of {self.list}"
+
     def _bad_line(self, offset: int, text: bytes) -> None:
-        got = f"{text[:60]!r} at byte {offset} of {self.list}"
+        got = self._got(offset, text)
         if self.on_bad_image == "raise":
             raise error("ListFaces", "every line", "be a path and a label", got, 'on_bad_image="skip" leaves it out')
         self.skipped.add("lines that are not a path and a label", got)
@@ -96,3 +111,16 @@ class ListFaces(StoredFaces):
     def _nothing(self) -> Exception:
         got = f"{self.list}{self.skipped.text('; ')}"
         return error("ListFaces", "path", "name at least one image", got, "a line is a path, white space and a number")
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Where each line starts, and what it holds without white space around it; neither empty lines nor comments."""
+    offset = 0
+    while line := file.readline(_MAX_LINE):
+        start, text = offset, line.strip() if offset else line.removeprefix(_BYTE_ORDER_MARK).strip()
+        while len(line) == _MAX_LINE and not line.endswith(b"\n"):  # no path is that long: drop the line
+            offset, text = offset + len(line), b"\0"
+            line = file.readline(_MAX_LINE)
+        offset += len(line)
+        if text and not text.startswith(b"#"):
+            yield start, text
