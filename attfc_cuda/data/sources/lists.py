@@ -55,34 +55,39 @@ class ListFaces(StoredFaces):
     ):
         super().__init__(image_size, on_bad_image)
         self.list, self.root = Path(path), Path(path).parent if root is None else Path(root)
-        paths, labels = [], []
+        paths: list[str] = []
+        labels: list[bytes] = []
+        layout = None
         try:
             with open(os.open(self.list, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 lines = _lines(file)
                 first = list(itertools.islice(lines, SAMPLED_LINES))
                 found = layout_of([text for _, text in first if b"\0" not in text])
-                if first and found is None:
-                    raise error(
-                        "ListFaces", "path", f"have lines of one of these layouts: {KNOWN}", self._got(*first[0])
-                    )
-                layout, heading = found or (None, 0)
-                for offset, text in itertools.chain(first[heading:], lines):
-                    parts = layout.parse(text) if b"\0" not in text else None
-                    if parts is None:
-                        self._bad_line(offset, text)
-                        continue
-                    paths.append(os.fsdecode(parts[0]))
-                    labels.append(os.fsdecode(parts[1]) if layout.named else int(parts[1]))
+                if found is not None:
+                    layout, heading = found
+                    self._facts.append(f"lines read as: {layout.name}")
+                    for offset, text in itertools.chain(first[heading:], lines):
+                        parts = layout.parse(text) if b"\0" not in text else None
+                        if parts is None:
+                            self._bad_line(offset, text)
+                            continue
+                        paths.append(os.fsdecode(parts[0]))
+                        labels.append(parts[1])
+                elif first:
+                    rule = f"have lines of one of these layouts: {KNOWN}"
+                    raise error("ListFaces", "path", rule, self._got(*first[0]))
         except OSError as cause:
             raise error("ListFaces", "path", "be a readable list", f"{path} ({cause.strerror})") from cause
         self._names = PackedNames(paths)
-        named = sorted(set(labels)) if layout is not None and layout.named else None
-        if named is not None:
-            number = {name: place for place, name in enumerate(named)}
-            labels = [number[name] for name in labels]
-        self.start(np.array(labels, dtype=np.int64), named, check=check, cache=cache)
-        if layout is not None:
-            self._facts.append(f"lines read as: {layout.name}")
+        names = None
+        if layout is not None and layout.named:
+            names = sorted(set(labels))
+            rank = {name: place for place, name in enumerate(names)}
+            numbers = [rank[label] for label in labels]
+        else:
+            numbers = [int(label) for label in labels]
+        identities = None if names is None else [os.fsdecode(name) for name in names]
+        self.start(np.array(numbers, dtype=np.int64), identities, check=check, cache=cache)
 
     def path(self, index: int) -> Path:
         return self._path(self._item(index))
