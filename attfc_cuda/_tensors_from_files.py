@@ -16,6 +16,11 @@ from torch import Tensor, nn
 
 from attfc_cuda._error import error
 
+HOLDERS = ("backbone", "state_dict_backbone", "state_dict", "model_state_dict", "model")
+"""Keys under which files keep a network: our runs, InsightFace's whole states, Lightning and most others."""
+PREFIXES = ("", "features.module.", "features.", "backbone.", "model.", "model.backbone.", "net.")
+"""What training scripts put before a network's names, beside the `module.` of DistributedDataParallel and the
+`_orig_mod.` of torch.compile: MagFace, most others, AdaFace and Lightning, CVLface."""
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 _COMPILED = _WRAPPERS[1].rstrip(".")
 _DEEPEST = 64
@@ -81,6 +86,21 @@ def require_plain(value: Any, name: str = "") -> None:
             stack += [(f"{name}.{key}".lstrip("."), item, depth + 1) for key, item in value.items()]
         elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
             stack += [(f"{name}[{index}]", item, depth + 1) for index, item in enumerate(value)]
+
+
+def network_in(state: Any) -> Any:
+    """What lies under the first of `HOLDERS`, if it is a dict; inside of that, again."""
+    while isinstance(state, Mapping):
+        inner = next((state[key] for key in HOLDERS if isinstance(state.get(key), Mapping)), None)
+        if inner is None:
+            break
+        state = inner
+    return state
+
+
+def behind(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it; the rest is a head's."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def network_state(state: Any) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ _BUILDERS: dict[str, Callable[..., Backbone]] = {
     "iresnet34": partial(IResNet, 34),
     "iresnet50": partial(IResNet, 50),
     "iresnet100": partial(IResNet, 100),
+    "iresnet200": partial(IResNet, 200),
     "mobilefacenet": MobileFaceNet,
     "small": SmallResNet,
 }
@@ -40,7 +41,8 @@ def build(name: str, embedding_dim: int = 512, image_size: int = 112, **options:
         name: one of `NAMES`, or "timm:MODEL" for any image model of the timm library (which has to be installed).
         embedding_dim: columns of the output.
         image_size: height and width of the square input images, in pixels.
-        **options: of the class: `dropout` (IResNet); `norm`, `embedding` (SmallResNet); timm's own (TimmBackbone).
+        **options: of the class: `dropout`, `middle_norm`, `pool_shortcut` (IResNet); `norm`, `embedding`
+            (SmallResNet); timm's own (TimmBackbone).
 
     Raises:
         ValueError: for an unknown name, or sizes the network cannot take.

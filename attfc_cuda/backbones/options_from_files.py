@@ -17,7 +17,7 @@ TIMM_OPTIONS = frozenset({
     "img_size", "init_values", "mlp_ratio", "norm_layer", "num_heads", "output_stride", "patch_size", "pos_drop_rate",
     "proj_drop_rate", "qk_norm", "qkv_bias", "stem_width", "width", "window_size",
 })  # fmt: skip
-OWN_OPTIONS = frozenset({"dropout", "embedding", "norm"})
+OWN_OPTIONS = frozenset({"dropout", "embedding", "middle_norm", "norm", "pool_shortcut"})
 WEIGHTS_OPTION = "pretrained"  # true: fetch weights, which those in the file would replace
 _LONGEST_WORD = 40
 

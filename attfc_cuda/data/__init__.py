@@ -10,6 +10,7 @@ from attfc_cuda.data.sources.concat import ConcatFaces
 from attfc_cuda.data.sources.folders import FolderFaces
 from attfc_cuda.data.sources.lists import ListFaces
 from attfc_cuda.data.sources.lmdb import LmdbFaces
+from attfc_cuda.data.sources.parquet import ParquetFaces
 from attfc_cuda.data.sources.recordio_faces import RecordFaces
 from attfc_cuda.data.sources.recordio_writer import pack
 from attfc_cuda.data.sources.stored import StoredFaces
@@ -23,6 +24,7 @@ __all__ = [
     "FolderFaces",
     "ListFaces",
     "LmdbFaces",
+    "ParquetFaces",
     "ProceduralFaces",
     "RecordFaces",
     "StoredFaces",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from attfc_cuda._check import error
@@ -14,10 +13,13 @@ from attfc_cuda.data.faces import FaceDataset
 from attfc_cuda.data.procedural.dataset import ProceduralFaces
 from attfc_cuda.data.sources.concat import ConcatFaces
 from attfc_cuda.data.sources.folders import FolderFaces
+from attfc_cuda.data.sources.kinds import Source, find_sources, is_gzip, split_sources
 from attfc_cuda.data.sources.lists import ListFaces
 from attfc_cuda.data.sources.lmdb import LmdbFaces
+from attfc_cuda.data.sources.parquet import ParquetFaces
 from attfc_cuda.data.sources.recordio_faces import RecordFaces
-from attfc_cuda.data.sources.tar import TarFaces, expand_braces
+from attfc_cuda.data.sources.tar import TarFaces
+from attfc_cuda.data.sources.tar_gz import unpacked
 
 _PROCEDURAL = re.compile(r"procedural(?::(\d+)x(\d+)(?:@(\d+))?)?")
 
@@ -38,10 +40,12 @@ def build_dataset(
 
     Args:
         spec: "procedural" (200 identities with 8 images), "procedural:200x8", "procedural:50x8@1000" (identities 1000
-            to 1049, disjoint from the first 1000), or sources separated by commas. A source is a folder of identities
-            (`FolderFaces`), a .rec file (`RecordFaces`), a .txt, .lst or .csv list (`ListFaces`), a .tar file or
-            "name-{0000..0099}.tar" (`TarFaces`), an .lmdb file or a folder with a data.mdb (`LmdbFaces`). Several are
-            joined: labels go on counting.
+            to 1049, disjoint from the first 1000), or sources separated by commas, each known by what lies there. A
+            source is a folder of identities (`FolderFaces`), a .rec file or a folder with a train.rec (`RecordFaces`),
+            a list (`ListFaces`), an .lmdb file or a folder with a data.mdb (`LmdbFaces`), or shards: .tar and .tar.gz
+            (`TarFaces`; a .tar.gz is unpacked once beside itself) or .parquet (`ParquetFaces`), as files, as a folder
+            of them, by a wild card or by braces: "name-{0000..0099}.tar". Several sources are joined: labels go on
+            counting.
         image_size: Height and width of the images in pixels.
         identities: For folders, identity lists, one for each folder in the same order, a sequence or separated by
             commas; None or an empty item takes the whole folder.
@@ -66,36 +70,28 @@ def build_dataset(
             raise error("build_dataset", "identities", "be left out for procedural faces", repr(identities))
         count, images, first = (int(text or default) for text, default in zip(match.groups(), (200, 8, 0), strict=True))
         return ProceduralFaces(count, images, image_size, seed, first_identity=first, cache=cache)
-    sources = [source.strip() for source in spec.split(",") if source.strip()]
-    if not sources:
+    named = split_sources(spec)
+    if not named:
         raise error("build_dataset", "spec", "name procedural faces, folders or files", repr(spec))
     if isinstance(identities, str):
         identities = [item.strip() for item in identities.split(",")]
     lists = None if identities is None else [item or None for item in identities]
     options: dict[str, Any] = {"on_bad_image": on_bad_image, "cache": cache, "check": check}
-    kinds = [_kind(Path(source)) for source in sources]
-    if set(kinds) == {FolderFaces}:
-        return FolderFaces(sources, image_size, lists, **options)
+    sources = [source for name in named for source in find_sources(name)]
+    if {source.kind for source in sources} == {"folder"}:
+        return FolderFaces([source.files[0] for source in sources], image_size, lists, **options)
     if lists and any(lists):
         raise error("build_dataset", "identities", "be left out where a source is no folder", repr(identities))
-    parts = [
-        TarFaces(expand_braces(source), image_size, label_field=label_field, **options)
-        if kind is TarFaces
-        else kind(source, image_size, **options)
-        for kind, source in zip(kinds, sources, strict=True)
-    ]
+    parts = [_part(source, image_size, options, label_field) for source in sources]
     return parts[0] if len(parts) == 1 else ConcatFaces(parts)
 
 
-def _kind(source: Path) -> type:
-    by_suffix = {
-        ".rec": RecordFaces,
-        ".txt": ListFaces,
-        ".lst": ListFaces,
-        ".csv": ListFaces,
-        ".tar": TarFaces,
-        ".lmdb": LmdbFaces,
-    }
-    if source.is_dir():
-        return LmdbFaces if (source / "data.mdb").is_file() else FolderFaces
-    return by_suffix.get(source.suffix.lower(), FolderFaces)
+def _part(source: Source, image_size: int, options: dict[str, Any], label_field: str) -> FaceDataset:
+    first = source.files[0]
+    if source.kind in ("tar", "gzip"):
+        shards = [unpacked(file) if is_gzip(file) else file for file in source.files]
+        return TarFaces(shards, image_size, label_field=label_field, **options)
+    if source.kind == "parquet":
+        return ParquetFaces(source.files, image_size, **options)
+    readers = {"record": RecordFaces, "list": ListFaces, "lmdb": LmdbFaces, "folder": FolderFaces}
+    return readers[source.kind](first, image_size, **options)

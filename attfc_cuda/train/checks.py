@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attfc_cuda._check import error
 from attfc_cuda.data import FaceDataset, build_dataset
+from attfc_cuda.data.sources.kinds import find_sources, is_pattern, split_sources
 from attfc_cuda.evaluation.build import split_list
 from attfc_cuda.heads import AttFC, FullyConnected, PartialFC
 from attfc_cuda.ops import backend as _backend
@@ -128,6 +129,8 @@ def _check_sources(spec: str) -> None:
     if spec.partition(":")[0] == "procedural":
         build_dataset(spec)  # draws nothing yet
         return
-    for source in split_list(spec):
-        if "{" not in source and not Path(source).exists():
+    for source in split_sources(spec):
+        if is_pattern(source):
+            find_sources(source)
+        elif not Path(source).exists():
             build_dataset(source)  # the reader that would take it words the error

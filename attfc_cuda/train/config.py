@@ -88,9 +88,9 @@ class DatasetConfig:
     """The faces to train on, and how a batch is drawn from them."""
 
     data: str = "procedural"
-    """Folders `<root>/<identity>/<image>`, .rec files, lists (.txt, .lst, .csv), .tar shards
-    (`name-{0000..0099}.tar`) or LMDB databases, separated by commas; or drawn faces:
-    `procedural[:IDENTITIESxIMAGES]`."""
+    """Folders `<root>/<identity>/<image>`, .rec files or a folder with a train.rec, lists (.txt, .lst, .csv), .tar,
+    .tar.gz or .parquet shards (a folder of them, `name-*.tar`, `name-{0000..0099}.tar`) or LMDB databases, separated by
+    commas; or drawn faces: `procedural[:IDENTITIESxIMAGES]`."""
     identities: str | None = None
     """Identity lists (text files, one name a line) separated by commas, one per folder; an empty entry takes all."""
     image_size: int = 112
@@ -130,7 +130,7 @@ class ModelConfig:
     """The embedding network."""
 
     backbone: str = "small"
-    """small, mobilefacenet, iresnet18, iresnet34, iresnet50, iresnet100, or timm:NAME."""
+    """small, mobilefacenet, iresnet18, iresnet34, iresnet50, iresnet100, iresnet200, or timm:NAME."""
     backbone_options: str = ""
     """Further arguments of the backbone, e.g. `norm=group` for small."""
     embedding_dim: int = 512

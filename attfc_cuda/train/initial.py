@@ -15,17 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from attfc_cuda._check import error
-from attfc_cuda._tensors_from_files import network_state, read_tensors
+from attfc_cuda._tensors_from_files import PREFIXES, behind, network_in, network_state, read_tensors
+from attfc_cuda.compat import ir_layout
 from attfc_cuda.evaluation.build import split_list
 from attfc_cuda.train import checkpoint
 from attfc_cuda.train.backbone import build_backbone
 from attfc_cuda.train.config import TrainConfig
 
-HOLDERS = ("backbone", "state_dict_backbone", "state_dict", "model_state_dict", "model")
-"""Keys under which files keep a network: our runs, InsightFace's whole states, Lightning and most others."""
-PREFIXES = ("", "features.module.", "features.", "backbone.", "model.", "model.backbone.", "net.")
-"""What training scripts put before a network's names, beside the `module.` of DistributedDataParallel and the
-`_orig_mod.` of torch.compile: MagFace, most others, AdaFace and Lightning, CVLface."""
 _SHOWN = 6
 
 
@@ -65,15 +61,19 @@ def read_initial(config: TrainConfig) -> InitialWeights | None:
     path = config.model.init
     if path is None:
         return None
+    expected = _shapes(config, config.model.embedding_dim)
     try:
-        found = network_state(_network_in(_read(path)))
+        found = network_state(network_in(_read(path)))
+        prefix = ir_layout.prefix_of(found)
+        if prefix is not None:
+            state, options = ir_layout.as_iresnet(behind(prefix, found))
+        else:
+            prefix = max(PREFIXES, key=lambda p: sum(f"{p}{name}" in found for name in expected))
+            state, options = behind(prefix, found), {}
     except checkpoint.CheckpointError:
         raise
     except ValueError as cause:
         raise error("train", "init", "hold a network's tensors by name", f"{cause}, in {path}") from cause
-    expected = _shapes(config, config.model.embedding_dim)
-    prefix = max(PREFIXES, key=lambda p: sum(f"{p}{name}" in found for name in expected))
-    state = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
     left_out = [name for name in found if not name.startswith(prefix)]
     # Files of before torch 0.4.1 lack BatchNorm's counters, which are the only tensors without dimensions.
     missing = [name for name, shape in expected.items() if name not in state and len(shape)]
@@ -81,6 +81,8 @@ def read_initial(config: TrainConfig) -> InitialWeights | None:
     if missing or unexpected:
         got = f"{path}: missing {_some(missing) or 'none'}; unexpected {_some(unexpected) or 'none'}"
         remedy = "give the --backbone, --backbone-options and --image-size that the weights were trained with"
+        if options:
+            remedy += f": its options are {','.join(f'{name}={value}' for name, value in options.items())}"
         raise error("train", "init", f"hold the tensors of {config.model.backbone}", got, remedy)
     other = {name for name in state if state[name].shape != expected[name]}
     if other:
@@ -178,16 +180,6 @@ def _read(path: Path) -> Any:
 
         return read_safetensors(path)[0]
     return read_tensors(path, "train", "init")
-
-
-def _network_in(state: Any) -> Any:
-    """What lies under the first of `HOLDERS`, if it is a dict; inside of that, again."""
-    while isinstance(state, Mapping):
-        inner = next((state[key] for key in HOLDERS if isinstance(state.get(key), Mapping)), None)
-        if inner is None:
-            break
-        state = inner
-    return state
 
 
 def _shapes(config: TrainConfig, embedding_dim: int) -> dict[str, torch.Size]:

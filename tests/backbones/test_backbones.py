@@ -74,6 +74,7 @@ def published_iresnet_keys(blocks):
         ("iresnet34", (3, 4, 6, 3)),
         ("iresnet50", (3, 4, 14, 3)),
         ("iresnet100", (3, 13, 30, 3)),
+        ("iresnet200", (6, 26, 60, 6)),
     ],
 )
 def test_iresnet_reads_insightface_checkpoints(name, blocks):

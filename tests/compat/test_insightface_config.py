@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
+import pickle
+import random
+import struct
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from attfc_cuda import cli
 from attfc_cuda.compat.insightface import read_config, train_config
 from attfc_cuda.train import TrainConfig
 from attfc_cuda.train.objective import build_margin
@@ -124,9 +131,10 @@ def test_files_that_are_not_python_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"network": "vit_b"}, "network must be one of r18, r34, r50, r100, mbf, got 'vit_b'"),
+        ({"network": "vit_b"}, "network must be one of r18, r34, r50, r100, r200, mbf, got 'vit_b'"),
         ({"gradient_acc": 4}, "gradient_acc must be 1, got 4"),
         ({"rec": None}, "rec must name the training data"),
+        ({"rec": "synthetic"}, "rec must name the training data, got 'synthetic'"),
         ({"margin_list": (1.0, 0.5)}, "margin_list must be three numbers"),
         ({"optimizer": "lamb"}, "optimizer must be .*got 'lamb'"),
     ],
@@ -134,3 +142,89 @@ def test_files_that_are_not_python_are_named(tmp_path: Path) -> None:
 def test_settings_that_have_no_place_here_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_config({"rec": "faces", **settings})
+
+
+def test_the_batch_is_that_of_all_processes_and_the_rate_follows_it() -> None:
+    settings = {"rec": "faces", "batch_size": 128, "lr": 0.4}
+    config, remarks = train_config(settings, processes=8)
+    assert (config.dataset.batch_size, config.optim.lr) == (1024, 0.4)  # the same run, in any number of processes
+    assert (
+        "batch_size 128 is that of one process there, and lr 0.4 that of all together: batch_size 1024 here" in remarks
+    )
+    config, remarks = train_config(settings, processes=8, batch_size=256)
+    assert (config.dataset.batch_size, config.optim.lr) == (256, 0.1)
+    assert "batch_size 256 instead of 1024, and lr 0.1 in proportion" in remarks
+    assert any("--processes N if the config is for N" in remark for remark in train_config(settings)[1])
+    for arguments in ({"processes": 0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match="train_config: (processes|batch_size) must be at least 1, got 0"):
+            train_config(settings, **arguments)
+
+
+def test_val_targets_are_verified_on_during_training(tmp_path: Path) -> None:
+    config, remarks = train_config(read_config(written(tmp_path, WEBFACE)))
+    assert config.verify.verify_pairs == "/faces/WebFace12M/lfw.bin,/faces/WebFace12M/cfp_fp.bin"
+    assert config.verify.hold_out == 0  # theirs trains on all
+    assert any(remark.startswith("val_targets: lfw, cfp_fp must lie in rec as .bin") for remark in remarks)
+    config, _ = train_config({"rec": "faces", "val_targets": []})
+    assert config.verify.verify_pairs is None and config.verify.hold_out == 0
+    with pytest.raises(ValueError, match="val_targets must be a list of names, got 'lfw'"):
+        train_config({"rec": "faces", "val_targets": "lfw"})
+
+
+def test_what_is_dropped_is_said() -> None:
+    names = {"num_classes": 9, "num_image": 99, "dali": True, "dali_aug": True, "save_all_states": True, "resume": True}
+    _, remarks = train_config({"rec": "faces", **names})
+    for name in names:
+        assert any(remark.startswith(name) for remark in remarks), name
+    _, remarks = train_config({"rec": "faces", **dict.fromkeys(names, False)})
+    assert not any(remark.startswith(tuple(names)) for remark in remarks)
+
+
+def test_networks_are_taken_replaced_or_refused_by_name() -> None:
+    assert train_config({"rec": "faces", "network": "r200"})[0].model.backbone == "iresnet200"
+    config, _ = train_config({"rec": "faces", "network": "vit_b_dp005_mask_005"}, backbone="timm:vit_tiny")
+    assert config.model.backbone == "timm:vit_tiny"
+    for network in ("vit_t", "r2060", "mbf_large"):
+        words = f"network must be one of r18, .*, r200, mbf, got '{network}'; its ViT .*--network NAME"
+        with pytest.raises(ValueError, match=words):
+            train_config({"rec": "faces", "network": network})
+
+
+def test_an_imported_config_trains_on_their_folder_and_verifies_their_sets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`rec` with train.rec, train.idx and lfw.bin, all written by hand, from the config file to a verified run."""
+    rng = random.Random(0)
+
+    def png(identity: int) -> bytes:
+        stream = io.BytesIO()
+        colour = (40 * identity % 256, rng.randrange(256), 90)
+        Image.new("RGB", (112, 112), colour).save(stream, "PNG")
+        return stream.getvalue()
+
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    record, index = bytearray(), []
+    for key in range(12):
+        content = struct.pack("<IfQQ", 0, float(key // 3), key, 0) + png(key // 3)
+        index.append(f"{key}\t{len(record)}\n")
+        record += struct.pack("<II", 0xCED7230A, len(content)) + content + bytes(-len(content) % 4)
+    (folder / "train.rec").write_bytes(record)
+    (folder / "train.idx").write_text("".join(index))
+    images = [png(k) for k in (0, 0, 1, 2, 3, 3, 2, 0)]
+    (folder / "lfw.bin").write_bytes(pickle.dumps((images, [True, False, True, False])))
+    lines = [
+        "config = edict()", f'config.rec = "{folder}"', 'config.network = "mbf"', "config.embedding_size = 16",
+        "config.batch_size = 2", "config.num_epoch = 1", "config.num_classes = 4", 'config.val_targets = ["lfw"]',
+        f'config.output = "{tmp_path / "run"}"', "config.num_workers = 0",
+    ]  # fmt: skip
+    words = ["import", "--config", str(written(tmp_path, "\n".join(lines))), "--to", str(tmp_path / "c.json")]
+    assert cli.main([*words, "--processes", "2"]) == 0
+    assert "not the same: num_classes is counted in the data" in capsys.readouterr().out
+    assert (
+        cli.main(["train", "--config", str(tmp_path / "c.json"), "--steps", "2", "--device", "cpu", "--no-tensorboard"])
+        == 0
+    )
+    assert "lfw (4 pairs)" in capsys.readouterr().out
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert any(record["kind"] == "verify" and "lfw" in json.dumps(record) for record in records)

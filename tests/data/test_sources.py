@@ -24,7 +24,6 @@ from attfc_cuda.data import (
     build_dataset,
     pack,
 )
-from attfc_cuda.data.sources.tar import expand_braces
 
 
 def png(value):
@@ -216,14 +215,6 @@ def test_a_tar_header_that_points_back_ends_the_walk(shard, kind):
     shard.write_bytes(content)
     faces = TarFaces(shard, 16)
     assert values(faces) == [10] and "damaged ends of shards" in faces.report()
-
-
-def test_braces():
-    assert [str(path) for path in expand_braces("a-{08..11}.tar")] == [f"a-{k}.tar" for k in ("08", "09", "10", "11")]
-    assert [str(path) for path in expand_braces("a{0..1}{2..3}")] == ["a02", "a03", "a12", "a13"]
-    for text in ("a{1}", "a{1..", "a{x..y}", "a{0..99999999}"):
-        with pytest.raises(ValueError, match=r"spec must hold braces as \{000..123\}, got"):
-            expand_braces(text)
 
 
 @pytest.fixture

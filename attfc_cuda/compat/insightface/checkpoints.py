@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from attfc_cuda._check import error
-from attfc_cuda._tensors_from_files import network_state, read_tensors
+from attfc_cuda._tensors_from_files import PREFIXES, behind, network_in, network_state, read_tensors
 from attfc_cuda.backbones import IResNet
 from attfc_cuda.backbones.iresnet import STAGE_BLOCKS, STAGE_CHANNELS
+from attfc_cuda.compat import ir_layout
 from attfc_cuda.heads import FullyConnected
 
 CENTER_FILES = ("softmax_fc_gpu_*.pt", "checkpoint_gpu_*.pt", "rank_*_softmax_weight.pt")
 _STRIDE = 16  # pixels of the image to one of the last feature map
 
 
-def load_backbone(path: str | os.PathLike) -> IResNet:
-    """The IResNet of an InsightFace checkpoint, on the CPU in eval mode, ready for training or verification.
+def load_backbone(path: str | os.PathLike, *, bgr: bool = False) -> IResNet:
+    """The IResNet of a checkpoint of InsightFace, MagFace, AdaFace, CVLface or face.evoLVe, on the CPU in eval mode,
+    ready for training or verification.
 
     Equals torch.load and load_state_dict into `backbones.build("iresnet50", ...)`: parameters have the same names. The
     "module." of DistributedDataParallel and the "_orig_mod." of torch.compile in them are dropped.
@@ -33,21 +35,30 @@ def load_backbone(path: str | os.PathLike) -> IResNet:
     Args:
         path: a file with the network's state_dict (`model.pt`, `backbone.pth`), or the whole state that
             `save_all_states` writes (`checkpoint_gpu_0.pt`). Depth, embedding size and image size follow from the
-            shapes.
+            shapes. The network may lie under "state_dict" or "model", its names behind "features.module.", "model.",
+            "net." and the like, and be those of face.evoLVe's IR networks (`compat.ir_layout`).
+        bgr: The network takes blue first, as AdaFace's own do; the channels of its first convolution are then swapped,
+            so that it takes RGB as all networks here. Nothing in a file says which it is.
 
     Raises:
-        ValueError: naming the file: not loadable, another network (MobileFaceNet, ViT, IResNet200), keys missing,
-            tensors that are sparse, without numbers or larger than what is stored of them, NaN in a weight.
+        ValueError: naming the file: not loadable, another network (MobileFaceNet, ViT, IR with squeeze and excitation),
+            keys missing, tensors that are sparse, without numbers or larger than what is stored of them, NaN in a
+            weight.
     """
     path = Path(path)
-    state = read_tensors(path, "load_backbone")
-    state = state.get("state_dict_backbone", state) if isinstance(state, Mapping) else state
+    options: dict[str, bool] = {}
     try:
-        state = network_state(state)
+        state = network_state(network_in(read_tensors(path, "load_backbone")))
+        if (prefix := ir_layout.prefix_of(state)) is not None:
+            state, options = ir_layout.as_iresnet(behind(prefix, state))
+        else:
+            state = behind(next((p for p in PREFIXES if f"{p}conv1.weight" in state), ""), state)
     except ValueError as cause:
         raise error("load_backbone", "path", "hold a state_dict of tensors", f"{cause}, in {path}") from cause
     depth, embedding_dim, image_size = _architecture(state, path)
-    backbone = IResNet(depth, embedding_dim, image_size)
+    backbone = IResNet(depth, embedding_dim, image_size, **options)
+    if bgr and state["conv1.weight"].dim() == 4:
+        state["conv1.weight"] = state["conv1.weight"].flip(1)
     try:
         backbone.load_state_dict(state)
     except RuntimeError as cause:

@@ -29,9 +29,24 @@ BASE = {
     "verbose": 2000, "frequent": 10, "dali": False, "gradient_acc": 1, "seed": 2048, "num_workers": 2,
 }  # fmt: skip
 
-# No effect on what is learned, or measured from the data here.
-_WITHOUT_COUNTERPART = ("num_classes", "num_image", "dali", "dali_aug", "save_all_states")
-_NETWORKS = {"r18": "iresnet18", "r34": "iresnet34", "r50": "iresnet50", "r100": "iresnet100", "mbf": "mobilefacenet"}
+# What is said of a setting that has no counterpart, where it is on.
+_DROPPED = {
+    "num_classes": "num_classes is counted in the data",
+    "num_image": "num_image is counted in the data",
+    "dali": "dali: images are decoded by --workers processes",
+    "dali_aug": "dali_aug: see --augment crop,photometric,gray,lowres, which are not the same",
+    "save_all_states": "save_all_states: every checkpoint holds all of the run",
+    "resume": "resume: attfc train --resume says so at the start of a run",
+}
+_NETWORKS = {
+    "r18": "iresnet18", "r34": "iresnet34", "r50": "iresnet50", "r100": "iresnet100", "r200": "iresnet200",
+    "mbf": "mobilefacenet",
+}  # fmt: skip
+_NETWORK_REMEDY = (
+    "its ViT (patches of 9 pixels, all tokens flattened), r2060 and mbf_large are not here; --network NAME, such as "
+    "timm:vit_small_patch16_224, takes another in its place"
+)
+_NO_DATA = "synthetic"  # random images, for timing
 _SCALE = 64.0  # fixed in train_v2.py
 _IMAGE_SIZE = 112
 _OPERATORS: dict[type, Any] = {
@@ -80,35 +95,49 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     return settings
 
 
-def train_config(settings: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
+def train_config(
+    settings: Mapping[str, Any],
+    *,
+    processes: int = 1,
+    batch_size: int | None = None,
+    backbone: str | None = None,
+) -> tuple[TrainConfig, list[str]]:
     """The config of `attfc train` that trains as InsightFace's settings do.
 
     network -> backbone, embedding_size -> embedding_dim, margin_list and interclass_filtering_threshold -> margin and
     margin_options (scale 64), sample_rate -> head (fc at 1, else partial_fc) and sample_rate, fp16 -> precision,
     num_epoch -> epochs, warmup_epoch -> warmup, lr (polynomial decay of power 2), momentum -> sgd_momentum,
-    weight_decay, optimizer, batch_size, rec -> data, output -> run, verbose -> verify_every, frequent -> log_every,
-    seed, num_workers -> workers. lr and batch_size are those of one process.
+    weight_decay, optimizer, rec -> data, output -> run, verbose -> verify_every, frequent -> log_every, seed,
+    num_workers -> workers, val_targets -> verify_pairs: <rec>/<name>.bin, which are verified during training, and no
+    identities are held out. batch_size is that of one process there and of all here, so it is multiplied by
+    `processes`; lr belongs to the batch of all in both.
 
     Args:
         settings: from `read_config`, or any mapping with InsightFace's names (its EasyDict too); `BASE` fills in the
             rest.
+        processes: Number of processes that the settings are for, at least 1; they do not say it.
+        batch_size: Probes a step to train with instead of as many as there; lr is then in proportion to it.
+        backbone: In place of network.
 
     Returns:
         The config, and remarks on what is not the same.
 
     Raises:
-        ValueError: for a network or an optimizer that is not here, gradient_acc other than 1, a missing rec.
+        ValueError: for a network or an optimizer that is not here, gradient_acc other than 1, a missing rec or one of
+            random images.
     """
     # The head needs torch alone; the trainer needs the extra [train].
     from attfc_cuda.train.config import TrainConfig
 
     given = {**BASE, **settings}
     network = given["network"]
-    if not isinstance(network, str) or network not in _NETWORKS:
-        raise error("train_config", "network", f"be one of {', '.join(_NETWORKS)}", repr(network))
+    if backbone is None and (not isinstance(network, str) or network not in _NETWORKS):
+        raise error("train_config", "network", f"be one of {', '.join(_NETWORKS)}", repr(network), _NETWORK_REMEDY)
+    if processes < 1:
+        raise error("train_config", "processes", "be at least 1", processes)
     if given["gradient_acc"] != 1:
         raise error("train_config", "gradient_acc", "be 1", given["gradient_acc"], "a larger batch_size does the same")
-    if not given.get("rec"):
+    if not given.get("rec") or given["rec"] == _NO_DATA:
         raise error("train_config", "rec", "name the training data", repr(given.get("rec")))
     given = {"num_epoch": 20, "warmup_epoch": 0, **given}
     for name in _NUMBERS:
@@ -117,21 +146,26 @@ def train_config(settings: Mapping[str, Any]) -> tuple[TrainConfig, list[str]]:
     if epochs <= 0:
         raise error("train_config", "num_epoch", "be positive", given["num_epoch"])
     rate = float(given["sample_rate"])
+    there = int(given["batch_size"]) * processes
+    here = there if batch_size is None else batch_size
+    if there < 1 or here < 1:
+        raise error("train_config", "batch_size", "be at least 1", min(there, here))
+    pairs = ",".join(f"{given['rec']}/{name}.bin" for name in _targets(given))
     plain = {
-        "dataset": {"data": str(given["rec"]), "image_size": _IMAGE_SIZE, "batch_size": int(given["batch_size"]),
+        "dataset": {"data": str(given["rec"]), "image_size": _IMAGE_SIZE, "batch_size": here,
                     "min_images": 1, "workers": int(given["num_workers"])},
-        "model": {"backbone": _NETWORKS[network], "embedding_dim": int(given["embedding_size"])},
+        "model": {"backbone": backbone or _NETWORKS[network], "embedding_dim": int(given["embedding_size"])},
         "head": {"head": "fc" if rate == 1 else "partial_fc", "sample_rate": rate, "scale": _SCALE,
                  **_margin(given["margin_list"], given["interclass_filtering_threshold"])},
-        "optim": {"optimizer": str(given["optimizer"]), "lr": float(given["lr"]), "epochs": epochs,
+        "optim": {"optimizer": str(given["optimizer"]), "lr": float(given["lr"]) * here / there, "epochs": epochs,
                   "sgd_momentum": float(given["momentum"]), "weight_decay": float(given["weight_decay"]),
                   "schedule": "polynomial", "power": 2.0, "warmup": warmup / epochs, "clip_norm": 5.0,
                   "precision": "fp16" if given["fp16"] else "fp32"},
-        "verify": {"verify_every": int(given["verbose"])},
+        "verify": {"verify_every": int(given["verbose"]), "verify_pairs": pairs or None, "hold_out": 0.0},
         "run": {"run": str(given["output"] or f"runs/{network}"), "log_every": int(given["frequent"]),
                 "seed": int(given["seed"])},
     }  # fmt: skip
-    return TrainConfig.from_dict(plain), _remarks(given)
+    return TrainConfig.from_dict(plain), [*_batch_remarks(given, processes, there, here), *_remarks(given)]
 
 
 def _require_number(name: str, value: Any) -> None:
@@ -164,15 +198,36 @@ def _margin(margin_list: Any, threshold: float) -> dict[str, str]:
     return {"margin": {"combinedmargin": "combined"}.get(name, name), "margin_options": text}
 
 
+def _targets(given: Mapping[str, Any]) -> list[str]:
+    targets = given.get("val_targets") or []
+    if not isinstance(targets, (list, tuple)) or not all(isinstance(name, str) for name in targets):
+        raise error("train_config", "val_targets", "be a list of names", repr(targets)[:100])
+    return list(targets)
+
+
+def _batch_remarks(given: Mapping[str, Any], processes: int, there: int, here: int) -> list[str]:
+    each = f"batch_size {given['batch_size']} is that of one process there, and lr {given['lr']} that of all together"
+    if processes == 1:
+        each += "; --processes N if the config is for N"
+    remarks = [f"{each}: batch_size {there} here"]
+    if here != there:
+        remarks.append(
+            f"batch_size {here} instead of {there}, and lr {float(given['lr']) * here / there:g} in proportion"
+        )
+    return remarks
+
+
 def _remarks(given: Mapping[str, Any]) -> list[str]:
     remarks = [
         "weight_decay leaves norms, biases and PReLU slopes alone; InsightFace decays them too",
         "clip_norm is over all trained parameters, the fused class centres excepted; InsightFace clips the backbone's",
     ]
-    if targets := given.get("val_targets"):
-        targets = list(targets) if isinstance(targets, (list, tuple)) else targets
-        remarks.append(f"val_targets {targets}: give the sets by --verify-pairs or --verify-data")
-    known = {*BASE, *_WITHOUT_COUNTERPART, "rec", "num_epoch", "warmup_epoch", "val_targets"}
+    if targets := _targets(given):
+        remarks.append(
+            f"val_targets: {', '.join(targets)} must lie in rec as .bin; InsightFace passes over what is missing"
+        )
+    remarks += [said for name, said in _DROPPED.items() if given.get(name)]
+    known = {*BASE, *_DROPPED, "rec", "num_epoch", "warmup_epoch", "val_targets"}
     unknown = sorted(str(name) for name in given if name not in known)
     if unknown:
         remarks.append(f"no counterpart here: {', '.join(unknown)}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,16 +130,3 @@ class TarFaces(StoredFaces):
     def _nothing(self) -> Exception:
         got = ", ".join(str(shard.path) for shard in self._shards) + self.skipped.text("; ")
         return error("TarFaces", "shards", "hold at least one image with an identity", got)
-
-
-def expand_braces(text: str) -> list[Path]:
-    """`a-{08..11}.tar` -> the four paths, numbers as wide as they are written; without braces, the path itself."""
-    head, brace, rest = text.partition("{")
-    numbers, close, tail = rest.partition("}")
-    first, dots, last = numbers.partition("..")
-    if not brace:
-        return [Path(text)]
-    if not (close and dots and first.isdecimal() and last.isdecimal() and int(last) - int(first) < 10**6):
-        raise error("build_dataset", "spec", "hold braces as {000..123}", repr(text))
-    shards = range(int(first), int(last) + 1)
-    return [path for number in shards for path in expand_braces(f"{head}{number:0{len(first)}d}{tail}")]

@@ -1,0 +1,43 @@
+"""Compressed tar shards, unpacked once beside themselves: an image in a compressed file cannot be read by itself."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+from attfc_cuda._check import error, printable
+from attfc_cuda._files import replacing
+from attfc_cuda.data.sources.kinds import unpacked_name
+
+# Photographs hardly shrink; what unpacks to more than this is no shard of them.
+_LARGEST_RATIO, _SPARE_BYTES = 50, 2**30
+_CHUNK = 2**20
+
+
+def unpacked(shard: Path) -> Path:
+    """The .tar of a .tar.gz: the one beside it, where that is newer, or else made there.
+
+    Raises:
+        ValueError: For a file that is no whole gzip, unpacks to far more than images do, or a folder that cannot be
+            written.
+    """
+    target = unpacked_name(shard)
+    if target.is_file() and target.stat().st_mtime_ns >= shard.stat().st_mtime_ns:
+        return target
+    print(printable(f"attfc: unpacking {shard} to {target}, once"), file=sys.stderr, flush=True)
+    most = _LARGEST_RATIO * shard.stat().st_size + _SPARE_BYTES
+    try:
+        with gzip.open(shard, "rb") as packed, replacing(target) as part, open(part, "wb") as out:
+            while chunk := packed.read(_CHUNK):
+                if out.tell() + len(chunk) > most:
+                    raise ValueError(f"it unpacks to more than {most} bytes")
+                out.write(chunk)
+    except (OSError, EOFError, ValueError, zlib.error) as cause:
+        remedy = f"unpack it yourself: gunzip -k {shard}"
+        got = f"{shard} ({' '.join(str(cause).split())[:200]})"
+        raise error("TarFaces", "shards", "be whole gzip files in a folder that can be written", got, remedy) from cause
+    shutil.copystat(shard, target)
+    return target

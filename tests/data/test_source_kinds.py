@@ -1,0 +1,253 @@
+"""Sources are known by what lies there, whatever they are called; shards come as folders, patterns and braces."""
+
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import sqlite3
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_recordio import OtherWriter
+
+from attfc_cuda.data import (
+    ConcatFaces,
+    FolderFaces,
+    ListFaces,
+    LmdbFaces,
+    ParquetFaces,
+    RecordFaces,
+    TarFaces,
+    build_dataset,
+)
+from attfc_cuda.data.sources import tar_gz
+from attfc_cuda.data.sources.kinds import expand_braces, split_sources
+
+
+def png(shade: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((12, 12, 3), shade, np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def shard(path: Path, shades: list[int], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for shade in shades:
+            info = tarfile.TarInfo(f"person {shade // 100}/{shade}.png")
+            content = png(shade)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def shades(spec: object, kind: type) -> list[int]:
+    faces = build_dataset(str(spec), 12, on_bad_image="raise")
+    assert type(faces) is kind
+    return [int(faces[k][0, 0, 0]) for k in range(len(faces))]
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    """InsightFace's folder: train.rec, train.idx, a verification set and a property file."""
+    folder = tmp_path / "ms1m"
+    folder.mkdir()
+    writer = OtherWriter()
+    for key, (label, shade) in enumerate(((5, 10), (7, 20), (5, 30))):
+        writer.face(key, label, png(shade))
+    writer.save(folder)
+    (folder / "lfw.bin").write_bytes(b"\x80\x02.")
+    (folder / "property").write_text("2,112,112")
+    return folder
+
+
+def test_a_folder_with_a_train_rec_is_that_file(record: Path) -> None:
+    assert shades(record, RecordFaces) == [10, 20, 30]
+    (record / "train.rec").rename(record / "faces.rec")
+    (record / "train.idx").rename(record / "faces.idx")
+    assert shades(record, RecordFaces) == [10, 20, 30]
+
+
+def test_shards_by_folder_wild_card_and_braces(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, some in enumerate(([10, 20], [110], [120])):
+        shard(folder / f"train-{number:02d}.tar", some)
+    (folder / "readme.txt").write_text("of the shards")
+    everything = [10, 20, 110, 120]
+    assert shades(folder, TarFaces) == everything
+    assert shades(folder / "train-*.tar", TarFaces) == everything
+    assert shades(folder / "train-{00..02}.tar", TarFaces) == everything
+    assert shades(folder / "train-{00,02}.tar", TarFaces) == [10, 20, 120]
+    assert shades(folder / "train-0[12].tar", TarFaces) == [110, 120]
+    both = build_dataset(f"{folder / 'train-{00,01}.tar'},{folder / 'train-02.tar'}", 12)
+    assert isinstance(both, ConcatFaces) and len(both) == 4 and len(both.identities) == 3
+    with pytest.raises(
+        ValueError, match=r"build_dataset: spec must name files that exist, got no match of .*/none-\*.tar"
+    ):
+        build_dataset(str(folder / "none-*.tar"), 12)
+    (folder / "anna").mkdir()  # beside identities, shards are only counted
+    (folder / "anna" / "1.png").write_bytes(png(7))
+    assert shades(folder, FolderFaces) == [7]
+
+
+def test_a_wild_card_may_name_several_folders(tmp_path: Path) -> None:
+    for part, shade in (("a", 1), ("b", 2)):
+        (tmp_path / f"part-{part}" / "anna").mkdir(parents=True)
+        (tmp_path / f"part-{part}" / "anna" / "1.png").write_bytes(png(shade))
+    assert shades(tmp_path / "part-*", FolderFaces) == [1, 2]
+
+
+def test_compressed_shards_are_unpacked_once_beside_themselves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    shard(folder / "a.tar.gz", [10], "w:gz")
+    shard(folder / "b.tgz", [120], "w:gz")
+    assert shades(folder, TarFaces) == [10, 120]
+    assert capsys.readouterr().err.count("unpacking") == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["a.tar", "a.tar.gz", "b.tar", "b.tgz"]
+    assert shades(folder / "a.tar.gz", TarFaces) == [10] and shades(folder, TarFaces) == [10, 120]
+    assert "unpacking" not in capsys.readouterr().err
+    shard(folder / "a.tar.gz", [30], "w:gz")  # a newer one
+    os.utime(folder / "a.tar.gz", ns=(2**61, 2**61))
+    assert shades(folder / "a.tar.gz", TarFaces) == [30]
+
+
+def test_damaged_compressed_shards_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = shard(tmp_path / "a.tar.gz", [10, 20], "w:gz").read_bytes()
+    (tmp_path / "a.tar.gz").write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match=r"TarFaces: shards must be whole gzip files .*a.tar.gz .*gunzip -k"):
+        build_dataset(str(tmp_path / "a.tar.gz"), 12)
+    monkeypatch.setattr(tar_gz, "_SPARE_BYTES", 0)
+    monkeypatch.setattr(tar_gz, "_LARGEST_RATIO", 3)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(bytes(2**20)))
+    with pytest.raises(ValueError, match="it unpacks to more than"):
+        build_dataset(str(tmp_path / "a.tar.gz"), 12)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+def test_files_are_known_whatever_they_are_called(tmp_path: Path, record: Path) -> None:
+    shard(tmp_path / "old", [10, 20])
+    assert shades(tmp_path / "old", TarFaces) == [10, 20]
+    shard(tmp_path / "packed", [30], "w:gz")
+    assert shades(tmp_path / "packed", TarFaces) == [30]
+    shutil.copy(record / "train.rec", tmp_path / "records.bin")
+    assert sorted(shades(tmp_path / "records.bin", RecordFaces)) == [10, 20, 30]
+    (tmp_path / "x.png").write_bytes(png(4))
+    (tmp_path / "names").write_text("x.png 3\n")
+    assert shades(tmp_path / "names", ListFaces) == [4]
+
+
+def test_an_lmdb_file_of_any_name(tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed")
+    with lmdb.open(str(tmp_path / "base"), subdir=False, map_size=2**20) as env, env.begin(write=True) as transaction:
+        transaction.put(b"anna/1", png(9))
+    assert shades(tmp_path / "base", LmdbFaces) == [9]
+
+
+def test_what_is_none_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "faces.db") as base:
+        base.execute("create table faces (a)")
+    shutil.make_archive(str(tmp_path / "faces"), "zip", tmp_path, "faces.db")
+    np.save(tmp_path / "faces.npy", np.zeros(3))
+    (tmp_path / "lfw.bin").write_bytes(b"\x80\x04].")
+    (tmp_path / "photo.png").write_bytes(png(1))
+    for name, got in {
+        "faces.db": "an SQLite database: ",
+        "faces.zip": "a zip archive: .*unpack it and give the folder",
+        "faces.npy": "a numpy array: ",
+        "lfw.bin": "a pickle: .*--verify-pairs",
+        "photo.png": r"a file that begins b'\\x89PNG",
+    }.items():
+        words = "spec must name a folder of identities, .*train.rec; or a .rec, .tar, .* LMDB file, or a text"
+        with pytest.raises(ValueError, match=f"{words}.*, got {got}"):
+            build_dataset(str(tmp_path / name), 12)
+
+
+def test_commas_within_braces_part_no_sources() -> None:
+    assert split_sources(" a,b{1,2} ,, c{x,{y,z}}.tar,") == ["a", "b{1,2}", "c{x,{y,z}}.tar"]
+
+
+def test_braces() -> None:
+    assert expand_braces("a-{08..11}.tar") == [f"a-{k}.tar" for k in ("08", "09", "10", "11")]
+    assert expand_braces("a{0..1}{2,x}") == ["a02", "a0x", "a12", "a1x"]
+    for text in ("a{1}", "a{1..", "a{0..99999999}", "a{0..9999}{0..9999}"):
+        with pytest.raises(ValueError, match=r"spec must hold braces as \{000..123\}.*, got " + re.escape(repr(text))):
+            expand_braces(text)
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    """As Hugging Face's `datasets` writes it: data/train-*.parquet, images as structs, a ClassLabel in the metadata."""
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    features = {"image": {"_type": "Image"}, "label": {"names": ["zoe", "anna"], "_type": "ClassLabel"}}
+    names = json.dumps({"info": {"features": features}}).encode()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "photo.png").write_bytes(png(40))
+    for number, rows in enumerate(([(10, 1), (20, 0), (30, 1)], [(None, 0)])):
+        images = [
+            {"bytes": None if shade is None else png(shade), "path": "photo.png" if shade is None else f"{shade}.png"}
+            for shade, _ in rows
+        ]
+        kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+        table = arrow.table(
+            {"image": arrow.array(images, kind), "label": arrow.array([k for _, k in rows], arrow.int64())}
+        )
+        table = table.replace_schema_metadata({b"huggingface": names})
+        parquet.write_table(table, tmp_path / "data" / f"train-{number:05d}-of-00002.parquet", row_group_size=2)
+    return tmp_path
+
+
+def test_hugging_face_parquet(parquet: Path) -> None:
+    for spec in (parquet, parquet / "data", parquet / "data" / "*.parquet"):
+        assert shades(spec, ParquetFaces) == [10, 20, 30, 40]
+    faces = build_dataset(str(parquet), 12)
+    assert list(faces.identities) == ["zoe", "anna"] and faces.labels.tolist() == [1, 0, 1, 0]
+    assert [int(faces[k][0, 0, 0]) for k in (3, 0, 2, 1, 0)] == [40, 10, 30, 20, 10]
+    assert faces.where(2).endswith("train-00000-of-00002.parquet, row 0 of row group 1")
+
+
+def test_parquet_with_bytes_and_names(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    table = {"jpg": [png(1), png(2), png(3), b"no image"], "person": ["bo", None, "al", "al"]}
+    parquet.write_table(arrow.table(table), tmp_path / "faces.pq")
+    faces = build_dataset(str(tmp_path / "faces.pq"), 12)
+    assert faces.identities == ["al", "bo"] and faces.labels.tolist() == [1, 0, 0]
+    assert "skipped: 1 rows without a label, e.g. None in row 1" in faces.report()
+    assert int(faces[1][0, 0, 0]) == 3
+    with pytest.raises(OSError, match="faces.pq, row 3 of row group 0"):
+        faces[2]
+    with pytest.raises(
+        ValueError, match="ParquetFaces: label must be a whole number of at least 0 or a name, got None"
+    ):
+        build_dataset(str(tmp_path / "faces.pq"), 12, on_bad_image="raise")
+    parquet.write_table(arrow.table({"a": [1], "label": [2]}), tmp_path / "faces.pq")
+    with pytest.raises(
+        ValueError, match="ParquetFaces: files must have a column of images, one of image, .*, got a, label in"
+    ):
+        build_dataset(str(tmp_path / "faces.pq"), 12)
+    (tmp_path / "faces.pq").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match="ParquetFaces: files must be readable Parquet files, got .*faces.pq"):
+        build_dataset(str(tmp_path / "faces.pq"), 12)
+
+
+def test_an_image_outside_of_the_parquet_files_folder_is_not_read(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.png").write_bytes(png(1))
+    image = {"bytes": None, "path": "../secret.png"}
+    parquet.write_table(arrow.table({"image": [image], "label": [0]}), tmp_path / "in" / "a.parquet")
+    with pytest.raises(OSError, match="names ../secret.png, outside of its folder"):
+        build_dataset(str(tmp_path / "in"), 12)[0]
