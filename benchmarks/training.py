@@ -145,6 +145,7 @@ def config_of(flags: str, given: argparse.Namespace, run: Path) -> TrainConfig:
     config.model.backbone = given.backbone
     config.verify.verify_every, config.verify.verify_num_pairs = 0, given.pairs
     config.run.checkpoint_every, config.run.tensorboard, config.run.progress = 0, False, False
+    config.run.pictures = False
     config.run.log_every, config.run.threads, config.run.device = 1, given.threads, given.device
     overwrite = config.run.overwrite
     config = tyro.cli(TrainConfig, args=shlex.split(flags), default=config, config=(tyro.conf.OmitArgPrefixes,))

@@ -1,5 +1,9 @@
-"""What a wheel and a source archive hold: the package, marked as typed, and all kernel sources, but no tests."""
+"""What a wheel and a source archive hold: the package, marked as typed, and all kernel sources, but no tests; and that
+what is built from a clean clone installs and works elsewhere."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -51,3 +55,50 @@ def test_neither_holds_the_simulator_of_a_gpu(built):
     assert {"fiber.h", "block.h", "host.h"} <= simulator
     for name in files(built[0]) | built[1]:
         assert "host_gpu" not in name and Path(name).name not in simulator, name
+
+
+PROBE = """
+import json, sys
+import torch
+import attfc_cuda
+from attfc_cuda import AttFC
+from attfc_cuda.ops import backend
+
+head = AttFC(16, 32, num_classes=9, backend="cpu")
+loss = head(torch.randn(4, 16, requires_grad=True), torch.arange(4), torch.randn(4, 16))
+loss.backward()
+extension = sys.modules["attfc_cuda._C"].__file__
+print(json.dumps({"package": attfc_cuda.__file__, "extension": extension, "loss": float(loss.detach())}))
+"""
+
+
+@pytest.mark.proof
+def test_an_archive_of_a_clean_clone_installs_and_works(tmp_path):
+    """`python -m build --sdist`, pip with a compiler, then a loss by the compiled kernel, the sources out of reach.
+
+    It compiles the CPU extension anew: some minutes.
+    """
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("no git repository to clone")
+    pytest.importorskip("build", reason="build is not installed: pip install build")
+    clone, dist, place, away = (tmp_path / name for name in ("clone", "dist", "place", "away"))
+    away.mkdir()
+
+    def run(*command, cwd=tmp_path, **environment):
+        names = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(command, cwd=cwd, env={**names, **environment}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout
+
+    run("git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone))
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(dist), str(clone))
+    (archive,) = dist.glob("attfc_cuda-*.tar.gz")
+    shutil.rmtree(clone)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    run(*pip, "--target", str(place), str(archive), ATTFC_FORCE_CUDA="0")
+    # Before an editable installation of this clone on the path of the interpreter.
+    found = json.loads(run(sys.executable, "-c", PROBE, cwd=away, PYTHONPATH=str(place)))
+    assert Path(found["package"]).is_relative_to(place) and Path(found["extension"]).is_relative_to(place)
+    assert 0 < found["loss"] < 100
+    info = run(sys.executable, "-m", "attfc_cuda.cli", "info", cwd=away, PYTHONPATH=str(place))
+    assert "cpu" in info

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from attfc_cuda._error import error
-from attfc_cuda.cli._network import NetworkFlags, embed, load
+from attfc_cuda.cli._network import NetworkFlags, embed, load, run_folder
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass
@@ -25,7 +29,8 @@ class Command(NetworkFlags):
     far: float | None = None
     """Take the threshold at this false accept rate from the report of `attfc verify`, e.g. 1e-3."""
     report: Path | None = None
-    """JSON file with the thresholds; None: the one in the run's `verify` folder."""
+    """JSON file with the thresholds, of the same network; None: the one in the run's `verify` folder, or an ONNX file's
+    own."""
     json: bool = False
     """Print JSON instead of a sentence."""
 
@@ -35,14 +40,10 @@ def run(command: Command) -> int:
     _check(command)
     from torch.nn import functional as F
 
-    from attfc_cuda.evaluation import thresholds
-
+    network = load(command)
     threshold, source = command.threshold, "--threshold"
     if command.far is not None:
-        report = command.report or thresholds.report_of(_folder(command.checkpoint))
-        threshold = thresholds.threshold_at(report, command.far, command.flip)
-        source = f"FAR {command.far:g} of {report}"
-    network = load(command)
+        threshold, source = _threshold(command, network)
     sums = [embed(command, network, side, unit=False, on_bad_image="raise") for side in (command.a, command.b)]
     first, second = (F.normalize(part.embeddings.double().sum(0), dim=0) for part in sums)
     cosine = float(first @ second)
@@ -56,6 +57,21 @@ def run(command: Command) -> int:
     return 0
 
 
+def _threshold(command: Command, network: nn.Module) -> tuple[float, str]:
+    """The threshold at a false accept rate for this network and what is compared of it, and where it is from."""
+    from attfc_cuda.evaluation import thresholds
+    from attfc_cuda.evaluation.fingerprint import embedding_kind, fingerprint
+
+    report, kind = command.report, embedding_kind(network, command.flip)[0]
+    description = getattr(network, "description", None)
+    if report is None and description is not None:
+        value = thresholds.at_rate(description.thresholds, command.far, command.checkpoint)
+        return value, f"FAR {command.far:g} of {description.thresholds_set}, in {command.checkpoint}"
+    report = report or thresholds.report_of(run_folder(command.checkpoint))
+    value = thresholds.threshold_at(report, command.far, kind, fingerprint(network))
+    return value, f"FAR {command.far:g} of {report}"
+
+
 def _check(command: Command) -> None:
     if command.threshold is not None and command.far is not None:
         got = f"threshold {command.threshold} and far {command.far}"
@@ -66,9 +82,3 @@ def _check(command: Command) -> None:
         raise error("compare", "far", "lie between 0 and 1, both excluded", command.far)
     if command.report is not None and command.far is None:
         raise error("compare", "report", "come with far", command.report)
-
-
-def _folder(checkpoint: Path) -> Path:
-    """The run folder of a checkpoint."""
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    return folder.parent if folder.name == "checkpoints" else folder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attfc_cuda._error import error
-from attfc_cuda.cli.verify import run_folder
+from attfc_cuda.cli._network import chosen, run_folder
 
 SUFFIXES = (".onnx", ".safetensors")
 
@@ -19,6 +19,8 @@ class Command:
     """Run folder (its newest checkpoint), or a checkpoint file."""
     to: Path
     """File to write: its ending, .onnx or .safetensors, is the format."""
+    best: bool = False
+    """Of a run folder: the network with the best verification during the run (best.pt)."""
     flip: bool = False
     """ONNX: the graph adds the embedding of the mirrored image, as `attfc verify` does."""
     unit: bool = False
@@ -40,10 +42,11 @@ def run(command: Command) -> int:
     from attfc_cuda.train import TrainConfig, checkpoint, load_backbone
     from attfc_cuda.train.config import parse_options
 
-    backbone, name = load_backbone(command.run)
+    source = chosen(command.run, command.best)
+    backbone, name = load_backbone(source)
     if command.to.suffix == ".onnx":
         kind = MIRRORED if command.flip else PLAIN
-        thresholds, name_of_set, source = thresholds_for(
+        thresholds, name_of_set, report = thresholds_for(
             command.thresholds, run_folder(command.run), fingerprint(backbone), kind
         )
         largest = export.to_onnx(
@@ -56,13 +59,13 @@ def run(command: Command) -> int:
             thresholds_set=name_of_set,
         )
         print(f"written: {command.to}, unit embeddings within {largest:.1e} of torch's")
-        if source is None:
+        if report is None:
             verify = "attfc verify" if command.flip else "attfc verify --no-flip"
             print(f"no thresholds in it: {verify} finds them, for the {kind} embedding of this file")
         else:
-            print(f"thresholds for the {kind} embedding at FAR {', '.join(thresholds) or 'none'}, from {source}")
+            print(f"thresholds for the {kind} embedding at FAR {', '.join(thresholds) or 'none'}, from {report}")
     else:
-        config = TrainConfig.from_dict(checkpoint.open_any(command.run, mapped=True)["config"])
+        config = TrainConfig.from_dict(checkpoint.open_any(source, mapped=True)["config"])
         options = parse_options(config.model.backbone_options, "backbone_options")
         export.to_safetensors(backbone, command.to, name, options)
         print(f"written: {command.to}")

@@ -58,6 +58,7 @@ def run(command: Command) -> int:
     from attfc_cuda.evaluation.embedding_files import SUFFIXES, read_embeddings
     from attfc_cuda.evaluation.identification import search
     from attfc_cuda.evaluation.named_images import gallery_of
+    from attfc_cuda.train.training import pick_device
 
     stored = Path(command.gallery).suffix in SUFFIXES
     known = read_embeddings(Path(command.gallery)) if stored else embed(command, network, command.gallery, unit=False)
@@ -66,7 +67,7 @@ def run(command: Command) -> int:
         rule = f"hold embeddings of this network, of {network.embedding_dim} numbers"
         raise error("identify", "gallery", rule, gallery.shape[1])
     probes = embed(command, network, command.probes)
-    device = next(network.parameters()).device
+    device = pick_device(command.device)
     scores, rows = search(
         probes.embeddings.to(device), gallery.to(device), min(command.top_k, len(gallery)), command.engine
     )
@@ -156,12 +157,13 @@ def _evaluate_ijb(command: Command, network: nn.Module) -> int:
     from attfc_cuda._files import write_text
     from attfc_cuda.evaluation import read_ijb, template_embeddings
     from attfc_cuda.evaluation.embed import embed_images
+    from attfc_cuda.evaluation.fingerprint import embedding_kind
     from attfc_cuda.evaluation.ijb_identification import evaluate_ijb_identification, read_ijb_identification
 
     size: Any = network.image_size
     protocol, data = read_ijb_identification(command.ijb), read_ijb(command.ijb, size)
     embeddings = embed_images(
-        network, data.images, flip=command.flip, unit=False, batch_size=command.batch_size,
+        network, data.images, flip=embedding_kind(network, command.flip)[1], unit=False, batch_size=command.batch_size,
         progress=sys.stdout.isatty(),
     )  # fmt: skip
     pooled = template_embeddings(embeddings, data.template, data.media, data.weights)

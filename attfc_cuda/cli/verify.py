@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from attfc_cuda._error import error
+from attfc_cuda.cli._network import chosen, read, run_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,8 +29,10 @@ class Command:
     (identities drawn anew), ROC and histogram."""
 
     checkpoint: Path | None = None
-    """Checkpoint file, a run folder (its newest checkpoint), or an ONNX file of `attfc export`, whose metadata must say
-    that it takes RGB in [-1, 1]."""
+    """Checkpoint file, a run folder (its newest checkpoint), or a .safetensors or .onnx file of `attfc export`; the
+    metadata of the last must say that it takes RGB in [-1, 1]."""
+    best: bool = False
+    """Of a run folder: the network with the best verification during the run (best.pt)."""
     backbone: str | None = None
     """`raw-pixels`: compare the pixels themselves, the floor for any network; None: the network in `checkpoint`."""
     pairs: str | None = None
@@ -81,7 +84,7 @@ def run(command: Command) -> int:
         torch.set_num_threads(command.threads)
     size, backbone, method = command.image_size or 112, None, RAW_PIXELS
     if command.checkpoint is not None:
-        network, name = _network(command.checkpoint)
+        network, name = read(chosen(command.checkpoint, command.best))
         own_size: Any = network.image_size
         size = own_size if command.image_size is None or command.backbone is None else command.image_size
         if command.backbone is None:
@@ -99,17 +102,6 @@ def run(command: Command) -> int:
     tables.print_table(results, f"Verification of {command.checkpoint or method}", far)
     print("written:", ", ".join(map(str, _write(command, results))))
     return 0
-
-
-def _network(checkpoint: Path) -> tuple[nn.Module, str]:
-    if checkpoint.suffix == ".onnx":
-        from attfc_cuda.onnx_network import OnnxNetwork
-
-        exported = OnnxNetwork(checkpoint)
-        return exported, exported.description.backbone or checkpoint.stem
-    from attfc_cuda.train import load_backbone
-
-    return load_backbone(checkpoint)
 
 
 def _write(command: Command, results: list[SetResult]) -> list[Path]:
@@ -177,9 +169,3 @@ def _out_folder(command: Command) -> Path:
     if command.checkpoint is None:
         return Path("runs/verify")
     return run_folder(command.checkpoint) / "verify"
-
-
-def run_folder(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint, or the folder itself, belongs to."""
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    return folder.parent if folder.name == "checkpoints" else folder

@@ -246,12 +246,12 @@ class _Panel(NamedTuple):
 
 STEP_PANELS = (
     _Panel("loss", (("loss", "loss"),)),
-    _Panel("cosine", (("positive_cosine", "to own centre (mean)"), ("t", "curriculum t"))),
+    _Panel("cosine", (("positive_cosine", "to own centre (mean)"), ("t", "curriculum t"), ("container_top1", "top-1"))),
     _Panel("hard negatives", (("hard_fraction", "share of negatives"),)),
     _Panel("learning rate", (("lr", "learning rate"),)),
     _Panel("images / s", (("images_per_s", "images / s"),)),
 )
-SMOOTHED = ("loss", "positive_cosine", "hard_fraction", "images_per_s")  # noisy from step to step
+SMOOTHED = ("loss", "positive_cosine", "container_top1", "hard_fraction", "images_per_s")  # noisy from step to step
 
 
 def plot_training(logs: str | Path | Mapping[str, str | Path], path: str | Path, title: str = "Training") -> None:
@@ -259,7 +259,8 @@ def plot_training(logs: str | Path | Mapping[str, str | Path], path: str | Path,
 
     Read are the records
     `{"kind": "step", "step": int, "loss": float, "lr": ..., "positive_cosine": ..., "t": ..., "hard_fraction": ...,
-    "images_per_s": ...}` and `{"kind": "verify", "step": int, "accuracy": float, "tar_at_far": {"0.01": float}}`; other
+    "container_top1": ..., "images_per_s": ...}` and
+    `{"kind": "verify", "step": int, "accuracy": float, "tar_at_far": {"0.01": float}}`; other
     records are passed over, and so are absent, null or non-finite values. Noisy quantities are averaged over 2 % of the
     run; the raw values show faintly behind.
 

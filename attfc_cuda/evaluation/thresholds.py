@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attfc_cuda._check import error
-from attfc_cuda.evaluation.fingerprint import MIRRORED, PLAIN
+from attfc_cuda.evaluation.fingerprint import PLAIN
 
 KEY = "at_far"
 
@@ -28,13 +28,15 @@ def report_of(folder: Path) -> Path:
     return found[0]
 
 
-def threshold_at(report: Path, far: float, flip: bool) -> float:
+def threshold_at(report: Path, far: float, embedding: str, network: str) -> float:
     """The threshold that `report` gives for the false accept rate `far`.
 
     Args:
-        report: JSON with `{"at_far": {"0.001": {"threshold": 0.31}}}`, in "embedding" what it is for, if it says so.
+        report: JSON with `{"at_far": {"0.001": {"threshold": 0.31}}}`; in "embedding" and "network" what it is for, if
+            it says so.
         far: the rate.
-        flip: whether embeddings are sums with those of mirrored images, for which other thresholds hold.
+        embedding: what is compared, see `fingerprint.embedding_kind`: each kind has thresholds of its own.
+        network: fingerprint of the network that embeds.
 
     Raises:
         ValueError: naming the rates that it does give, or what its thresholds are for.
@@ -43,15 +45,32 @@ def threshold_at(report: Path, far: float, flip: bool) -> float:
     rates = plain.get(KEY)
     if not isinstance(rates, dict):
         raise error("compare", "report", f"hold {KEY}", report, "run `attfc verify` on the checkpoint")
-    embedding = plain.get("embedding", kind := MIRRORED if flip else PLAIN)
-    if embedding != kind:
-        remedy = "add --no-flip" if embedding == PLAIN else "run `attfc verify` with the same --flip or --no-flip"
-        raise error("compare", "report", f"be of embeddings of the kind {kind!r}", repr(embedding), remedy)
+    found = plain.get("embedding", embedding)
+    if found != embedding:
+        remedy = "add --no-flip" if found == PLAIN else "run `attfc verify` with the same --flip or --no-flip"
+        raise error("compare", "report", f"be of embeddings of the kind {embedding!r}", repr(found), remedy)
+    if (found := plain.get("network", network)) != network:
+        remedy = "run `attfc verify` on this checkpoint"
+        raise error("compare", "report", f"be of this network, {network}", f"{found} in {report}", remedy)
+    return at_rate(rates, far, report)
+
+
+def at_rate(rates: dict[str, Any], far: float, source: Path) -> float:
+    """The threshold at the false accept rate `far` among operating points by rate.
+
+    Args:
+        rates: rate (as text) -> what `attfc verify` wrote of its operating point.
+        far: the rate.
+        source: the file that they are from.
+
+    Raises:
+        ValueError: naming the rates that there are.
+    """
     for name, entry in rates.items():
         value = entry.get("threshold") if isinstance(entry, dict) else None
         if math.isclose(float(name), far, rel_tol=1e-9) and isinstance(value, (int, float)) and math.isfinite(value):
             return float(value)
-    raise error("compare", "far", f"be one of {', '.join(rates) or 'none'}, the rates in {report}", f"{far:g}")
+    raise error("compare", "far", f"be one of {', '.join(rates) or 'none'}, the rates in {source}", f"{far:g}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attfc_cuda._check import error
+from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.heads.fully_connected import FullyConnected, Selection
 from attfc_cuda.margins import Margin
 
@@ -28,16 +29,37 @@ class PartialFC(FullyConnected):
             rest drawn evenly. At least as many take part as the batch has rows. With shards each process samples its
             own part.
         margin: a `margins.Margin`; AdaSin() when None.
-        **options (Any): as for `FullyConnected`, as are gradient and errors.
+        dtype: as for `FullyConnected`, as are all that follow, gradient and errors.
+        shards: see there.
+        check_labels: see there.
+        check_finite: see there.
+        grad_tolerance: see there.
+        backend: see there.
+        device: see there.
 
     Source:
         Partial FC (arXiv 2203.15565).
     """
 
     def __init__(
-        self, dim: int, num_classes: int, sample_rate: float = 0.1, margin: Margin | None = None, **options
+        self,
+        dim: int,
+        num_classes: int,
+        sample_rate: float = 0.1,
+        margin: Margin | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        shards: Shards | None = None,
+        check_labels: bool = True,
+        check_finite: bool = False,
+        grad_tolerance: float | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(dim, num_classes, margin, **options)
+        super().__init__(
+            dim, num_classes, margin, dtype=dtype, shards=shards, check_labels=check_labels, check_finite=check_finite,
+            grad_tolerance=grad_tolerance, backend=backend, device=device,
+        )  # fmt: skip
         if not isinstance(sample_rate, numbers.Real):
             remedy = "the margin comes after it, or by name: margin=..."
             raise error(self._name, "sample_rate", "be a number in (0, 1]", repr(sample_rate), remedy, TypeError)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attfc_cuda.margins.angles import angle, psi
-from attfc_cuda.margins.base import Margin, Modulation, masked_mean, move_average, require
+from attfc_cuda.margins.base import Margin, MarginOptions, Modulation, masked_mean, move_average, require
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of Python 3.11 and later; torch brings it
 
 
 class AdaSin(Margin):
@@ -66,7 +69,7 @@ class AdaSin(Margin):
         positive_penalty: bool = True,
         negative_penalty: bool = True,
         curriculum: bool = True,
-        **base: Any,
+        **base: Unpack[MarginOptions],
     ) -> None:
         super().__init__(**base)
         require("AdaSin", "m", "be a finite number of at least 0", m, 0 <= m < math.inf)

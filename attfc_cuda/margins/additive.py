@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from attfc_cuda.margins.angles import angle, psi
-from attfc_cuda.margins.base import Margin, require
+from attfc_cuda.margins.base import Margin, MarginOptions, require
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of Python 3.11 and later; torch brings it
 
 
 class NormFace(Margin):
@@ -26,7 +29,7 @@ class CosFace(Margin):
         **base: the arguments of `Margin`.
     """
 
-    def __init__(self, m: float = 0.35, **base: Any) -> None:
+    def __init__(self, m: float = 0.35, **base: Unpack[MarginOptions]) -> None:
         super().__init__(**base)
         require("CosFace", "m", "be a finite number of at least 0", m, 0 <= m < math.inf)
         self.m = m
@@ -51,7 +54,7 @@ class CombinedMargin(Margin):
         **base: the arguments of `Margin`.
     """
 
-    def __init__(self, m1: float = 1.0, m2: float = 0.3, m3: float = 0.2, **base: Any) -> None:
+    def __init__(self, m1: float = 1.0, m2: float = 0.3, m3: float = 0.2, **base: Unpack[MarginOptions]) -> None:
         super().__init__(**base)
         name = type(self).__name__
         require(name, "m1", "be a finite number above 0", m1, 0 < m1 < math.inf)
@@ -74,7 +77,7 @@ class ArcFace(CombinedMargin):
         **base: the arguments of `Margin`.
     """
 
-    def __init__(self, m: float = 0.5, **base: Any) -> None:
+    def __init__(self, m: float = 0.5, **base: Unpack[MarginOptions]) -> None:
         super().__init__(1.0, m, 0.0, **base)
 
 
@@ -87,5 +90,5 @@ class SphereFace(CombinedMargin):
         **base: the arguments of `Margin`.
     """
 
-    def __init__(self, m: float = 1.35, **base: Any) -> None:
+    def __init__(self, m: float = 1.35, **base: Unpack[MarginOptions]) -> None:
         super().__init__(m, 0.0, 0.0, **base)

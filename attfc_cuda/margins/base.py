@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,14 @@ class Modulation(NamedTuple):
     quad: Tensor
     lin: Tensor
     const: Tensor
+
+
+class MarginOptions(TypedDict, total=False):
+    """Keywords that every margin takes; what they mean stands at `Margin`."""
+
+    scale: float
+    gradient: str
+    interclass_filter: float | None
 
 
 class Margin(nn.Module):

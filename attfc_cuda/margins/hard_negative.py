@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attfc_cuda.margins.additive import ArcFace
-from attfc_cuda.margins.base import Modulation, masked_mean, move_average, require
+from attfc_cuda.margins.base import MarginOptions, Modulation, masked_mean, move_average, require
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of Python 3.11 and later; torch brings it
 
 
 class MVSoftmax(ArcFace):
@@ -24,7 +27,7 @@ class MVSoftmax(ArcFace):
         **base: the arguments of `Margin`.
     """
 
-    def __init__(self, m: float = 0.5, t: float = 1.12, **base: Any) -> None:
+    def __init__(self, m: float = 0.5, t: float = 1.12, **base: Unpack[MarginOptions]) -> None:
         super().__init__(m, **base)
         require("MVSoftmax", "t", "be a finite number of at least 1", t, 1 <= t < math.inf)
         self.fixed_t = t
@@ -56,7 +59,7 @@ class CurricularFace(ArcFace):
 
     t: Tensor
 
-    def __init__(self, m: float = 0.5, momentum: float = 0.99, **base: Any) -> None:
+    def __init__(self, m: float = 0.5, momentum: float = 0.99, **base: Unpack[MarginOptions]) -> None:
         super().__init__(m, **base)
         require("CurricularFace", "momentum", "lie in [0, 1]", momentum, 0 <= momentum <= 1)
         self.momentum = momentum

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attfc_cuda.margins.angles import angle, psi
-from attfc_cuda.margins.base import Margin, masked_mean, move_average, require
+from attfc_cuda.margins.base import Margin, MarginOptions, masked_mean, move_average, require
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of Python 3.11 and later; torch brings it
 
 
 class AdaFace(Margin):
@@ -38,7 +41,7 @@ class AdaFace(Margin):
     norm_mean: Tensor
     norm_std: Tensor
 
-    def __init__(self, m: float = 0.4, h: float = 0.333, momentum: float = 0.99, **base: Any) -> None:
+    def __init__(self, m: float = 0.4, h: float = 0.333, momentum: float = 0.99, **base: Unpack[MarginOptions]) -> None:
         super().__init__(**base)
         require("AdaFace", "m", "be a finite number of at least 0", m, 0 <= m < math.inf)
         require("AdaFace", "h", "be a finite number of at least 0", h, 0 <= h < math.inf)
@@ -101,7 +104,7 @@ class MagFace(Margin):
         l_m: float = 0.45,
         u_m: float = 0.8,
         lambda_g: float = 35.0,
-        **base: Any,
+        **base: Unpack[MarginOptions],
     ) -> None:
         super().__init__(**base)
         require("MagFace", "l_a, u_a", "satisfy 0 < l_a < u_a", (l_a, u_a), 0 < l_a < u_a < math.inf)

@@ -270,6 +270,8 @@ class VerifyConfig:
     """Draw this many pairs from `verify_data`, half of them of the same identity; None: all pairs."""
     verify_every: int | None = None
     """Steps between verifications; None: about ten times a run, and once an epoch at most; 0: only at the end."""
+    best_by: Literal["accuracy", "auc", "tar"] = "accuracy"
+    """What the network in best.pt is the best of the verifications by, on the mean of the sets; tar: at FAR 1e-3."""
 
 
 @dataclass
@@ -277,7 +279,7 @@ class RunConfig:
     """Where and how the run lives."""
 
     run: Path = Path("runs/train")
-    """Folder of the run: config.json, log.jsonl, checkpoints/, TensorBoard events."""
+    """Folder of the run: config.json, log.jsonl, checkpoints/, best.pt, card.md, training.png, TensorBoard events."""
     resume: bool = False
     """Go on from the newest checkpoint of `run` that loads, with the settings of its config.json (or of `--config`)."""
     carry_classes: bool = False
@@ -303,6 +305,11 @@ class RunConfig:
     """Newest checkpoints kept."""
     tensorboard: bool = True
     """Write TensorBoard events when tensorboard is installed."""
+    loggers: str = ""
+    """Where the numbers go besides: wandb, mlflow, separated by commas. Project, server and key are those of their own
+    environment variables."""
+    pictures: bool = True
+    """Draw training.png and cosines/*.png, and write card.md, at each verification and at the end."""
     progress: bool = True
     """Show a progress bar (on a terminal) or a line per log record (elsewhere)."""
 
@@ -332,6 +339,10 @@ class TrainConfig:
         from attfc_cuda.data.augment import Augmentation  # brings torch, which `attfc train --help` does not wait for
 
         Augmentation(d.augment, d.image_size)
+        if self.run.loggers:
+            from attfc_cuda.train.loggers import check_names
+
+            check_names(self.run.loggers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, strings and numbers; without those of `HOW_A_RUN_STARTS`."""

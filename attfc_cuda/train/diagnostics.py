@@ -1,4 +1,5 @@
-"""What a validation shows beside verification: cosines to centres as a picture, and a warning that they mislead."""
+"""What a validation shows beside verification: the run so far and cosines to centres as pictures, and a warning that
+the latter mislead."""
 
 from __future__ import annotations
 
@@ -6,21 +7,41 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from attfc_cuda._deprecated import renamed_attributes
-from attfc_cuda.evaluation import VerificationResult, plot_cosines
+from attfc_cuda._files import replacing
+from attfc_cuda.evaluation import VerificationResult, plot_cosines, plot_training
 from attfc_cuda.heads.attfc import CosineSample
-from attfc_cuda.train.log import RunLog
+from attfc_cuda.train.log import RunLog, read_log
+from attfc_cuda.train.manifest import Manifest
+from attfc_cuda.train.run_folder import LOG
 
 SATURATED = 0.8  # mean cosine to the own centre
 GOOD = 0.95  # accuracy from which there is nothing to warn of
 RISE = 0.002  # accuracy: less than this is no rise
+PICTURE = "training.png"
 __getattr__ = renamed_attributes(__name__, {"SaturationWatch": "train.diagnostics.SaturationCheck"})
 
 
-def record_cosines(sample: CosineSample, step: int, log: RunLog, folder: Path) -> None:
-    """Log the distributions of own, fresh and older centres' cosines and draw them as `<folder>/step_00001234.png`."""
+def draw_training(own: Manifest) -> str | None:
+    """Draw the run's log as `<run>/training.png`; a sentence where that cannot be."""
+    path = own.folder / PICTURE
+    if not any(record["kind"] == "step" for record in read_log(own.folder / LOG)):
+        return None
+    if not own.may_write(path):
+        return f"{path} is not the run's own: it stays as it is"
+    own.add([path])
+    with replacing(path) as part:
+        plot_training(own.folder / LOG, part, title=own.folder.name)
+    return None
+
+
+def record_cosines(sample: CosineSample, step: int, log: RunLog, folder: Path | None) -> None:
+    """Log the distributions of own, fresh and older centres' cosines and, with a folder, draw them there as
+    `step_00001234.png`."""
     fresh = sample.age == 0
     kinds = {"positive": sample.positive, "fresh_negative": sample.negative[fresh]}
     log.distributions(step, {**kinds, "older_negative": sample.negative[~fresh]})
+    if folder is None:
+        return
     if len(sample.positive) and bool(sample.positive.isfinite().all()) and bool(sample.negative.isfinite().all()):
         folder.mkdir(parents=True, exist_ok=True)
         title = f"Cosines to class centres, step {step}"

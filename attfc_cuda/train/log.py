@@ -1,8 +1,9 @@
-"""The run's record: JSON lines always, TensorBoard when installed, a progress bar on a terminal.
+"""The run's record: JSON lines always, loggers (TensorBoard, ...) beside them, a progress bar on a terminal.
 
 `<run>/log.jsonl` holds one object a line, each with a "kind": "start" and "resume" (settings and report), "step" (the
-numbers of one step), "verify" (a verification), "cosines" (to own and other centres), "note" (something
-out of the ordinary) and "end". A number that is NaN or infinite is null, as JSON has no word for it.
+numbers of one step), "verify" (a verification), "cosines" (to own and other centres), "best" (the network is the best
+so far), "note" (something out of the ordinary) and "end". A number that is NaN or infinite is null, as JSON has no word
+for it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from attfc_cuda._files import replacing
+from attfc_cuda.train.loggers import Logger
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -27,29 +30,24 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """Writes records to file, TensorBoard and screen. A context manager: leaving it closes all three.
+    """Writes records to file, loggers and screen. A context manager: leaving it closes all of them.
 
     Args:
         path: log.jsonl.
         total_steps: of the run.
         first_step: steps already done; records beyond it (written after the checkpoint that the run resumes from) are
             dropped, since their steps are computed again.
-        tensorboard: folder for events, None for none.
+        loggers: that take the numbers too, started.
         progress: "bar", "lines" or "none"; the bar becomes lines where the output is not a terminal.
-
-    Attributes:
-        event_files: what was made in the folder for events.
     """
 
     def __init__(
-        self, path: Path, total_steps: int, first_step: int = 0, tensorboard: Path | None = None, progress: str = "bar"
+        self, path: Path, total_steps: int, first_step: int = 0, loggers: Sequence[Logger] = (), progress: str = "bar"
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _keep_until(path, first_step)
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by __exit__
-        before = _files_in(tensorboard)
-        self._events = _event_writer(tensorboard, first_step)
-        self.event_files = [path for path in _files_in(tensorboard) if path not in before]
+        self._loggers = list(loggers)
         self._total = total_steps
         self.console = Console(highlight=False, soft_wrap=True, quiet=progress == "none", file=sys.stdout)
         self._bar = None
@@ -73,8 +71,7 @@ class RunLog:
     def __exit__(self, *exception: object) -> None:
         if self._bar:
             self._bar.stop()
-        if self._events:
-            self._events.close()
+        self._tell("end")
         self._file.close()
 
     def show(self, text: str) -> None:
@@ -93,10 +90,9 @@ class RunLog:
     def step(self, step: int, numbers: dict[str, float]) -> None:
         """Record the numbers of step `step` (counted from 1) and show the main ones."""
         self.record("step", step=step, **numbers)
-        if self._events:
-            for name, value in numbers.items():
-                self._events.add_scalar(f"train/{name}", value, step)
-        line = "loss {loss:.3f}  cos {positive_cosine:.3f}  {images_per_s:.0f} images/s".format_map(
+        self._numbers(step, {f"train/{name}": value for name, value in numbers.items()})
+        top1 = "  top-1 {container_top1:.3f}" if "container_top1" in numbers else ""
+        line = f"loss {{loss:.3f}}  cos {{positive_cosine:.3f}}{top1}  {{images_per_s:.0f}} images/s".format_map(
             {"positive_cosine": math.nan, **numbers}
         )
         if self._bar:
@@ -113,28 +109,34 @@ class RunLog:
     def verification(self, step: int, name: str, result: dict[str, Any]) -> None:
         """Record one verification: `result` holds accuracy, auc, eer, tar_at_far, ... as written by `attfc verify`."""
         self.record("verify", step=step, name=name, **result)
-        if self._events:
-            scalars = {key: result[key] for key in ("accuracy", "auc", "eer")}
-            scalars |= {f"tar_at_far_{far}": tar for far, tar in result["tar_at_far"].items()}
-            for key, value in scalars.items():
-                if value is not None:
-                    self._events.add_scalar(f"verify/{name}/{key}", value, step)
+        scalars = {key: result[key] for key in ("accuracy", "auc", "eer") if result[key] is not None}
+        scalars |= {f"tar_at_far_{far}": tar for far, tar in result["tar_at_far"].items()}
+        self._numbers(step, {f"verify/{name}/{key}": value for key, value in scalars.items()})
         accuracy = "" if result["accuracy"] is None else f"accuracy {result['accuracy']:.4f}  "
         points = result.get("at_far") or {far: {"tar": tar} for far, tar in result["tar_at_far"].items()}
         rates = "  ".join(map(_rate, points.items()))
         self.show(f"step {step}  {name}: {accuracy}{rates}")
 
     def distributions(self, step: int, values: dict[str, Tensor]) -> None:
-        """Record mean, 1 % and 99 % of each tensor [N] that is not empty, and its histogram in TensorBoard."""
+        """Record mean, 1 % and 99 % of each tensor [N] that is not empty; loggers get all of its values."""
         filled = {name: value for name, value in values.items() if len(value)}
         summary = {}
         for name, value in filled.items():
             low, high = np.percentile(value.numpy(), (1, 99))
             summary[name] = {"mean": float(value.mean()), "p1": float(low), "p99": float(high)}
         self.record("cosines", step=step, **summary)
-        if self._events:
-            for name, value in filled.items():
-                self._events.add_histogram(f"cosines/{name}", value, step)
+        self._tell("distributions", step, {f"cosines/{name}": value for name, value in filled.items()})
+
+    def _numbers(self, step: int, values: dict[str, float]) -> None:
+        self._tell("numbers", step, {name: value for name, value in values.items() if math.isfinite(value)})
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        for logger in list(self._loggers):
+            try:
+                getattr(logger, method)(*arguments)
+            except Exception as failure:
+                self._loggers.remove(logger)
+                self.note(f"{type(logger).__name__} left out from here on: {type(failure).__name__}: {failure}")
 
 
 class NoLog:
@@ -196,17 +198,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _files_in(folder: Path | None) -> list[Path]:
-    return sorted(folder.iterdir()) if folder is not None and folder.is_dir() else []
-
-
-def _event_writer(folder: Path | None, first_step: int) -> Any:
-    if folder is None:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)

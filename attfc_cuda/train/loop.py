@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,17 @@ import torch
 from attfc_cuda._check import error
 from attfc_cuda.data import TooManyUnreadable
 from attfc_cuda.evaluation import VerificationResult
+from attfc_cuda.train.callbacks import Callback
 from attfc_cuda.train.config import TrainConfig
-from attfc_cuda.train.diagnostics import SaturationCheck, record_cosines
 from attfc_cuda.train.interrupt import Interrupt, LostWorker
 from attfc_cuda.train.log import NoLog, RunLog
+from attfc_cuda.train.loggers import LOGGERS, Logger, TensorBoard, check_names, start_all
 from attfc_cuda.train.manifest import Manifest
 from attfc_cuda.train.objective import OBJECTIVES, Objective
 from attfc_cuda.train.process_group import Group, LostProcess, join, leave, shared_settings
-from attfc_cuda.train.run_folder import CONFIG, EVENTS, LOG, RunRemoved, check_folder, claim_folder, locked
+from attfc_cuda.train.run_folder import CONFIG, LOG, RunRemoved, check_folder, claim_folder, locked
 from attfc_cuda.train.training import Training
-from attfc_cuda.train.validation import verify_sets
+from attfc_cuda.train.validation import Validation
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -54,7 +56,13 @@ class Outcome:
     results: dict[str, VerificationResult]
 
 
-def train(config: TrainConfig, objective_type: type[Objective] | None = None) -> Outcome:
+def train(
+    config: TrainConfig,
+    objective_type: type[Objective] | None = None,
+    *,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+) -> Outcome:
     """Run (or resume) the training that `config` describes; everything it leaves is in `config.run.run`.
 
     Under torchrun each process calls it, and they make one run (see `process_group`): the first one logs and verifies.
@@ -64,6 +72,8 @@ def train(config: TrainConfig, objective_type: type[Objective] | None = None) ->
     Args:
         config: All settings.
         objective_type: An objective of your own instead of the one that `config.head.head` names.
+        loggers: That take the numbers too, beside those that the config names, see `Logger`.
+        callbacks: Your own code between steps, see `Callback`.
 
     Returns:
         How it ended.
@@ -83,22 +93,41 @@ def train(config: TrainConfig, objective_type: type[Objective] | None = None) ->
     with contextlib.nullcontext() if group is None else group.naming_lost_processes(config.run.run):
         if group is not None:
             group.require_alike("the settings", shared_settings(config))
-        outcome = _train(config, objective_type or OBJECTIVES[config.head.head], group)
+        outcome = _train(config, objective_type or OBJECTIVES[config.head.head], group, loggers, callbacks)
         leave(group)
     return outcome
 
 
-def _train(config: TrainConfig, objective_type: type[Objective], group: Group | None) -> Outcome:
+def _train(
+    config: TrainConfig,
+    objective_type: type[Objective],
+    group: Group | None,
+    loggers: Sequence[Logger],
+    callbacks: Sequence[Callback],
+) -> Outcome:
     training = Training(config, objective_type, group)
     notes: list[str] = []
     with locked(config.run.run) if training.first else contextlib.nullcontext():
         if config.run.resume:
             training.resume(notes.append)
         own = claim_folder(config, training.step) if training.first else None
-        return _run_steps(training, own, notes)
+        log = NoLog() if own is None else open_log(training, own, loggers)
+        return _run_steps(training, own, log, notes, callbacks)
 
 
-def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Outcome:
+def open_log(training: Training, own: Manifest, loggers: Sequence[Logger]) -> RunLog:
+    """The log of a run, with the loggers that its settings name and those given."""
+    run, step = training.config.run, training.step
+    named = [LOGGERS[name]() for name in check_names(run.loggers)]
+    loggers = [*([TensorBoard()] if run.tensorboard else []), *named, *loggers]
+    start_all(loggers, run.run, step, training.config.to_dict())
+    own.add(path for logger in loggers for path in logger.files)
+    return RunLog(run.run / LOG, training.total_steps, step, loggers, "bar" if run.progress else "none")
+
+
+def _run_steps(
+    training: Training, own: Manifest | None, log: Any, notes: list[str], callbacks: Sequence[Callback]
+) -> Outcome:
     """The steps that are left. own: the manifest, for the process that writes; notes: what the log is to begin with."""
     config, group, run = training.config, training.group, training.config.run
     objective, optimizer, scaler = training.objective, training.optimizer, training.scaler
@@ -108,13 +137,16 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
     verify_every = max(per_epoch, math.ceil(total / 10)) if verify_every is None else verify_every
     checkpoint_every = per_epoch if checkpoint_every is None else checkpoint_every
 
-    log: Any = NoLog()
-    if own is not None:
-        events = run.run / EVENTS if run.tensorboard else None
-        log = RunLog(run.run / LOG, total, training.step, events, "bar" if run.progress else "none")
-        own.add(log.event_files)
-    results: dict[str, VerificationResult] = {}
-    saturation, positives = SaturationCheck(), []
+    def tell(method: str, *arguments: Any) -> None:
+        try:
+            for callback in callbacks:
+                getattr(callback, method)(training, *arguments)
+        except Exception as cause:
+            if group is None and method in ("on_step", "on_verification"):  # the others have nothing new to save
+                stopped(log, training, save(training, own), cause)
+            raise
+
+    validation = Validation(training, own, log, tell)
     # The loader closes first: while torch's handler of a child's death, which the interrupt holds, is out of the way.
     with log, Interrupt() as interrupt, training.writer.reporting(log.note), contextlib.closing(training.loader):
         report = training.report()
@@ -122,6 +154,7 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
         log.show(report)
         for text in notes:
             log.note(text, step=training.step)
+        tell("on_start")
         batches, images, since = training.batches(), 0, time.perf_counter()
         while training.step < total:
             report_failed_write(training, own)
@@ -176,7 +209,7 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
                 numbers |= {"epochs": step / per_epoch, "seconds": training.seconds, "images_per_s": images / seconds}
                 numbers["eta_s"] = training.seconds / step * (total - step)
                 log.step(step, numbers)
-                positives.append(numbers.get("positive_cosine", math.nan))
+                validation.remember(numbers)
                 images, since = 0, time.perf_counter()
                 if group is None and was_removed(own):
                     save(training, own)
@@ -184,21 +217,20 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
                 log.advance(step)
 
             pause = time.perf_counter()
+            tell("on_step", loss_value)
             stopping = interrupt.signal_number if group is None else int(signals[0]) or None
             if training.sets and ((verify_every and step % verify_every == 0) or step == total):
-                results = verify_sets(training.backbone, training.sets, step, log, training.device)
-                if (sample := objective.cosines()) is not None:
-                    record_cosines(sample, step, log, run.run / "cosines")
-                if positives and (warning := saturation.warning(sum(positives) / len(positives), results)):
-                    log.note(warning, step=step)
-                positives.clear()
+                validation.run()
             if (checkpoint_every and step % checkpoint_every == 0) or step == total or stopping:
                 path = save(training, own, background=step < total and not stopping)
+                tell("on_checkpoint", path)
             if stopping:
                 interrupt.signal_number = stopping
                 break
             since += time.perf_counter() - pause  # neither counts as training time
 
+        validation.draw()
+        tell("on_end")
         if training.step < total:
             log.note(
                 f"stopped by {interrupt.signal_name} after step {training.step} of {total}, checkpoint {path}; "
@@ -212,7 +244,9 @@ def _run_steps(training: Training, own: Manifest | None, notes: list[str]) -> Ou
                 )
             log.record("end", step=total, seconds=training.seconds)
             log.show(f"done: {total} steps in {training.seconds:.0f} s of training, in {run.run}")
-    return Outcome(run.run, training.step, interrupt.signal_number if training.step < total else None, results)
+    return Outcome(
+        run.run, training.step, interrupt.signal_number if training.step < total else None, validation.results
+    )
 
 
 def save(training: Training, own: Manifest | None, background: bool = False) -> Path:

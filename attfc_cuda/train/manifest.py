@@ -30,6 +30,10 @@ class Manifest:
     def __contains__(self, path: Path) -> bool:
         return path.relative_to(self.folder).as_posix() in self._names
 
+    def may_write(self, path: Path) -> bool:
+        """Whether a run may put a file there: nothing is, or a file of its own."""
+        return path in self or not path.exists()
+
     def paths(self) -> list[Path]:
         """The files, whether they are there or not."""
         return [self.folder / name for name in sorted(self._names)]

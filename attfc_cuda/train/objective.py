@@ -104,6 +104,16 @@ class Objective(nn.Module):
         """A line or two for the start-up report."""
         raise NotImplementedError
 
+    def about_the_loss(self) -> str | None:
+        """Why its loss does not compare from step to step, and what does; None where it compares."""
+        margin = getattr(getattr(self, "head", None), "margin", None)
+        if not isinstance(getattr(margin, "t", None), Tensor) or not getattr(margin, "curriculum", True):
+            return None
+        return (
+            f"rises while faces are learned: {type(margin).__name__}'s t grows with the cosines, and hard negatives "
+            "weigh more; what compares from step to step is cos, and top-1, the rows nearest to their own centre"
+        )
+
 
 class AttFCObjective(Objective):
     """AttFC (arXiv 2503.06839): probes through the backbone, gallery images through its slow copy, the head in between.

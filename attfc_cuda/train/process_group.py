@@ -200,7 +200,7 @@ def leave(group: Group | None) -> None:
 # Settings that each process may have for itself: where it runs, how it reads, what it shows.
 _OWN_SETTINGS = (
     "data", "identities", "cache", "workers", "verify_pairs", "verify_root", "verify_data", "device", "threads",
-    "progress", "tensorboard",
+    "progress", "tensorboard", "loggers", "pictures",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ except ImportError:  # no such locks on this system
     fcntl = None  # type: ignore[assignment]
 
 LOCK = "run.lock"
-CONFIG, LOG, EVENTS, CHECKPOINTS = "config.json", "log.jsonl", "tensorboard", "checkpoints"
+CONFIG, LOG, CHECKPOINTS = "config.json", "log.jsonl", "checkpoints"
 _held: set[Path] = set()
 
 

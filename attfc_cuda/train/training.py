@@ -318,6 +318,8 @@ class Training:
             lines.insert(2, self.initial.describe(config.model.init))
         if self.frozen:
             lines.insert(2, f"frozen        {self.frozen} of {len(list(self.backbone.parameters()))} parameter tensors")
+        if note := self.objective.about_the_loss():
+            lines.append(f"loss          {note}")
         if warning := slow_precision(config.optim.precision, self.device):
             lines.append(warning)
         if self.group is not None:

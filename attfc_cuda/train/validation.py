@@ -1,9 +1,12 @@
-"""Verification during a run: on which sets, and what it logs."""
+"""Verification during a run: on which sets, what it logs, and what is kept and drawn of it."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,8 +17,15 @@ from attfc_cuda.data.held_out import hold_out
 from attfc_cuda.evaluation import VerificationResult
 from attfc_cuda.evaluation.build import from_dataset, from_lists, split_list
 from attfc_cuda.evaluation.measure import AnySet, measure_set
+from attfc_cuda.train.best import Best
+from attfc_cuda.train.card import write_card
 from attfc_cuda.train.config import TrainConfig
-from attfc_cuda.train.log import RunLog
+from attfc_cuda.train.diagnostics import SaturationCheck, draw_training, record_cosines
+from attfc_cuda.train.log import NoLog, RunLog
+from attfc_cuda.train.manifest import Manifest
+
+if TYPE_CHECKING:
+    from attfc_cuda.train.training import Training
 
 __getattr__ = renamed_attributes(
     __name__,
@@ -94,3 +104,74 @@ def verify_sets(
         results[data.name] = found.result
         log.verification(step, data.name, json.loads(found.result.to_json()))
     return results
+
+
+class Validation:
+    """The verifications of a run, on its first process: the others have no sets.
+
+    Args:
+        training: The run.
+        own: Its manifest, on the process that writes.
+        log: Takes what they find.
+        tell: Calls the run's callbacks: `tell("on_verification", results)`.
+
+    Attributes:
+        results: Of the last one, by the name of the set.
+    """
+
+    def __init__(
+        self, training: Training, own: Manifest | None, log: RunLog | NoLog, tell: Callable[..., None]
+    ) -> None:
+        self.training, self.own, self.log, self.tell = training, own, log, tell
+        self.results: dict[str, VerificationResult] = {}
+        self.best = None if own is None else Best(own, training.config.verify.best_by, training.step)
+        self._saturation, self._positives = SaturationCheck(), list[float]()
+        self._verified_at: int | None = None
+
+    def remember(self, numbers: Mapping[str, float]) -> None:
+        """Take the numbers of a step that is logged."""
+        self._positives.append(numbers.get("positive_cosine", math.nan))
+
+    def run(self) -> None:
+        """Verify the network as it is."""
+        training, log, step = self.training, self.log, self.training.step
+        self.results = verify_sets(training.backbone, training.sets, step, log, training.device)  # type: ignore[arg-type]
+        self._verified_at = step
+        if (sample := training.objective.cosines()) is not None:
+            pictures = training.config.run.run / "cosines" if training.config.run.pictures else None
+            record_cosines(sample, step, log, pictures)  # type: ignore[arg-type]
+        positives = self._positives
+        if positives and (warning := self._saturation.warning(sum(positives) / len(positives), self.results)):
+            log.note(warning, step=step)
+        positives.clear()
+        self._keep_best()
+        self.tell("on_verification", self.results)
+        if step < training.total_steps:  # the end draws anyway
+            self.draw()
+
+    def _keep_best(self) -> None:
+        if self.best is None:
+            return
+        state = {"config": self.training.config.to_dict(), "backbone": self.training.backbone.state_dict()}
+        step = self.training.step
+        if problem := self.best.offer(state, step, self.results):
+            self.log.note(problem, step=step)
+        elif self.best.step == step and self.best.score is not None:
+            self.log.record("best", step=step, by=self.best.by, score=self.best.score)
+            self.log.show(
+                f"step {step}  best so far by {self.best.by}: {self.best.score:.4f}, kept in {self.best.path}"
+            )
+
+    def draw(self) -> None:
+        """Write training.png and card.md anew."""
+        training, own = self.training, self.own
+        if own is None or not training.config.run.pictures:
+            return
+        verified: dict[str, Any] = {"step": self._verified_at, "results": self.results}
+        for write in (lambda: draw_training(own), lambda: write_card(own, training, self.best, **verified)):
+            try:
+                problem = write()
+            except OSError as cause:
+                problem = f"not written: {cause}"
+            if problem:
+                self.log.note(problem, step=training.step)

@@ -24,7 +24,8 @@ from attfc_cuda.train import loop as train_loop
 from attfc_cuda.train.log import read_log
 
 TINY = ["--image-size", "16", "--batch-size", "8", "--embedding-dim", "16", "--device", "cpu", "--threads", "1"]
-QUICK = ["--data", "procedural:16x4", "--steps", "3", "--verify-num-pairs", "20", "--no-tensorboard", *TINY]
+QUIET = ["--no-tensorboard", "--no-pictures"]
+QUICK = ["--data", "procedural:16x4", "--steps", "3", "--verify-num-pairs", "20", *QUIET, *TINY]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_training_leaves_a_run_folder_and_tells_what_it_does(
         assert part in shown, part
     assert (tmp_path / "run" / "checkpoints" / "step_00000003.pt").is_file()
     kinds = [record["kind"] for record in read_log(tmp_path / "run" / "log.jsonl")]
-    assert kinds == ["start", "step", "verify", "cosines", "end"]
+    assert kinds == ["start", "step", "verify", "cosines", "best", "end"]
 
 
 def test_verify_prints_a_table_and_writes_json_and_pictures(

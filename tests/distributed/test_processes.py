@@ -24,7 +24,7 @@ STEPS = 9
 COMMON = (
     "--data procedural:16x4 --image-size 16 --batch-size 8 --embedding-dim 16 --backbone-options norm=group --lr 0.05 "
     f"--steps {STEPS} --warmup 0 --log-every 1 --checkpoint-every 3 --keep 9 --device cpu --threads 1 --no-tensorboard "
-    "--verify-every 0 --verify-num-pairs 20 --backend eager"
+    "--no-pictures --verify-every 0 --verify-num-pairs 20 --backend eager"
 ).split()
 HEADS = {
     "fc": "--head fc --margin curricularface",

@@ -19,7 +19,7 @@ def tiny_config(tmp_path: Path) -> Callable[..., TrainConfig]:
         settings: dict[str, object] = {
             "data": "procedural:16x4", "image_size": 16, "batch_size": 8, "gallery_size": 2, "embedding_dim": 16,
             "steps": 20, "run": tmp_path / run, "log_every": 1, "device": "cpu", "threads": 1, "tensorboard": False,
-            "progress": False, "verify_every": 0, "verify_num_pairs": 20, **overrides,
+            "progress": False, "pictures": False, "verify_every": 0, "verify_num_pairs": 20, **overrides,
         }  # fmt: skip
         for name, value in settings.items():
             groups = (config.dataset, config.model, config.head, config.optim, config.verify, config.run)

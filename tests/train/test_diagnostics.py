@@ -80,7 +80,7 @@ def test_the_loop_warns_and_notes_it(tiny_config: Tiny, monkeypatch: pytest.Monk
 
 def test_each_validation_draws_and_logs_the_cosines(tiny_config: Tiny) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
-    config = tiny_config(verify_every=10, tensorboard=True)
+    config = tiny_config(verify_every=10, tensorboard=True, pictures=True)
     train(config)
     run = config.run.run
     assert sorted(path.name for path in (run / "cosines").iterdir()) == ["step_00000010.png", "step_00000020.png"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from attfc_cuda.train.log import RunLog, duration, read_log
+from attfc_cuda.train.loggers import TensorBoard, start_all
 
 NUMBERS = {"loss": 1.5, "images_per_s": 10.0, "eta_s": 61.0}
 RESULT = {"accuracy": 0.9, "auc": 0.95, "eer": 0.1, "tar_at_far": {"0.01": 0.5}}
@@ -66,25 +67,32 @@ def test_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.Capture
         log.verification(10, "set", RESULT)
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "step 10/200  loss 1.500  cos 0.250  10 images/s  ETA 1:01"
+    with RunLog(tmp_path / "log.jsonl", 200, progress="bar") as log:
+        log.step(20, {**NUMBERS, "positive_cosine": 0.25, "container_top1": 0.5})
+    assert "cos 0.250  top-1 0.500  10 images/s" in capsys.readouterr().out
     assert shown[1] == "step 10  set: accuracy 0.9000  TAR@FAR 0.01 0.500"
 
 
 def test_tensorboard_events_when_installed(tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
-    with RunLog(tmp_path / "log.jsonl", 10, tensorboard=tmp_path / "events", progress="none") as log:
-        log.step(1, NUMBERS)
+    start_all([logger := TensorBoard()], tmp_path, 0, {})
+    assert len(logger.files) == 1 and logger.files[0].parent == tmp_path / "tensorboard"
+    with RunLog(tmp_path / "log.jsonl", 10, loggers=[logger], progress="none") as log:
+        log.step(1, {**NUMBERS, "grad_norm": math.inf})
         log.verification(1, "set", RESULT)
-    events = reader.EventAccumulator(str(tmp_path / "events"))
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.value for event in events.Scalars("train/loss")] == [1.5]
     assert [event.value for event in events.Scalars("verify/set/tar_at_far_0.01")] == [0.5]
+    assert "train/grad_norm" not in events.Tags()["scalars"]
 
 
 def test_no_tensorboard_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with RunLog(tmp_path / "log.jsonl", 10, tensorboard=tmp_path / "events", progress="none") as log:
+    start_all([logger := TensorBoard()], tmp_path, 0, {})
+    with RunLog(tmp_path / "log.jsonl", 10, loggers=[logger], progress="none") as log:
         log.step(1, NUMBERS)
-    assert not (tmp_path / "events").exists()
+    assert not (tmp_path / "tensorboard").exists() and logger.files == ()
 
 
 def test_duration() -> None:

@@ -25,7 +25,7 @@ TRAIN = [
     sys.executable, "-u", "-m", "attfc_cuda.cli", "train", "--data", "procedural:16x4", "--image-size", "16",
     "--batch-size", "8", "--embedding-dim", "16", "--device", "cpu", "--threads", "1", "--steps", "100000",
     "--verify-every", "0", "--verify-num-pairs", "20", "--log-every", "1", "--checkpoint-every", "0",
-    "--no-tensorboard", "--workers", "2",
+    "--no-tensorboard", "--no-pictures", "--workers", "2",
 ]  # fmt: skip
 
 
