@@ -17,7 +17,9 @@ from attfc_cuda._check import error, printable
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.limits import TooLarge, require_bytes
+from attfc_cuda.data.sources.lmdb_msgpack import holds_msgpack, read_labels, unpacked
 from attfc_cuda.data.sources.packed_names import PackedNames
+from attfc_cuda.data.sources.skipped import Skipped
 from attfc_cuda.data.sources.stored import StoredFaces
 
 try:
@@ -30,11 +32,11 @@ _OPENING = threading.Lock()
 _VALUE = struct.Struct("<Q4s")
 _OTHERS = 1000  # entries of another layout that are looked at
 _NAMED_DATABASE = 48  # bytes of what LMDB keeps of one
-_MSGPACK = {bytes([head]) for head in (*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF)}
 
 
 class LmdbFaces(StoredFaces):
-    """The images of an LMDB database with keys `<identity>/<image>` and the images' files as values.
+    """The images of an LMDB database with keys `<identity>/<image>` and the images' files as values; or with other keys
+    and msgpack values, each a list or map of the image's file and its label (a whole number, or a name).
 
     Keys without a slash (the `__len__` and `__keys__` of other tools) are counted and left out. The whole database is
     visited once at the start by a second process, since LMDB's library can crash on a damaged one; from then on it must
@@ -55,7 +57,7 @@ class LmdbFaces(StoredFaces):
             for another layout the error says which it is and how to convert it.
 
     Source:
-        The layout is our choice, that of a folder of identities; there is no common one.
+        The layout of keys is our choice, that of a folder of identities; there is no common one.
     """
 
     @renamed_keyword("on_error", "on_bad_image")
@@ -90,7 +92,24 @@ class LmdbFaces(StoredFaces):
         except lmdb.Error as cause:
             remedy = "LMDB opens a database once a process: close yours first, or give that process another copy"
             raise error("LmdbFaces", "path", "not be open already", f"{path} ({cause})", remedy) from cause
-        self.start(np.array(identities, dtype=np.int64), list(names), check=check, cache=cache)
+        self._is_msgpack = not keys and holds_msgpack(others)
+        if self._is_msgpack:
+            self._start_msgpack(check, cache)
+        else:
+            self.start(np.array(identities, dtype=np.int64), list(names), check=check, cache=cache)
+
+    def _start_msgpack(self, check: bool, cache: bool) -> None:
+        self.skipped = Skipped()
+        keys, labels = read_labels(_environment(self.database, self._stamp), self.skipped.add)
+        self._keys = PackedNames(map(os.fsdecode, keys))
+        if all(isinstance(label, int) for label in labels):
+            self.start(np.array(labels, dtype=np.int64), None, check=check, cache=cache)
+            return
+        # A name may be a number in one entry and a text in another.
+        texts = [str(label) if isinstance(label, int) else os.fsdecode(label) for label in labels]
+        names = sorted(set(texts))
+        rank = {name: place for place, name in enumerate(names)}
+        self.start(np.array([rank[text] for text in texts], dtype=np.int64), names, check=check, cache=cache)
 
     def _content(self, item: int) -> bytes:
         try:
@@ -99,8 +118,8 @@ class LmdbFaces(StoredFaces):
                 view = transaction.get(os.fsencode(self._keys[item]))
                 if view is not None:
                     require_bytes(len(view))
-                    return bytes(view)
-        except (lmdb.Error, OSError, TooLarge) as cause:
+                    return unpacked(bytes(view))[0] if self._is_msgpack else bytes(view)
+        except (lmdb.Error, OSError, TooLarge, ValueError) as cause:
             raise UnreadableImage(printable(f"LmdbFaces: {self._where(item)} ({cause})")) from cause
         raise UnreadableImage(printable(f"LmdbFaces: {self._where(item)} is not there any more"))
 
@@ -109,7 +128,7 @@ class LmdbFaces(StoredFaces):
 
     def _nothing(self) -> Exception:
         got = f"{self.database}{self.skipped.text('; ')}"
-        rule = "hold at least one image with a key <identity>/<image>"
+        rule = "hold at least one image with a key <identity>/<image>, or in a msgpack value with its label"
         return error("LmdbFaces", "path", rule, got, _foreign_layout(self._others))
 
 
@@ -126,8 +145,8 @@ def _foreign_layout(others: dict[str, tuple[int, bytes]]) -> str | None:
     numbered = [head for key, (_, head) in others.items() if key.isdecimal()]
     if any(head[:1] == b"\x80" for head in numbered):
         return f"it has numbered keys with pickles, which are never run here: {copy}it with the program that wrote it"
-    if any(head[:1] in _MSGPACK for head in numbered):
-        return f"it has numbered keys with msgpack lists or maps: {copy}it with msgpack.unpackb"
+    if holds_msgpack(others):
+        return f"it has numbered keys with msgpack lists or maps, none of an image and a label: {copy}it with msgpack"
     if numbered:
         return f"it has numbered keys without labels: {copy}it together with its list of labels"
     if all(length == _NAMED_DATABASE for length, _ in others.values()):
