@@ -307,7 +307,8 @@ def test_other_peoples_layouts_are_named(tmp_path, name):
     with lmdb.open(str(tmp_path / "db"), map_size=2**22) as env, env.begin(write=True) as transaction:
         for key, value in entries.items():
             transaction.put(key, value)
-    with pytest.raises(ValueError, match=rf"key <identity>/<image>, or in .*, got {tmp_path}/db.*; {re.escape(message)}"):
+    words = rf"key <identity>/<image>, or in .*, got {tmp_path}/db.*; {re.escape(message)}"
+    with pytest.raises(ValueError, match=words):
         LmdbFaces(tmp_path / "db", 16)
 
 
