@@ -241,7 +241,7 @@ def margin_softmax_loss(
         backends.choose(backend, centers, centers, product_dtype)  # what it raises comes before the state moves
     else:
         _check_labels(name, "target_slot", target_slot, embeddings)
-        backend = backends.choose(backend, embeddings, centers, product_dtype, exact=grad_tolerance == 0)
+        backend = backends.choose(backend, embeddings, centers, product_dtype)
         if backend == "eager":
             if gradient_sink is not None:
                 centers = swept_centers = trained_centers.into_sink(gradient_sink, centers)
@@ -407,7 +407,7 @@ def _sweep(
 ) -> NegativeLogSumExp:
     """`negative_logsumexp` of checked operands, row_values stacked (`RowValues.stack`)."""
     center_scale = None if center_scale is None else center_scale.detach()
-    backend = backends.choose(backend, embeddings, centers, embeddings.dtype, exact=grad_tolerance == 0)
+    backend = backends.choose(backend, embeddings, centers, embeddings.dtype)
     if backend == "eager":
         rows = RowValues.unstack(row_values)._asdict()
         swept = eager.negative_logsumexp(

@@ -185,26 +185,20 @@ def _tell_fallback(name: str, reason: str, instead: str) -> None:
     print(f"attfc_cuda: backend {name} is not available ({reason}); using the slower {instead}", file=sys.stderr)
 
 
-def choose(
-    backend: str, embeddings: Tensor, centers: Tensor, dtype: torch.dtype | None = None, exact: bool = False
-) -> str:
-    """The backend that a call with these tensors uses; dtype: of the products, if it is not that of `embeddings`;
-    exact: as in `resolve`."""
+def choose(backend: str, embeddings: Tensor, centers: Tensor, dtype: torch.dtype | None = None) -> str:
+    """The backend that a call with these tensors uses; dtype: of the products, if it is not that of `embeddings`."""
     dtype = embeddings.dtype if dtype is None else dtype
     # In code compiled for any shape, index() is what makes D a number again: there are kernels for some D only.
     dim = operator.index(embeddings.shape[1])
-    return resolve(backend, embeddings.device, dtype, dim, _aligned(embeddings, centers), exact)
+    return resolve(backend, embeddings.device, dtype, dim, _aligned(embeddings, centers))
 
 
 @torch.compiler.assume_constant_result
-def resolve(
-    backend: str, device: torch.device, dtype: torch.dtype, dim: int, aligned: bool = True, exact: bool = False
-) -> str:
+def resolve(backend: str, device: torch.device, dtype: torch.dtype, dim: int, aligned: bool = True) -> str:
     """The backend that a call on ``device`` uses. ``auto`` (then the variable ATTFC_BACKEND, if set, decides) takes the
     fastest that can run the call; a named backend that cannot raises RuntimeError with the reason.
 
-    dtype: of the products; dim: D. aligned: whether all rows start at multiples of 16 bytes. exact: whether the
-    gradient may leave nothing out (grad_tolerance 0).
+    dtype: of the products; dim: D. aligned: whether all rows start at multiples of 16 bytes.
     ``auto`` says so, once, where it leaves a backend out for a reason that lies with the machine or the addresses. That
     a backend has no kernel for a dtype or D is no news: `attfc info` lists it.
     """
@@ -215,7 +209,7 @@ def resolve(
             raise RuntimeError(f"attfc_cuda: backend {wanted} must be available, got: {reason}")
         return wanted
     left_out = {}
-    for name in (*_preferred(device, exact), "eager"):
+    for name in (*_PREFERRED.get(device.type, ()), "eager"):
         reason = _unfit(name, device, dtype, dim, aligned)
         if reason is None:
             break
@@ -224,15 +218,6 @@ def resolve(
         if name == "eager" or why_not(each) is not None or not aligned:
             _tell_fallback(each, reason, name)
     return name
-
-
-def _preferred(device: torch.device, exact: bool) -> tuple[str, ...]:
-    """In which order `auto` tries: `_PREFERRED`, but for an exact gradient on Hopper, which the CUDA kernels make in
-    one pass without wgmma: by model 4.7 bare products, Triton's 3.4 (csrc/README.md). Not measured."""
-    preferred = _PREFERRED.get(device.type, ())
-    if exact and device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0):
-        return preferred[::-1]
-    return preferred
 
 
 def _unfit(name: str, device: torch.device, dtype: torch.dtype, dim: int, aligned: bool) -> str | None:
@@ -355,9 +340,4 @@ def _device_lines(device: torch.device) -> list[str]:
         reason = _unfit(_PREFERRED["cuda"][0], device, dtype, dim, True)
         why = f"  ({_cuda_passes(device)})" if chosen == "cuda" else "" if reason is None else f"  (cuda: {reason})"
         lines.append(f"  D {dim}, {str(dtype).removeprefix('torch.')}: {chosen}, {_head_step(chosen)}{why}")
-    exact = resolve("auto", device, torch.bfloat16, 512, exact=True)
-    if exact != resolve("auto", device, torch.bfloat16, 512):
-        lines.append(
-            f"  D 512, bfloat16, grad_tolerance 0, outside a fused head step: {exact}  (faster in one pass, by model)"
-        )
     return lines

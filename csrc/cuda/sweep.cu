@@ -5,6 +5,8 @@
 #include "merge.h"
 #include "sweep_instance.h"
 #include "sweep_plan.h"
+#include "sweep_sm90.h"
+#include "sweep_sm90_layout.h"
 #include "two_pass.h"
 
 namespace attfc::cuda {
@@ -46,6 +48,16 @@ constexpr Shape kShapes[] = {
     shape<SweepD512Compact>(SweepKernel::kD512Compact),
 };
 
+// The kernel by wgmma where it can run; else by mma.sync, which every D and device has.
+Shape choose_shape(const DeviceLimits& device, const SweepArguments& arguments) {
+  const size_t bytes = sweep_sm90_shared_bytes(arguments.dim);
+  if (arguments.need_grad && bytes != 0 && bytes <= static_cast<size_t>(device.shared_bytes) &&
+      why_not_sm90(device, arguments) == nullptr) {
+    return {SweepKernel::kSm90, static_cast<int>(arguments.dim), kSm90Rows, kSm90Tile, bytes};
+  }
+  return *find_shape(kShapes, device, arguments.dim);
+}
+
 // Blocks of a shape that a multiprocessor holds: by shared memory (1 KiB of it goes to each block), and by registers
 // not more than two.
 int resident_blocks(const DeviceLimits& device, const Shape& shape) {
@@ -62,7 +74,7 @@ const char* why_not(const DeviceLimits& device, const SweepArguments& arguments)
 }
 
 SweepPlan plan_sweep(const DeviceLimits& device, const SweepArguments& arguments) {
-  const Shape& shape = *find_shape(kShapes, device, arguments.dim);
+  const Shape shape = choose_shape(device, arguments);
   SweepPlan plan;
   plan.kernel = shape.kernel;
   plan.rows_per_block = shape.rows;
@@ -86,6 +98,7 @@ const char* launch_sweep_kernel(const SweepPlan& plan, bool need_grad, const Swe
     case SweepKernel::kD512: return launch(launch_sweep_config<SweepD512>);
     case SweepKernel::kD512Wide: return launch(launch_sweep_config<SweepD512Wide>);
     case SweepKernel::kD512Compact: return launch(launch_sweep_config<SweepD512Compact>);
+    case SweepKernel::kSm90: return launch_sweep_sm90(sweep, plan.row_blocks, stream);
   }
   return "unknown kernel";
 }

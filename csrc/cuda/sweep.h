@@ -48,6 +48,7 @@ enum class SweepKernel {
   kD512,
   kD512Wide,
   kD512Compact,  // sweep_d512.cu; 163, 227 and 99 KiB
+  kSm90,         // sweep_sm90.cu: by wgmma, D 256 and 512, with the gradient
 };
 
 struct SweepPlan {

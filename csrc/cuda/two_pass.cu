@@ -5,23 +5,20 @@
 #include "lse_pass.h"
 #include "lse_pass_layout.h"
 #include "sweep_plan.h"
+#include "sweep_sm90.h"
 
 namespace attfc::cuda {
 
 static_assert(kLiveTile == kLsePassTile && kLiveTile == kLsePassRows);
 
 const char* why_one_pass(const DeviceLimits& device, const SweepArguments& arguments) {
-  if (device.compute_capability != 90) return "two need compute capability 9.0 (wgmma, TMA)";
-  if (!device.has_sm90a_code) return "two need code for 9.0a, and this build has none";
+  const char* reason = why_not_sm90(device, arguments);
+  if (reason != nullptr) return reason;
   if (static_cast<size_t>(device.shared_bytes) < sizeof(LsePassShared<LsePassConfig<512, 5>>)) {
     return "a block has too little shared memory for two";
   }
   if (arguments.need_grad && !(arguments.grad_tolerance > 0)) {
     return "with a tolerance of 0 the second of two would leave out little";
-  }
-  if (arguments.num_centers == 0) return "there are no centers";
-  if (arguments.num_centers > kMaxGridX - kLsePassTile || arguments.num_rows > kMaxGridX - kLsePassRows) {
-    return "TMA counts rows in 32 bits";
   }
   return nullptr;
 }

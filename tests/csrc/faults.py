@@ -23,6 +23,7 @@ from planted_center_gradient import CENTER_GRADIENT_FAULTS
 from planted_head_step import HEAD_STEP_FAULTS
 from planted_lse_pass import LSE_PASS_FAULTS
 from planted_sweep import SWEEP_FAULTS
+from planted_sweep_sm90 import SWEEP_SM90_FAULTS
 from planted_two_pass import TWO_PASS_FAULTS
 
 FLAGS = {
@@ -35,13 +36,16 @@ TESTS = (
     "sm90_test",
     "lse_pass_test",
     "two_pass_test",
+    "sweep_sm90_test",
     "sweep_test",
     "center_gradient_test",
     "head_rows_test",
     "head_step_test",
     "enqueue_test",
 )
-FAULTS = SWEEP_FAULTS + CENTER_GRADIENT_FAULTS + LSE_PASS_FAULTS + TWO_PASS_FAULTS + HEAD_STEP_FAULTS
+FAULTS = (
+    SWEEP_FAULTS + SWEEP_SM90_FAULTS + CENTER_GRADIENT_FAULTS + LSE_PASS_FAULTS + TWO_PASS_FAULTS + HEAD_STEP_FAULTS
+)
 
 
 def run(fault: Fault, build_dir: Path, source: Path, cxx: str) -> str | None:

@@ -159,6 +159,68 @@ void add_layouts() {
           seed);
     }
   });
+  // The right operand row by row: 32 rows of two tiles of 64 columns, brought by two copies; and 32 columns of logits.
+  testing::add_case("wgmma_over_rows", [] {
+    const std::vector<uint16_t> left = numbers(128 * 64, 5), right = numbers(32 * 128, 11);
+    const gpu::TensorMap left_map = map_of(left, 128, 64), right_map = map_of(right, 32, 128, 32);
+    for (const uint64_t seed : {0, 1, 2, 3}) {
+      run(
+          128, kBlockBytes,
+          [&] {
+            const Block block;
+            init(block);
+            if (gpu::thread_index() == 0) {
+              gpu::barrier_arrive_expect_tx(block.barriers, kTileBytes + 2 * 4096);
+              gpu::copy_tile(block.left, left_map, block.barriers, 0, 0);
+              gpu::copy_tile(block.right, right_map, block.barriers, 0, 0);
+              gpu::copy_tile(block.right + 2048, right_map, block.barriers, 64, 0);
+            }
+            gpu::barrier_wait(block.barriers, 0);
+            const int thread = static_cast<int>(gpu::thread_index());
+            const gpu::Operand a = gpu::swizzled_operand(block.left), b = gpu::swizzled_rows(block.right, 4096);
+            float d[64], narrow[16];
+            for (float& each : d) each = 1000;
+            gpu::wgmma_fence();
+            // Rows 16 .. 31 of the right operand, columns 48 .. 63 of the left one.
+            gpu::wgmma_64x128x16_rows<gpu::BFloat16, true>(d, a.at(96), b.at(2048));
+            gpu::wgmma_64x32x16<gpu::BFloat16, false>(narrow, a, gpu::swizzled_operand(block.right));
+            gpu::wgmma_commit();
+            CHECK(std::isnan(d[0]) && std::isnan(narrow[15]), "unknown until waited for");
+            gpu::wgmma_wait<0>(d);
+            for (int i = 0; i < 64; ++i) {
+              const int row = 16 * (thread / 32) + thread % 32 / 4 + (i % 4 < 2 ? 0 : 8);
+              const int column = i / 4 * 8 + thread % 4 * 2 + i % 2;
+              float over_rows = 1000, over_columns = 0;
+              for (int k = 0; k < 16; ++k) {
+                over_rows += number(left, row * 64 + 48 + k) * number(right, (16 + k) * 128 + column);
+                if (column < 32) over_columns += number(left, row * 64 + k) * number(right, column * 128 + k);
+              }
+              CHECK(d[i] == over_rows, "thread %d register %d: %g %g", thread, i, d[i], over_rows);
+              if (i < 16) CHECK(narrow[i] == over_columns, "thread %d register %d", thread, i);
+            }
+          },
+          seed);
+    }
+  });
+  testing::add_case("descriptor_of_rows", [] {
+    run(32, kBlockBytes, [] {
+      const Block block;
+      const uint32_t start = gpu::host::block->arena->offset_of(block.left);
+      // PTX ISA, "Matrix descriptor", MN-major with 128-byte swizzle: the leading offset leads to the next 64 columns,
+      // the stride offset to the next 8 rows.
+      const uint64_t expected =
+          uint64_t{start} / 16 | uint64_t{4096 / 16} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
+      const uint64_t descriptor = gpu::swizzled_rows(block.left, 4096).descriptor();
+      CHECK(descriptor == expected, "%llx", static_cast<unsigned long long>(descriptor));
+      for (int row = 0; row < 16; ++row) {
+        for (int column = 0; column < 128; ++column) {
+          const uint32_t address = gpu::host::operand_address(descriptor, row, column, 0, true);
+          const int element = column / 64 * 2048 + element_of(row, column % 64);
+          CHECK(address == start + 2 * static_cast<uint32_t>(element), "row %d column %d", row, column);
+        }
+      }
+    });
+  });
   testing::add_case("phases", [] {
     run(64, kBlockBytes, [] {
       const Block block;
@@ -330,6 +392,18 @@ void add_broken_products() {
          multiply(block, d);
          gpu::wgmma_wait<0>(d);
        });
+  dies("rows_overwritten", "still reads", [](const Block& block, const gpu::TensorMap& map) {
+    load(block, map, map);
+    float d[64] = {};
+    gpu::wgmma_fence();
+    // Of its right operand the second tile is overwritten.
+    const gpu::Operand a = gpu::swizzled_operand(block.left);
+    const int apart = static_cast<int>(block.right - block.left) * 2;
+    gpu::wgmma_64x128x16_rows<gpu::BFloat16, false>(d, a, gpu::swizzled_rows(block.left, apart));
+    gpu::wgmma_commit();
+    if (gpu::thread_index() == 0) gpu::copy_tile(block.right, map, block.barriers, 0, 0);
+    gpu::wgmma_wait<0>(d);
+  });
   dies("products_without_fence", "no wgmma_fence", [](const Block& block, const gpu::TensorMap& map) {
     load(block, map, map);
     float d[64];
@@ -370,7 +444,7 @@ void add_broken_products() {
     float d[64] = {};
     gpu::wgmma_fence();
     const uint64_t a = gpu::swizzled_operand(block.left).descriptor();
-    gpu::host::issue_wgmma(d, a ^ uint64_t{3} << 62, a, false, true, 1);
+    gpu::host::issue_wgmma(d, 128, a ^ uint64_t{3} << 62, a, false, false, true, 1);
     gpu::wgmma_commit();
     gpu::wgmma_wait<0>(d);
   });

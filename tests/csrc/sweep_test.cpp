@@ -74,7 +74,7 @@ void add_dims() {
     bool large;
   };
   for (const Shape& shape : {Shape{"d256", 256, 80, 163, false}, Shape{"d256compact", 256, 86, 99, false},
-                             Shape{"d512", 512, 80, 163, true}, Shape{"d512wide", 512, 90, 227, true},
+                             Shape{"d512", 512, 80, 163, true}, Shape{"d512wide", 512, 100, 227, true},
                              Shape{"d512compact", 512, 86, 99, false}, Shape{"d128", 128, 120, 99, false}}) {
     SweepCase c;
     c.dim = shape.dim;
@@ -128,7 +128,7 @@ void add_values() {
 // Each copy of a tile has a whole interval to land in, whatever the number of stages: the mma of both products.
 void add_copies() {
   for (const auto& [name, capability, shared_kib] :
-       {std::tuple{"4_stages", 80, 163}, std::tuple{"3_stages", 90, 227}, std::tuple{"3_stages_compact", 86, 99}}) {
+       {std::tuple{"4_stages", 80, 163}, std::tuple{"3_stages", 100, 227}, std::tuple{"3_stages_compact", 86, 99}}) {
     testing::add_case(std::string("copies_land_over_an_interval.") + name, [capability, shared_kib] {
       SweepCase c;
       c.dim = 512;

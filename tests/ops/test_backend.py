@@ -30,7 +30,7 @@ def fake_why_not(capability, shared_bytes, dtype, dim):
 
 
 def fake_why_one_pass(capability, shared_bytes, grad_tolerance):
-    return None if capability == 90 and grad_tolerance > 0 else "two need compute capability 9.0 (wgmma, TMA)"
+    return None if capability == 90 and grad_tolerance > 0 else "wgmma and TMA need compute capability 9.0"
 
 
 @pytest.fixture
@@ -109,15 +109,6 @@ def test_auto_on_a_gpu_takes_the_first_that_has_the_kernel(gpu, dtype, dim, expe
     assert _backend.resolve("auto", CUDA, dtype, dim) == expected
     # What has no kernel is no news, unless nothing but eager is left.
     assert ("using the slower eager" in capsys.readouterr().err) == (expected == "eager")
-
-
-@pytest.mark.parametrize(("limits", "expected"), [(H100, "triton"), (RTX_4090, "cuda"), ((100, 227 * 1024), "cuda")])
-def test_auto_sees_whether_the_gradient_is_exact(gpu, limits, expected):
-    """Where two passes are the reason to take the CUDA kernels, an exact gradient, which has one, takes Triton's."""
-    gpu(limits=limits, architectures="8.0,9.0,10.0")
-    assert _backend.resolve("auto", CUDA, torch.bfloat16, 512, exact=True) == expected
-    assert _backend.resolve("auto", CUDA, torch.bfloat16, 512) == "cuda"
-    assert _backend.resolve("cuda", CUDA, torch.bfloat16, 512, exact=True) == "cuda"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +192,7 @@ def test_the_choice_is_a_constant_of_a_graph_for_any_shape(monkeypatch):
     )
     for rows, slots, dim in ((4, 10, 8), (5, 12, 8), (5, 12, 16)):
         compiled(torch.zeros(rows, dim), torch.zeros(slots, dim))
-    assert seen == [("eager", CPU, torch.float32, dim, True, False) for dim in (8, 16)]
+    assert seen == [("eager", CPU, torch.float32, dim, True) for dim in (8, 16)]
 
 
 def test_alignment_under_a_transform_is_taken_for_granted():
@@ -281,7 +272,7 @@ def test_info_says_why_the_cuda_extension_is_not_built(monkeypatch):
 @pytest.mark.parametrize(
     ("limits", "passes"),
     [
-        (RTX_4090, "one pass: two need compute capability 9.0 (wgmma, TMA)"),
+        (RTX_4090, "one pass: wgmma and TMA need compute capability 9.0"),
         (H100, "two passes where grad_tolerance is above 0"),
     ],
     ids=["RTX 4090", "H100"],
@@ -289,15 +280,12 @@ def test_info_says_why_the_cuda_extension_is_not_built(monkeypatch):
 def test_info_lists_the_choice_on_a_gpu(limits, passes, gpu, monkeypatch):
     gpu(limits=limits)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
-    told = "  D 512, bfloat16, grad_tolerance 0, outside a fused head step: triton  (faster in one pass, by model)"
-    exact = [told] if limits == H100 else []
     assert _backend._device_lines(CUDA) == [
         "on cuda:0 (a card), auto uses:",
         f"  D 512, bfloat16: cuda, head step fused  ({passes})",
         f"  D 512, float16: cuda, head step fused  ({passes})",
         "  D 512, float32: triton, head step fused  (cuda: it takes bfloat16 and float16, not float32)",
         "  D 320, bfloat16: triton, head step fused  (cuda: it is compiled for D = 128, 256 and 512)",
-        *exact,
     ]
 
 

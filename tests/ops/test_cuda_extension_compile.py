@@ -132,4 +132,4 @@ def test_two_passes_on_hopper_where_something_may_be_left_out(told):
     assert reasons[str((90, 227 << 10, 2**-12))] is None
     assert reasons[str((90, 227 << 10, 0.0))].startswith("with a tolerance of 0")
     for device in ((80, 163 << 10), (100, 227 << 10)):
-        assert reasons[str((*device, 2**-12))] == "two need compute capability 9.0 (wgmma, TMA)"
+        assert reasons[str((*device, 2**-12))] == "wgmma and TMA need compute capability 9.0"

@@ -39,6 +39,7 @@ UNITS = (
     "sweep_d128",
     "sweep_d256",
     "sweep_d512",
+    "sweep_sm90",
     "merge",
     "lse_pass",
     "live_tiles",
@@ -58,6 +59,8 @@ _SWEEP = re.compile(r"sweep_kernel<.*?SweepConfig<([\d, ]+)>, .*?(BFloat16|Float
 _CENTERS = re.compile(r"center_gradient_kernel<.*?CenterGradientConfig<([\d, ]+)>, .*?(BFloat16|Float16)>")
 # LsePassConfig<D, stages>, as lse_pass_layout.h does; a kernel for sm_90a, empty elsewhere.
 _LSE = re.compile(r"lse_pass_kernel<.*?LsePassConfig<(\d+), (\d+)>, .*?(BFloat16|Float16)>")
+# SweepSm90Config<D>, as sweep_sm90_layout.h does; likewise.
+_SM90 = re.compile(r"sweep_sm90_kernel<.*?SweepSm90Config<(\d+)>, .*?(BFloat16|Float16)>")
 # Of the kernels whose blocks have not 128.
 _THREADS = {
     "live_tiles_kernel": 512,
@@ -79,7 +82,9 @@ class KernelResources:
     arch: int
     kernel: str
     dim: int | None  # of a sweep or a centre gradient
-    role: str  # "sweep", "sweep with gradient", "center gradient", "lse pass"; "rows" of the small ones
+    role: (
+        str  # "sweep", "sweep with gradient", "sweep by wgmma", "center gradient", "lse pass"; "rows" of the small ones
+    )
     threads: int
     registers: int
     spill_bytes: int  # stores, loads and, with tensor cores, the stack frame
@@ -147,6 +152,14 @@ def _lse_shared_bytes(dim: int, stages: int) -> int:
     return -(-size // 1024) * 1024
 
 
+def _sm90_shared_bytes(dim: int) -> int:
+    """sizeof(SweepSm90Shared), likewise."""
+    barriers = 4 + 3 * 4
+    tiles = 2 * (64 * dim + 4 * 32 * dim + 2 * 64 * 64)
+    size = tiles + 4 * (8 + 4) * 32 + (16 + 8 + 4) * 64 + 28 * 64 + 2 * 4 * 64 + 2 * 4 * 8 + 8 * barriers
+    return -(-size // 1024) * 1024
+
+
 def _instructions(disassembler: str | None, cubin: Path) -> dict[str, Counter[str]]:
     """How often each tensor-core and TMA instruction stands in the code of each mangled kernel name."""
     if disassembler is None:
@@ -192,14 +205,19 @@ def compile_unit(nvcc: str, csrc: Path, unit: str, arch: int) -> list[KernelReso
         static = re.search(r"(\d+) bytes smem", block)
         shared = int(static.group(1)) if static else 0
         found = _CENTERS.search(kernel) or _SWEEP.search(kernel)
-        lse = _LSE.search(kernel)
-        if lse and arch != 90:
+        lse, by_wgmma = _LSE.search(kernel), _SM90.search(kernel)
+        if (lse or by_wgmma) and arch != 90:
             continue
         if lse:
             role, dim, stages, threads = "lse pass", int(lse.group(1)), int(lse.group(2)), 384
             spill += int(_group(r"(\d+) bytes stack frame", block))
             shared += _lse_shared_bytes(dim, stages)
             kernel = f"lse pass D {dim}, 128 x 128, {stages} stages, {_DTYPES[lse.group(3)]}"
+        elif by_wgmma:
+            role, dim, threads = "sweep by wgmma", int(by_wgmma.group(1)), 384
+            spill += int(_group(r"(\d+) bytes stack frame", block))
+            shared += _sm90_shared_bytes(dim)
+            kernel = f"sweep D {dim}, 64 x 64 by wgmma, {_DTYPES[by_wgmma.group(2)]}, gradient"
         elif found:
             config = tuple(int(each) for each in found.group(1).split(","))
             spill += int(_group(r"(\d+) bytes stack frame", block))

@@ -56,7 +56,10 @@ ATTFC_DEVICE void raise_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-ATTFC_DEVICE Operand swizzled_operand(const void* tile) { return {(shared_address(tile) & 0x3ffff) >> 4 | 1 << 16}; }
+ATTFC_DEVICE Operand swizzled_operand(const void* tile) { return Operand::of_columns(shared_address(tile)); }
+ATTFC_DEVICE Operand swizzled_rows(const void* tile, int tile_bytes) {
+  return Operand::of_rows(shared_address(tile), tile_bytes);
+}
 
 // The value of lane 0; tells the compiler that it is the same in all lanes.
 ATTFC_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
@@ -68,14 +71,15 @@ ATTFC_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 // The registers are operands, so that no use of them moves above the wait.
-template <int kPending>
-ATTFC_DEVICE void wgmma_wait(float (&d)[64]) {
+template <int kPending, int count>
+ATTFC_DEVICE void wgmma_wait(float (&d)[count]) {
   wgmma_wait<kPending>();
   ATTFC_UNROLL
-  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-#define ATTFC_WGMMA_64X128X16(type)                                                                                 \
+// transposed: "1" where the inner axis of the right operand goes over rows of its tiles.
+#define ATTFC_WGMMA_64X128X16(type, transposed)                                                                     \
   asm volatile(                                                                                                     \
       "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %66, 0;\n\t"                                                            \
       "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                                  \
@@ -84,7 +88,7 @@ ATTFC_DEVICE void wgmma_wait(float (&d)[64]) {
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                            \
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                            \
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"                              \
-      "}, %64, %65, p, 1, 1, 0, 0;\n\t}"                                                                            \
+      "}, %64, %65, p, 1, 1, 0, " transposed ";\n\t}"                                                               \
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), \
         "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),      \
         "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),     \
@@ -95,18 +99,46 @@ ATTFC_DEVICE void wgmma_wait(float (&d)[64]) {
         "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])                   \
       : "l"(a), "l"(b), "n"(add ? 1 : 0))
 
-// The element at row 16 w + 8 h + g, column 8 n + 2 t + e of a warpgroup's 64 x 128 is d[4 n + 2 h + e] of lane 4 g + t
-// of its warp w.
+#define ATTFC_WGMMA_64X32X16(type)                                                                                  \
+  asm volatile(                                                                                                     \
+      "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %18, 0;\n\t"                                                            \
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                                                   \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, %16, %17, p, 1, 1, 0, 0;\n\t}"      \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), \
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])                    \
+      : "l"(a), "l"(b), "n"(add ? 1 : 0))
+
+// The element at row 16 w + 8 h + g, column 8 n + 2 t + e of a warpgroup's 64 x 128 (or 64 x 32) is d[4 n + 2 h + e] of
+// lane 4 g + t of its warp w.
 template <class Element, bool add>
 ATTFC_DEVICE void wgmma_64x128x16(float (&d)[64], Operand left, Operand right) {
   const uint64_t a = left.descriptor(), b = right.descriptor();
   if constexpr (kIsBFloat16<Element>) {
-    ATTFC_WGMMA_64X128X16("bf16");
+    ATTFC_WGMMA_64X128X16("bf16", "0");
   } else {
-    ATTFC_WGMMA_64X128X16("f16");
+    ATTFC_WGMMA_64X128X16("f16", "0");
+  }
+}
+template <class Element, bool add>
+ATTFC_DEVICE void wgmma_64x128x16_rows(float (&d)[64], Operand left, Operand right) {
+  const uint64_t a = left.descriptor(), b = right.descriptor();
+  if constexpr (kIsBFloat16<Element>) {
+    ATTFC_WGMMA_64X128X16("bf16", "1");
+  } else {
+    ATTFC_WGMMA_64X128X16("f16", "1");
+  }
+}
+template <class Element, bool add>
+ATTFC_DEVICE void wgmma_64x32x16(float (&d)[16], Operand left, Operand right) {
+  const uint64_t a = left.descriptor(), b = right.descriptor();
+  if constexpr (kIsBFloat16<Element>) {
+    ATTFC_WGMMA_64X32X16("bf16");
+  } else {
+    ATTFC_WGMMA_64X32X16("f16");
   }
 }
 #undef ATTFC_WGMMA_64X128X16
+#undef ATTFC_WGMMA_64X32X16
 
 // The driver's encoder, found through the runtime: no library of the driver is linked. Null: it has none.
 inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {

@@ -12,7 +12,10 @@
 //   lower_registers<n>() raise_registers<n>()                      by whole warpgroups
 //   uniform(i)                                                     lane 0's
 //   swizzled_operand(tile).at(bytes)                               16 columns of a tile: 32 bytes; 128 a row
+//   swizzled_rows(tile, tile_bytes).at(bytes)                      16 rows of two tiles side by side: 128 columns
 //   wgmma_fence() wgmma_64x128x16<Element, add>(d, a, b)           d (+)= a b^T by a warpgroup, asynchronously
+//   wgmma_64x32x16<Element, add>(d, a, b)                          the same
+//   wgmma_64x128x16_rows<Element, add>(d, a, b)                    d (+)= a b; b of swizzled_rows()
 //   wgmma_commit() wgmma_wait<n>() wgmma_wait<n>(d)                until at most n groups are under way; d is readable
 //
 // Tiles: kTileColumns 16-bit elements (128 bytes) a row, the 16-byte chunk c of row r at chunk c ^ (r % 8): TMA's and
@@ -36,10 +39,16 @@ struct Barrier {
   uint64_t bits;
 };
 
-// 16 columns of a tile as an operand of wgmma: the low word of their descriptor (PTX ISA, "Matrix descriptor"), with
-// the start address / 16 in bits 0..13 and the leading byte offset / 16, which this layout does not use, 1 in 16..29.
+// An operand of wgmma: the low word of its descriptor (PTX ISA, "Matrix descriptor"), with the start address / 16 in
+// bits 0..13 and the leading byte offset / 16 in 16..29: of 16 columns of a tile, which have none, 1; of 16 rows, the
+// bytes from a tile to the one with the next 64 columns.
 struct Operand {
   uint32_t low;
+
+  ATTFC_DEVICE static Operand of_columns(uint32_t address) { return {(address & 0x3ffff) >> 4 | 1 << 16}; }
+  ATTFC_DEVICE static Operand of_rows(uint32_t address, int tile_bytes) {
+    return {(address & 0x3ffff) >> 4 | static_cast<uint32_t>(tile_bytes) >> 4 << 16};  // fault: rows_layout
+  }
 
   // The high word: 1024 bytes between groups of 8 rows, / 16, in bits 32..45; 128-byte swizzle, 1, in 62..63.
   ATTFC_DEVICE uint64_t descriptor() const {

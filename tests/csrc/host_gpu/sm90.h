@@ -52,6 +52,8 @@ struct TileCopy {
 struct Product {
   std::array<float*, kWarpSize> d;
   uint64_t a, b;
+  int columns;
+  bool by_rows;  // the inner axis of b goes over rows of its tiles
   bool add, bfloat16, done;
   int group;
   unsigned line;
@@ -62,7 +64,7 @@ using WarpAccumulator = std::array<std::array<float, 64>, kWarpSize>;
 struct AsyncWarp {
   std::deque<Product> products;
   std::map<float*, WarpAccumulator> accumulators;  // by lane 0's registers, while products are under way
-  std::vector<std::array<uint64_t, 3>> issued;     // a, b, add: the same in the four warps of a group
+  std::vector<std::array<uint64_t, 3>> issued;     // a, b, and how: the same in the four warps of a group
   std::vector<int> register_changes;               // likewise
   int open_group = 0, registers = 0;
   bool fenced = false, waits_for_registers = false;
@@ -133,16 +135,23 @@ inline void land(const TileCopy& copy) {
   complete_phase_if_due(copy.barrier, state);
 }
 
-// PTX ISA, "Matrix descriptor" and "128-byte swizzle", K-major: where element (row, column) of an operand lies.
-inline uint32_t operand_address(uint64_t descriptor, int row, int column, unsigned line) {
-  const uint32_t start = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
-  const uint32_t stride = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
+inline uint32_t field(uint64_t descriptor, int first_bit) {
+  return static_cast<uint32_t>(descriptor >> first_bit & 0x3fff) << 4;
+}
+
+// PTX ISA, "Matrix descriptor" and "128-byte swizzle": where element (row, column) of an operand lies. K-major: column
+// is of the inner axis, the stride offset leads to the next 8 rows. MN-major (by_rows): row is of the inner axis, the
+// stride offset leads to the next 8 of them, the leading offset to the next 64 columns.
+inline uint32_t operand_address(uint64_t descriptor, int row, int column, unsigned line, bool by_rows = false) {
+  const uint32_t start = field(descriptor, 0), stride = field(descriptor, 32);
   if (descriptor >> 62 != 1)
     fail("wgmma, line %u: the descriptor has swizzle mode %u, not 1 (128 bytes)", line,
          static_cast<unsigned>(descriptor >> 62));
   if ((descriptor >> 49 & 7) != 0) fail("wgmma, line %u: the descriptor has a base offset", line);
+  const uint32_t tile = by_rows ? static_cast<uint32_t>(column / 64) * field(descriptor, 16) : 0;
+  if (by_rows) column %= 64;
   const uint32_t address =
-      start + static_cast<uint32_t>(row / 8) * stride + static_cast<uint32_t>(row % 8 * 128 + column * 2);
+      start + tile + static_cast<uint32_t>(row / 8) * stride + static_cast<uint32_t>(row % 8 * 128 + column * 2);
   return address ^ (address >> 7 & 7) << 4;
 }
 
@@ -152,27 +161,36 @@ struct Range {
 };
 // The lines of 128 bytes that hold `rows` rows of an operand from `first` on.
 inline Range operand_range(uint64_t descriptor, int first, int rows) {
-  const uint32_t start = (static_cast<uint32_t>(descriptor & 0x3fff) << 4) & ~127u;
-  const uint32_t stride = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
+  const uint32_t start = field(descriptor, 0) & ~127u, stride = field(descriptor, 32);
   return {start + static_cast<uint32_t>(first / 8) * stride,
           start + static_cast<uint32_t>((first + rows) / 8) * stride};
 }
 inline Range left_range(const Product& product, size_t warp) {
   return operand_range(product.a, static_cast<int>(warp % 4) * 16, 16);
 }
-inline Range right_range(const Product& product) { return operand_range(product.b, 0, 128); }
+inline bool reads(const Product& product, size_t warp, const Range& range) {
+  if (range.meets(left_range(product, warp))) return true;
+  if (!product.by_rows) return range.meets(operand_range(product.b, 0, product.columns));
+  for (int column = 0; column < product.columns; column += 64) {
+    Range tile = operand_range(product.b, 0, 16);
+    const uint32_t offset = static_cast<uint32_t>(column / 64) * field(product.b, 16);
+    if (range.meets({tile.begin + offset, tile.end + offset})) return true;
+  }
+  return false;
+}
 
 inline void check_operands_landed(const Product& product, size_t warp) {
   for (const TileCopy& copy : async->copies) {
     const Range target{copy.target, copy.target + static_cast<uint32_t>(copy.bytes)};
-    if (target.meets(left_range(product, warp)) || target.meets(right_range(product))) {
+    if (reads(product, warp, target)) {
       fail("wgmma, line %u, of warp %zu reads what a copy_tile has not brought yet", product.line, warp);
     }
   }
 }
 
-inline float operand_element(uint64_t descriptor, bool bfloat16, int row, int column, unsigned line) {
-  const uint32_t address = operand_address(descriptor, row, column, line);
+inline float operand_element(uint64_t descriptor, bool bfloat16, int row, int column, unsigned line,
+                             bool by_rows = false) {
+  const uint32_t address = operand_address(descriptor, row, column, line, by_rows);
   const char* at = block->arena->at(address);
   block->arena->check_inside(at, 2, "wgmma operand", line);
   block->arena->check_visible(at, 2, "wgmma operand", line);
@@ -188,11 +206,14 @@ inline void execute(Product& product, size_t warp) {
   const int first = static_cast<int>(warp % 4) * 16;
   for (int k = 0; k < 16; ++k) {
     for (int m = 0; m < 16; ++m) left[m][k] = operand_element(product.a, product.bfloat16, first + m, k, product.line);
-    for (int n = 0; n < 128; ++n) right[n][k] = operand_element(product.b, product.bfloat16, n, k, product.line);
+    for (int n = 0; n < product.columns; ++n) {
+      right[n][k] = product.by_rows ? operand_element(product.b, product.bfloat16, k, n, product.line, true)
+                                    : operand_element(product.b, product.bfloat16, n, k, product.line);
+    }
   }
   WarpAccumulator& sums = async->warps[warp].accumulators.at(product.d[0]);
   for (int lane = 0; lane < kWarpSize; ++lane) {
-    for (int i = 0; i < 64; ++i) {
+    for (int i = 0; i < product.columns / 2; ++i) {
       // PTX ISA, "Accumulator D" of wgmma.m64nNk16.
       const int row = lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
       float& own = sums[static_cast<size_t>(lane)][static_cast<size_t>(i)];
@@ -311,6 +332,8 @@ inline void arrive(Barrier* barrier, long long bytes, const char* operation, uns
 inline void barrier_arrive(Barrier* barrier, unsigned line = __builtin_LINE()) {
   host::arrive(barrier, 0, "barrier_arrive", line);
   host::maybe_advance();
+  const host::Quiet quiet;  // whoever waited may be faster than whatever this thread does next
+  if (host::options.seed != 0 && host::random_below(8) == 0) host::yield_to_next(false);
 }
 inline void barrier_arrive_expect_tx(Barrier* barrier, unsigned bytes, unsigned line = __builtin_LINE()) {
   host::arrive(barrier, bytes, "barrier_arrive_expect_tx", line);
@@ -366,7 +389,7 @@ inline void copy_tile(void* shared, const TensorMap& map, Barrier* barrier, int 
     const host::Range target{copy.target, copy.target + static_cast<uint32_t>(copy.bytes)};
     for (size_t warp = 0; warp < host::async->warps.size(); ++warp) {
       for (const host::Product& product : host::async->warps[warp].products) {
-        if (!target.meets(host::left_range(product, warp)) && !target.meets(host::right_range(product))) continue;
+        if (!host::reads(product, warp, target)) continue;
         host::fail("copy_tile, line %u, writes what a wgmma of warp %zu, line %u, still reads", line, warp,
                    product.line);
       }
@@ -444,7 +467,12 @@ void raise_registers(unsigned line = __builtin_LINE()) {
 
 inline Operand swizzled_operand(const void* tile) {
   const host::Quiet quiet;
-  return {(host::block->arena->offset_of(tile) & 0x3ffff) >> 4 | 1 << 16};
+  return Operand::of_columns(host::block->arena->offset_of(tile));
+}
+
+inline Operand swizzled_rows(const void* tile, int tile_bytes) {
+  const host::Quiet quiet;
+  return Operand::of_rows(host::block->arena->offset_of(tile), tile_bytes);
 }
 
 inline void wgmma_fence(unsigned line = __builtin_LINE()) {
@@ -457,20 +485,25 @@ namespace host {
 // A warp's reads of the operands, as ThreadSanitizer sees them; by lane 0, which speaks for its warp at barriers.
 inline void touch_operands([[maybe_unused]] const Product& product) {
 #if defined(__SANITIZE_THREAD__)
-  const auto read = [&](uint64_t descriptor, int first, int rows) {
+  const auto read = [&](uint64_t descriptor, int first, int rows, int columns, bool by_rows) {
     for (int row = first; row < first + rows; ++row) {
-      for (int column = 0; column < 16; column += 4) {
+      for (int column = 0; column < columns; column += 4) {
         [[maybe_unused]] const uint64_t word = *reinterpret_cast<const volatile uint64_t*>(
-            block->arena->at(operand_address(descriptor, row, column, product.line)));
+            block->arena->at(operand_address(descriptor, row, column, product.line, by_rows)));
       }
     }
   };
-  read(product.a, static_cast<int>(self().index / kWarpSize % 4) * 16, 16);
-  read(product.b, 0, 128);
+  read(product.a, static_cast<int>(self().index / kWarpSize % 4) * 16, 16, 16, false);
+  if (product.by_rows) {
+    read(product.b, 0, 16, product.columns, true);
+  } else {
+    read(product.b, 0, product.columns, 16, false);
+  }
 #endif
 }
 
-inline void issue_wgmma(float* d, uint64_t a, uint64_t b, bool add, bool bfloat16, unsigned line) {
+inline void issue_wgmma(float* d, int columns, uint64_t a, uint64_t b, bool by_rows, bool add, bool bfloat16,
+                        unsigned line) {
   struct Arguments {
     float* d;
     uint64_t a, b;
@@ -478,7 +511,7 @@ inline void issue_wgmma(float* d, uint64_t a, uint64_t b, bool add, bool bfloat1
   meet("wgmma", line, mine, [&](Arguments** all) {
     const size_t index = self().index / kWarpSize;
     AsyncWarp& warp = own_async_warp();
-    Product product{{}, a, b, add, bfloat16, false, warp.open_group, line};
+    Product product{{}, a, b, columns, by_rows, add, bfloat16, false, warp.open_group, line};
     for (size_t lane = 0; lane < kWarpSize; ++lane) {
       if (all[lane]->a != all[0]->a || all[lane]->b != all[0]->b) {
         fail("wgmma, line %u: the lanes of warp %zu have different descriptors", line, index);
@@ -490,20 +523,20 @@ inline void issue_wgmma(float* d, uint64_t a, uint64_t b, bool add, bool bfloat1
     if (warp.accumulators.count(product.d[0]) == 0) {
       WarpAccumulator& sums = warp.accumulators[product.d[0]];
       for (size_t lane = 0; lane < kWarpSize; ++lane) {
-        for (size_t i = 0; i < 64; ++i) {
+        for (size_t i = 0; i < static_cast<size_t>(columns) / 2; ++i) {
           sums[lane][i] = product.d[lane][i];
           product.d[lane][i] = NAN;
         }
       }
     }
-    warp.issued.push_back({a, b, add ? 1u : 0u});
+    warp.issued.push_back({a, b, static_cast<uint64_t>(columns) << 2 | (by_rows ? 2u : 0u) | (add ? 1u : 0u)});
     warp.products.push_back(product);
   });
   Product touched{};
   {
     const Quiet quiet;
     if (self().index % kWarpSize != 0) return;
-    touched.a = a, touched.b = b, touched.line = line;
+    touched.a = a, touched.b = b, touched.columns = columns, touched.by_rows = by_rows, touched.line = line;
   }
   touch_operands(touched);
 }
@@ -525,7 +558,7 @@ inline void wait_wgmma(int pending, unsigned line) {
       if (!last) continue;
       const WarpAccumulator& sums = warp.accumulators.at(product.d[0]);
       for (size_t lane = 0; lane < kWarpSize; ++lane) {
-        for (size_t i = 0; i < 64; ++i) product.d[lane][i] = sums[lane][i];
+        for (size_t i = 0; i < static_cast<size_t>(product.columns) / 2; ++i) product.d[lane][i] = sums[lane][i];
       }
       warp.accumulators.erase(product.d[0]);
     }
@@ -538,7 +571,15 @@ inline void wait_wgmma(int pending, unsigned line) {
 
 template <class Element, bool add>
 void wgmma_64x128x16(float (&d)[64], Operand a, Operand b, unsigned line = __builtin_LINE()) {
-  host::issue_wgmma(d, a.descriptor(), b.descriptor(), add, kIsBFloat16<Element>, line);
+  host::issue_wgmma(d, 128, a.descriptor(), b.descriptor(), false, add, kIsBFloat16<Element>, line);
+}
+template <class Element, bool add>
+void wgmma_64x128x16_rows(float (&d)[64], Operand a, Operand b, unsigned line = __builtin_LINE()) {
+  host::issue_wgmma(d, 128, a.descriptor(), b.descriptor(), true, add, kIsBFloat16<Element>, line);
+}
+template <class Element, bool add>
+void wgmma_64x32x16(float (&d)[16], Operand a, Operand b, unsigned line = __builtin_LINE()) {
+  host::issue_wgmma(d, 32, a.descriptor(), b.descriptor(), false, add, kIsBFloat16<Element>, line);
 }
 inline void wgmma_commit(unsigned line = __builtin_LINE()) {
   struct Arguments {
@@ -549,8 +590,8 @@ template <int kPending>
 void wgmma_wait(unsigned line = __builtin_LINE()) {
   host::wait_wgmma(kPending, line);
 }
-template <int kPending>
-void wgmma_wait(float (&)[64], unsigned line = __builtin_LINE()) {
+template <int kPending, int count>
+void wgmma_wait(float (&)[count], unsigned line = __builtin_LINE()) {
   host::wait_wgmma(kPending, line);
 }
 
