@@ -221,7 +221,7 @@ class SweepSm90Block {
     for (const Row& row : rows) {
       needed |= !may_omit(row.omitted, row.pending_mass, row.sum, row.target_mass, p.grad_tolerance);
     }
-    uint32_t flags = (gpu::warp_any(needed) ? kNeeded : 0u) | (gpu::warp_any(!stays[0] || !stays[1]) ? kMoves : 0u);
+    uint32_t flags = (gpu::warp_any(needed) ? kNeeded : 0u) | (stays[0] && stays[1] ? 0u : kMoves);
     if (lane == 0) gpu::store_shared(shared.flags[tile % 2] + (thread / gpu::kWarpSize - 4), flags);
     meet(shared.weights_full, static_cast<unsigned>(tile));
     flags = 0;
@@ -344,7 +344,7 @@ class SweepSm90Block {
   }
 
   // From cosines to p N' s of this thread's columns of a row, to shared memory, and the row's sums (`counts`). False,
-  // and nothing done but `largest`, where the reference must move first.
+  // and nothing done but `largest`, where a reference of the warp's rows must move first.
   ATTFC_DEVICE bool weigh(Row& row, int upper, const float (&dots)[16], const Numbers& numbers, uint16_t* weights,
                           int group, int own_row, bool counts) const {
     const bool scaled = p.center_scale != nullptr;
@@ -357,7 +357,8 @@ class SweepSm90Block {
     for (int k = 0; k < kOwn; k += 2) {
       const int column = 4 * k + lane % 4 * 2;
       const gpu::Long2 label = gpu::load_shared(reinterpret_cast<const gpu::Long2*>(numbers.labels + column));
-      const gpu::Float2 scale = scales_of(numbers, column, scaled);
+      gpu::Float2 scale = {1, 1};
+      if (scaled) scale = gpu::load_shared(reinterpret_cast<const gpu::Float2*>(numbers.scales + column));
       ATTFC_UNROLL
       for (int e = 0; e < 2; ++e) {
         const int64_t own = e == 0 ? label.x : label.y;
@@ -375,14 +376,16 @@ class SweepSm90Block {
     if (Range::kCarriesScale && scaled) largest += logf(widest);
     row.largest = largest;
     row.pending_mass = 0;
-    if (is_above(largest, row.reference)) return false;
+    if (gpu::warp_any(is_above(largest, row.reference))) return false;
 
     const float weight_scale = weight_scale_of(line);
     const float reference = row.reference == -INFINITY ? 0 : row.reference;  // -inf: there is nothing yet
     float mass = 0;
     ATTFC_UNROLL
     for (int k = 0; k < kOwn; k += 2) {
-      const gpu::Float2 scale = scales_of(numbers, 4 * k + lane % 4 * 2, scaled);
+      const int column = 4 * k + lane % 4 * 2;
+      gpu::Float2 scale = {1, 1};
+      if (scaled) scale = gpu::load_shared(reinterpret_cast<const gpu::Float2*>(numbers.scales + column));
       float weight[2];
       ATTFC_UNROLL
       for (int e = 0; e < 2; ++e) {
@@ -410,12 +413,6 @@ class SweepSm90Block {
     row.pending_mass = mass;
     if (counts) row.sum += mass;
     return true;
-  }
-
-  // Of two neighbouring centres of a half.
-  ATTFC_DEVICE static gpu::Float2 scales_of(const Numbers& numbers, int column, bool scaled) {
-    if (!scaled) return {1, 1};
-    return gpu::load_shared(reinterpret_cast<const gpu::Float2*>(numbers.scales + column));
   }
 
   // The slow path: every row whose largest logit is out of reach takes it as its reference, the same in its eight

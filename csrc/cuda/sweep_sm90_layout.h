@@ -25,16 +25,16 @@ struct SweepSm90Config {
   static_assert(kColumns % 128 == 0, "O is summed by wgmma m64n128k16");
 };
 
-// The map of a block's shared memory; bytes at D 512: 217088, 212 KiB.
+// The map of a block's shared memory; bytes at D 512: 219136, 214 KiB.
 //
-// barrier              arrivals of a phase                        a phase completes when
-// embeddings_full      producer, with bytes                       the block's embeddings have landed (once)
-// full[stage]          producer, with bytes                       half a tile of centres has landed
-// numbers_full[stage]  32: the lanes that wrote                   its labels and scales are there, empty slots are
-// zeros empty[stage]         lane 0 of each consumer warp               all products that read it are done weights_full
-// 256: every consumer thread                 a tile's weights and flags are written moved                256, twice
-// where a reference moves         what the rows wish is written; weights are written anew halves_full          128: the
-// second consumer                   its sums of the rows are written (once)
+// barrier              arrivals of a phase             a phase completes when
+// embeddings_full      producer, with bytes            the block's embeddings have landed (once)
+// full[stage]          producer, with bytes            half a tile of centres has landed
+// numbers_full[stage]  32: the lanes that wrote        its labels and scales are there, empty slots are zeros
+// empty[stage]         lane 0 of each consumer warp    all products that read it are done
+// weights_full         256: every consumer thread      a tile's weights and flags are written
+// moved                256, twice for each move        the rows' wishes are written; the weights are written anew
+// halves_full          128: the second consumer        its sums of the rows are written (once)
 template <class Config>
 struct SweepSm90Shared {
   using EmbeddingStep = uint16_t[kSm90Rows * gpu::kTileColumns];  // 8 KiB, swizzled (gpu/sm90.h)
