@@ -3,11 +3,10 @@
 // two_pass_test.
 #include "csrc/cuda/sweep_sm90.h"
 
-#include "schedules.h"
-#include "sweep_oracle.h"
+#include "sweep_case.h"
 
 using namespace attfc;
-using testing::same_bits, testing::small_only;
+using testing::small_only;
 using testing::SweepCase;
 
 namespace {
@@ -23,14 +22,7 @@ SweepCase hopper() {
 }
 
 testing::SweepResult check_case(const SweepCase& c, const testing::SweepData& data) {
-  const auto result = testing::under_schedules(
-      c.shared_bytes, [&] { return testing::run_sweep(c, data); },
-      [&](const testing::SweepResult& each) { testing::check_against_oracle(c, data, each); },
-      [](const testing::SweepResult& a, const testing::SweepResult& b) {
-        return same_bits(a.lse, b.lse) && same_bits(a.grad, b.grad) && same_bits(a.moments, b.moments) &&
-               same_bits(a.omitted, b.omitted) && same_bits(a.max_cosine, b.max_cosine) &&
-               same_bits(a.hard_count, b.hard_count);
-      });
+  const auto result = testing::check_case(c, data);
   CHECK(gpu::host::counters.launches == 2, "%lld launches: not one pass", gpu::host::counters.launches);
   CHECK(gpu::host::counters.mma == 0 && gpu::host::counters.wgmma > 0, "another kernel");
   return result;

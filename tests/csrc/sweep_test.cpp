@@ -4,26 +4,13 @@
 #include <cstring>
 #include <tuple>
 
-#include "schedules.h"
-#include "sweep_oracle.h"
+#include "sweep_case.h"
 
 using namespace attfc;
-using testing::same_bits, testing::small_only;
+using testing::check_case, testing::same_bits, testing::small_only;
 using testing::SweepCase;
 
 namespace {
-
-// Runs one case under every schedule; returns the first result.
-testing::SweepResult check_case(const SweepCase& c, const testing::SweepData& data) {
-  return testing::under_schedules(
-      c.shared_bytes, [&] { return testing::run_sweep(c, data); },
-      [&](const testing::SweepResult& result) { testing::check_against_oracle(c, data, result); },
-      [](const testing::SweepResult& a, const testing::SweepResult& b) {
-        return same_bits(a.lse, b.lse) && same_bits(a.grad, b.grad) && same_bits(a.moments, b.moments) &&
-               same_bits(a.omitted, b.omitted) && same_bits(a.max_cosine, b.max_cosine) &&
-               same_bits(a.hard_count, b.hard_count);
-      });
-}
 
 void add(const std::string& name, const SweepCase& c) {
   testing::add_case(name, [c] { check_case(c, testing::make_data(c)); });

@@ -2,11 +2,10 @@
 // schedules, whose results must be the same bits. ATTFC_SEEDS, ATTFC_SMALL: see schedules.h.
 #include "csrc/cuda/two_pass.h"
 
-#include "schedules.h"
-#include "sweep_oracle.h"
+#include "sweep_case.h"
 
 using namespace attfc;
-using testing::same_bits, testing::small_only;
+using testing::small_only;
 using testing::SweepCase;
 
 namespace {
@@ -20,14 +19,7 @@ SweepCase hopper() {
 }
 
 testing::SweepResult check_case(const SweepCase& c, const testing::SweepData& data) {
-  const auto result = testing::under_schedules(
-      c.shared_bytes, [&] { return testing::run_sweep(c, data); },
-      [&](const testing::SweepResult& each) { testing::check_against_oracle(c, data, each); },
-      [](const testing::SweepResult& a, const testing::SweepResult& b) {
-        return same_bits(a.lse, b.lse) && same_bits(a.grad, b.grad) && same_bits(a.moments, b.moments) &&
-               same_bits(a.omitted, b.omitted) && same_bits(a.max_cosine, b.max_cosine) &&
-               same_bits(a.hard_count, b.hard_count);
-      });
+  const auto result = testing::check_case(c, data);
   const long long launches = gpu::host::counters.launches;
   CHECK(launches == (c.need_grad ? 5 : 2), "%lld launches: not two passes", launches);
   return result;
