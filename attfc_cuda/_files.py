@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, cache: bool = False) -> Iterator[Path]:
     """A file to write beside `path`, synced and renamed over it at the end; after an error it is gone and what was at
-    `path` stays. Two processes may write the same path at once: the last one stands."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    `path` stays. Two processes may write the same path at once: the last one stands.
+
+    cache: For a file that its readers can do without, and check as a whole: it is not synced, and threads and machines
+    may write it at once too.
+    """
+    number = f"{os.getpid()}-{secrets.token_hex(8)}" if cache else str(os.getpid())
+    part = path.with_name(f".{path.name}.{number}.tmp")
     try:
         yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
+        if not cache:
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

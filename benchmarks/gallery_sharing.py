@@ -32,6 +32,7 @@ from attfc_cuda.demo import demo_config  # noqa: E402
 from attfc_cuda.train import TrainConfig  # noqa: E402
 from attfc_cuda.train import training as parts  # noqa: E402
 from attfc_cuda.train.objective import OBJECTIVES  # noqa: E402
+from attfc_cuda.train.process_group import Group  # noqa: E402
 
 # Name, head, probes of an identity in a batch, steps that share a gallery.
 SETTINGS = (
@@ -72,8 +73,8 @@ def measure_all(given: argparse.Namespace, chosen: list[tuple[str, str, int, int
         # The faces of all settings are the same: drawn once.
         faces: list[FaceDataset] = []
 
-        def load_once(config: TrainConfig) -> FaceDataset:
-            faces.extend([] if faces else [load(config)])
+        def load_once(config: TrainConfig, group: Group | None = None) -> FaceDataset:
+            faces.extend([] if faces else [load(config, group)])
             return faces[0]
 
         load = parts.load_dataset

@@ -15,7 +15,7 @@ from attfc_cuda._check import error
 from attfc_cuda.data import FaceDataset, StoredFaces, build_dataset, read_image
 from attfc_cuda.data.faces import load_all
 from attfc_cuda.data.images import IMAGE_EXTENSIONS
-from attfc_cuda.data.sources.folders import is_hidden
+from attfc_cuda.data.sources.folder_index import is_hidden
 from attfc_cuda.evaluation.build import split_list
 from attfc_cuda.evaluation.embed import embed_images
 

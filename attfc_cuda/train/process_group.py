@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,7 +35,8 @@ from attfc_cuda.train.interrupt import LostWorker
 
 # What the errors of a broken connection say: PyTorch raises a plain RuntimeError for most of them.
 _BROKEN = ("gloo", "nccl", "connection", "timed out", "timeout", "broken pipe", "socket")
-
+_BEAT_S = 1.0
+_Made = TypeVar("_Made")
 
 __getattr__ = renamed_attributes(__name__, {"Silence": "train.log.NoLog"})
 
@@ -98,6 +101,32 @@ class Group:
     def wait(self) -> None:
         """Until every process is here."""
         dist.barrier()
+
+    def in_turn(self, make: Callable[[], _Made]) -> _Made:
+        """What `make` gives, called by the first process of all, then by the first of every other machine, then by the
+        rest: so that those find what others have left on the disk.
+
+        A process that waits is told once a second that the others are still at it, so that `make` may take longer than
+        the group's timeout. What it raises is raised when every process has had its turn.
+        """
+        own = 0 if self.rank == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+        made: Future[_Made] = Future()
+
+        def work() -> None:
+            try:
+                made.set_result(make())
+            except BaseException as cause:
+                made.set_exception(cause)
+
+        for turn in range(3):
+            if turn == own:
+                # In a thread that holds up neither the messages nor the end of an interrupted process.
+                threading.Thread(target=work, daemon=True).start()
+            busy = True
+            while busy:
+                mine = turn == own and not wait([made], _BEAT_S).done
+                busy = bool(self.sum(torch.tensor(float(mine), device=self.device)).item())
+        return made.result()
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over the processes."""
@@ -182,11 +211,11 @@ def join(config: TrainConfig) -> Group | None:
         raise error("train", "device", rule, got, "start fewer processes, or use --device cpu")
     owned = not dist.is_initialized()
     if owned:
-        wait = timedelta(seconds=config.run.group_timeout)
+        timeout = timedelta(seconds=config.run.group_timeout)
         if device.type == "cuda":
-            dist.init_process_group("nccl", timeout=wait, device_id=device)
+            dist.init_process_group("nccl", timeout=timeout, device_id=device)
         else:
-            dist.init_process_group("gloo", timeout=wait)
+            dist.init_process_group("gloo", timeout=timeout)
     return Group(device, owned)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ class Training:
         # A run that goes on has its weights in its checkpoint.
         self.initial = None if config.run.resume else read_initial(config)
 
-        self.dataset, held_out = parted(config, load_dataset(config))
+        self.dataset, held_out = parted(config, load_dataset(config, group))
         check_dataset(config, self.dataset)
         self.data_identity = DataIdentity.of(self.dataset)
         self._data_state = self.data_identity.state_dict()
@@ -327,15 +328,19 @@ class Training:
         return "\n".join(lines)
 
 
-def load_dataset(config: TrainConfig) -> FaceDataset:
-    """The training faces, kept decoded in memory where `cache` says so."""
+def load_dataset(config: TrainConfig, group: Group | None = None) -> FaceDataset:
+    """The training faces, kept decoded in memory where `cache` says so. Of a group one process looks for them first; the
+    others read the index that it has kept, or look for them too where it could not."""
     options = config.dataset
-    arguments: dict[str, Any] = {"image_size": options.image_size, "on_bad_image": options.on_bad_image}
-    arguments["identities"] = options.identities
-    dataset = build_dataset(options.data, cache=options.cache == "on", **arguments)
+    build = functools.partial(
+        build_dataset, options.data, image_size=options.image_size, on_bad_image=options.on_bad_image,
+        identities=options.identities,
+    )  # fmt: skip
+    dataset = build(cache=options.cache == "on") if group is None else group.in_turn(build)
     # Only the scan tells how many images there are, and reading them all drops the unreadable ones: a second build.
-    if options.cache == "auto" and len(dataset) * 3 * options.image_size**2 <= CACHE_LIMIT_BYTES:
-        dataset = build_dataset(options.data, cache=True, **arguments)
+    fits = len(dataset) * 3 * options.image_size**2 <= CACHE_LIMIT_BYTES
+    if (options.cache == "on" and group is not None) or (options.cache == "auto" and fits):
+        dataset = build(cache=True)
     return dataset
 
 

@@ -349,7 +349,7 @@ def test_a_kill_while_packing_never_leaves_an_idx_of_another_rec(folder, tmp_pat
     path = tmp_path / "train.rec"
     pack(FolderFaces(folder, 16), path)
     (folder / "anna" / "10.png").unlink()
-    replace, done = os.replace, []
+    fewer, replace, done = FolderFaces(folder, 16), os.replace, []
 
     def killed(source, target):
         if done:
@@ -358,7 +358,7 @@ def test_a_kill_while_packing_never_leaves_an_idx_of_another_rec(folder, tmp_pat
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", killed)
-        pack(FolderFaces(folder, 16), path)
+        pack(fewer, path)
     assert values(RecordFaces(path, 16, on_bad_image="raise")) == [20, 30, 40, 50, 60]
 
 

@@ -18,7 +18,7 @@ from unittest import mock
 
 import numpy as np
 from fuzz_parts import FACES, PICTURES, SIZE, Target, check_named
-from fuzz_records import drain, strictly_too
+from fuzz_records import drain, strictly_too, write_anew
 
 from attfc_cuda.data import LmdbFaces, TarFaces, UnreadableImage
 from attfc_cuda.data.sources import lmdb as lmdb_source
@@ -120,8 +120,7 @@ def tar_seeds(folder: Path) -> list[bytes]:
 
 
 def run_tar(data: bytes, folder: Path) -> bool:
-    (folder / "a.tar").write_bytes(data)
-    return drain(strictly_too(TarFaces), folder / "a.tar")
+    return drain(strictly_too(TarFaces), write_anew(folder / "a.tar", data))
 
 
 def changed_tar(data: bytes, rng: random.Random) -> bytes:
@@ -191,8 +190,7 @@ def walked(command: list, **options: Any) -> subprocess.CompletedProcess:
 
 
 def run_lmdb(data: bytes, folder: Path) -> bool:
-    path = folder / "a.lmdb"
-    path.write_bytes(data)
+    path = write_anew(folder / "a.lmdb", data)
     with mock.patch.object(lmdb_source.subprocess, "run", walked):
         return drain(strictly_too(LmdbFaces), path)
 

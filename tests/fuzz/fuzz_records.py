@@ -1,11 +1,14 @@
-"""RecordIO: a .rec file with and without its .idx, the .idx, and the index that is kept beside it."""
+"""RecordIO: a .rec file with and without its .idx, the .idx, and the indexes that are kept
+beside it and other formats."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import struct
+import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +17,23 @@ from typing import Any
 import numpy as np
 from fuzz_parts import FACES, SIZE, Target, changed_value, check_named, odd_value
 
-from attfc_cuda.data import ListFaces, RecordFaces, UnreadableImage
+from attfc_cuda.data import FolderFaces, ListFaces, RecordFaces, TarFaces, UnreadableImage
+from attfc_cuda.data.sources.index_cache import SUFFIX
 from attfc_cuda.data.sources.recordio import MAGIC
 from attfc_cuda.data.sources.recordio_writer import RecordWriter
 
+CACHED = {
+    "cached.rec": RecordFaces, "cached.tar": TarFaces, "cached2.tar": TarFaces, "cached.txt": ListFaces,
+    "cached": FolderFaces,
+}  # fmt: skip
 _HEAD = 16  # bytes of the head of a cached index: magic, length of its JSON, CRC-32
+
+
+def write_anew(path: Path, data: bytes) -> Path:
+    """Without the index of what was there before: changes follow each other faster than a file's time shows."""
+    path.with_name(path.name + SUFFIX).unlink(missing_ok=True)
+    path.write_bytes(data)
+    return path
 
 
 def drain(open_faces: Callable, path: Path) -> bool:
@@ -67,14 +82,12 @@ def rec_seeds(folder: Path) -> list[bytes]:
 def run_rec(data: bytes, folder: Path) -> bool:
     """By its parts; every other input by an .idx that is whole."""
     if len(data) % 2:
-        (folder / "a.rec").write_bytes(data)
-        return drain(strictly_too(RecordFaces), folder / "a.rec")
+        return drain(strictly_too(RecordFaces), write_anew(folder / "a.rec", data))
     path = folder / "with_idx.rec"
     if not path.with_suffix(".idx").exists():
         rec_seeds(folder)
         os.replace(folder / "seed.idx", path.with_suffix(".idx"))
-    path.write_bytes(data)
-    return drain(strictly_too(RecordFaces), path)
+    return drain(strictly_too(RecordFaces), write_anew(path, data))
 
 
 def changed_rec(data: bytes, rng: random.Random) -> bytes:
@@ -109,8 +122,8 @@ def run_idx(data: bytes, folder: Path) -> bool:
     path = folder / "indexed.rec"
     if not path.exists():
         path.write_bytes(rec_seeds(folder)[1])
-    path.with_suffix(".idx").write_bytes(data)
-    path.with_name("indexed.rec.attfc_index").unlink(missing_ok=True)
+    write_anew(path.with_suffix(".idx"), data)
+    path.with_name(path.name + SUFFIX).unlink(missing_ok=True)
     return drain(strictly_too(RecordFaces), path)
 
 
@@ -135,45 +148,66 @@ def changed_idx(data: bytes, rng: random.Random) -> bytes:
 
 
 def cache_seeds(folder: Path) -> list[bytes]:
-    path = folder / "cached.rec"
-    path.write_bytes(rec_seeds(folder)[0])
-    RecordFaces(path, SIZE)
-    return [path.with_name("cached.rec.attfc_index").read_bytes()]
+    """Of a .rec, of shards with numbers and with folders, of a list and of a folder."""
+    write_anew(folder / "cached.rec", rec_seeds(folder)[0])
+    for name, members in (
+        ("cached.tar", ("0.jpg", "0.cls", "1.jpg", "1.cls")),
+        ("cached2.tar", ("a/0.jpg", "b/0.jpg")),
+    ):
+        with tarfile.open(folder / name, "w") as archive:
+            for member in members:
+                content = b"7" if member.endswith("cls") else FACES[0]
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    (folder / "cached" / "ann").mkdir(parents=True, exist_ok=True)
+    for name in ("0.jpg", "1.jpg"):
+        (folder / "cached" / "ann" / name).write_bytes(FACES[0])
+    write_anew(folder / "cached.txt", b"cached/ann/0.jpg 0\ncached/ann/1.jpg 1\n")
+    for name, kind in CACHED.items():
+        kind(folder / name, SIZE)
+    return [(folder / (name + SUFFIX)).read_bytes() for name in CACHED]
 
 
 def run_cache(data: bytes, folder: Path) -> bool:
     """With a checksum that fits: as one would be that someone forged."""
+    name = next((name for name in CACHED if b'/%s"' % name.encode() in data), "cached.rec")
     data = data[:12] + struct.pack("<I", zlib.crc32(data[_HEAD:])) + data[_HEAD:] if len(data) > _HEAD else data
-    (folder / "cached.rec.attfc_index").write_bytes(data)
-    return drain(strictly_too(RecordFaces), folder / "cached.rec")
+    (folder / (name + SUFFIX)).write_bytes(data)
+    return drain(strictly_too(CACHED[name]), folder / name)
 
 
 def changed_cache(data: bytes, rng: random.Random) -> bytes:
-    """Offsets and labels replaced or left out, facts and damage of its JSON changed, the file it is of as it was."""
+    """Numbers of its arrays replaced or left out, facts and damage of its JSON changed, the file it is of as it was."""
     size = int.from_bytes(data[8:12], "little")
     head: Any = json.loads(data[_HEAD : _HEAD + size])
-    count = (len(data) - _HEAD - size) // 12
-    offsets = np.frombuffer(data, "<i8", count, _HEAD + size).copy()
-    labels = np.frombuffer(data, "<i4", count, _HEAD + size + 8 * count).copy()
+    arrays, at = [], _HEAD + size
+    for _, dtype, count in head["arrays"]:
+        arrays.append(np.frombuffer(data, dtype, count, at).copy())
+        at += arrays[-1].nbytes
     for _ in range(rng.choice((1, 2, 4))):
-        kind, at = rng.randrange(5), rng.randrange(max(count, 1))
-        if kind < 2 and count == 0:
+        kind, array = rng.randrange(5), rng.choice(arrays)
+        at = rng.randrange(max(len(array), 1))
+        if kind < 2 and len(array) == 0:
             break
         if kind == 0:
-            offsets[at] = rng.choice((0, 1, 4, -1, 2**62, int(offsets[rng.randrange(count)]), int(offsets[at]) + 8))
+            array[at] = rng.choice((0, 1, 4, np.iinfo(array.dtype).max, np.iinfo(array.dtype).min, 46, 47, 255))
         elif kind == 1:
-            labels[at] = rng.choice((0, -1, 1, 2**24, 2**31 - 1))
+            array[at] = array[rng.randrange(len(array))] + rng.choice((0, 0, 1))
         elif kind == 2:
-            other = changed_value({"facts": ["a", "b"], "damage": {"b": [1, "c"]}}, rng, odd_value)
+            other = changed_value({"facts": ["a", "b"], "skipped": {"b": [1, "c"]}}, rng, odd_value)
             head = {**head, **other} if isinstance(head, dict) and isinstance(other, dict) else other
         elif kind == 3:
             head = changed_value(head, rng, odd_value)
         else:
-            keep = rng.randrange(count + 1)
-            offsets, labels, count = offsets[:keep], labels[:keep], keep
+            keep = rng.randrange(len(arrays[0]) + 1)
+            arrays = [array[:keep] for array in arrays]
+            if isinstance(head, dict) and isinstance(head.get("arrays"), list) and rng.random() < 0.8:
+                names = [row[0] for row in head["arrays"] if isinstance(row, list) and row]
+                head["arrays"] = [[name, a.dtype.str, len(a)] for name, a in zip(names, arrays, strict=False)]
             break
     text = json.dumps(head).encode()
-    body = text + offsets.tobytes() + labels.tobytes()
+    body = text + b"".join(array.tobytes() for array in arrays)
     return data[:8] + struct.pack("<II", rng.choice((len(text),) * 9 + (len(text) + 12,)), zlib.crc32(body)) + body
 
 

@@ -4,7 +4,7 @@
 | ------------------ | --------------------------------------------------------------- | --------------------------- |
 | rec                | `RecordFaces`, by its parts and by a whole .idx                 | ValueError, UnreadableImage |
 | idx                | `RecordFaces` of a whole .rec                                   | ValueError, UnreadableImage |
-| cached index       | `RecordFaces`, `.rec.attfc_index`                               | ValueError, UnreadableImage |
+| cached index       | `RecordFaces`, `TarFaces`, `ListFaces`, `FolderFaces`           | ValueError, UnreadableImage |
 | bin                | `read_bin` (InsightFace's verification sets: pickles)           | ValueError, UnreadableImage |
 | tar                | `TarFaces`                                                      | ValueError, UnreadableImage |
 | lmdb               | `LmdbFaces`                                                     | ValueError, UnreadableImage |

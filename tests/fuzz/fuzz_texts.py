@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 from fuzz_parts import PICTURES, Target, changed_value, check_named, check_printable, odd_value
-from fuzz_records import drain, strictly_too
+from fuzz_records import drain, strictly_too, write_anew
 
 from attfc_cuda.compat.insightface import read_config, train_config
 from attfc_cuda.data import ListFaces
@@ -42,7 +42,7 @@ def list_seeds(folder: Path) -> list[bytes]:
 
 def run_list(data: bytes, folder: Path) -> bool:
     """As a list of faces, as a pair list (LFW's too), and as one of IJB's lists, the other two being whole."""
-    (folder / "a.txt").write_bytes(data)
+    write_anew(folder / "a.txt", data)
     meta = folder / "meta"
     meta.mkdir(exist_ok=True)
     first = data.split(b"\n", 1)[0]

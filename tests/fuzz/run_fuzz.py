@@ -29,6 +29,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 from fuzz_targets import TARGETS  # noqa: E402
 
+from attfc_cuda.data.sources import index_cache  # noqa: E402
+
 # A hang is for ever. Time of this process, since a loaded machine may stop it for a minute; and the clock's, for what
 # waits without working.
 CPU_SECONDS_AN_INPUT, SECONDS_AN_INPUT = 20, 600
@@ -233,6 +235,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
             os.chdir(name)
             os.environ["XDG_CACHE_HOME"] = name
+            index_cache._TICK_NS = 0  # each input would wait for it; no index of an input outlives it (`write_anew`)
             os.environ["ATTFC_MAX_IMAGE_BYTES"] = str(MAX_IMAGE_BYTES)
             os.environ["ATTFC_MAX_IMAGE_PIXELS"] = str(MAX_IMAGE_PIXELS)
             report = fuzz(options, Path(name))

@@ -28,6 +28,7 @@ class CheckedFile:
 
     Attributes:
         path, size, mtime_ns: As they were at the opening.
+        refused: Whether the system has refused to read what should be there; it may not do so another time.
 
     Raises:
         DamagedFile: For an empty file, or a read outside of it.
@@ -35,7 +36,7 @@ class CheckedFile:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
+        self.path, self.refused = Path(path), False
         info = self._open()
         self.size, self.mtime_ns = info.st_size, info.st_mtime_ns
 
@@ -62,6 +63,7 @@ class CheckedFile:
                 while 0 < len(content) < length and (more := self._more(start, content, length)):
                     content += more
             except OSError as cause:
+                self.refused = True
                 raise self.damaged(start, f"hold {length} readable bytes", cause) from cause
             if len(content) == length:
                 return content
@@ -87,7 +89,7 @@ class CheckedFile:
         return DamagedFile(printable(f"{self.path}: byte {offset} must {rule}, got {got}"))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "size": self.size, "mtime_ns": self.mtime_ns}
+        return {"path": self.path, "size": self.size, "mtime_ns": self.mtime_ns, "refused": self.refused}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +12,11 @@ from attfc_cuda._check import error
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import SlowNotice
 from attfc_cuda.data.images import IMAGE_EXTENSIONS, read_bytes
+from attfc_cuda.data.sources.folder_index import folder_index
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.stored import StoredFaces
 
 PathLike = str | os.PathLike
-# What file systems, file managers and notebooks put beside people's files. No identity is called so.
-_TOOL_FOLDERS = frozenset(
-    ["@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "system volume information", "__pycache__"]
-)
-
-
-def is_hidden(path: str) -> bool:
-    """Whether a file's or folder's path, by `/`, has a part that no person gave an image: a leading dot (`._1.jpg`,
-    `.ipynb_checkpoints`) or a tool's folder (`@eaDir`, `__MACOSX`)."""
-    return any(
-        part.lower() in _TOOL_FOLDERS or (part[:1] == "." and part not in (".", "..")) for part in path.split("/")
-    )
 
 
 def is_inside(path: Path, root: Path) -> bool:
@@ -40,7 +29,8 @@ class FolderFaces(StoredFaces):
 
     `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` in both modes. `dataset.path(i)`: its file.
     Hidden files and tools' folders (`.ipynb_checkpoints`, `@eaDir`, `__MACOSX`) and folders inside of identity folders
-    are counted, not read. Needs Pillow (`pip install attfc_cuda[data]`).
+    are counted, not read. What was found is kept beside a root (`index_cache`) and used while no folder has changed.
+    Needs Pillow (`pip install attfc_cuda[data]`).
 
     Args:
         roots: A folder, or several. Several are concatenated: labels go on counting, and the same name in two roots is
@@ -82,20 +72,29 @@ class FolderFaces(StoredFaces):
                 f"{len(lists)} for {len(self.roots)} roots",
                 "give None for a root without a list",
             )
-        names, files, counts, root_of = [], [], [], []
+        names: list[str] = []
+        counts, root_of = [np.empty(0, np.int32)], []
+        self._files = PackedNames(())
         notice = SlowNotice("looking for images")
         for number, (root, id_list) in enumerate(zip(self.roots, lists, strict=True)):
-            for name in self._identity_names(root, id_list):
-                found = self._image_names(root / name)
-                if found:
-                    names.append(name)
-                    files += found
-                    counts.append(len(found))
-                    root_of.append(number)
-                notice(f"{len(names)} identities, {len(files)} images")
-        labels = np.repeat(np.arange(len(names)), np.array(counts, dtype=np.int64))
+            before = len(names), len(self._files)
+
+            def tell(identities: int, images: int, before: tuple[int, int] = before) -> None:
+                notice(f"{before[0] + identities} identities, {before[1] + images} images")
+
+            index = folder_index(root, id_list, on_bad_image == "raise", tell)
+            self.skipped.update(index.skipped)
+            there = index.arrays["counts"] > 0
+            folders = PackedNames.of_arrays(index.arrays["folder_ends"], index.arrays["folders"])
+            names += [folders[k] for k in np.flatnonzero(there).tolist()]
+            counts.append(index.arrays["counts"][there])
+            root_of += [number] * int(there.sum())
+            self._files = self._files.followed_by(
+                PackedNames.of_arrays(index.arrays["file_ends"], index.arrays["files"])
+            )
+        labels = np.repeat(np.arange(len(names), dtype=np.int32), np.concatenate(counts))
         self._folders = PackedNames(str(self.roots[number] / name) for number, name in zip(root_of, names, strict=True))
-        self._files, self._folder_of_item = PackedNames(files), labels.astype(np.int32)
+        self._folder_of_item = labels
         self.start(labels, names, check=check, cache=cache)
         if not (check or cache):
             self._facts.append("duplicated images: not looked for, check=True reads every image and counts them")
@@ -127,64 +126,6 @@ class FolderFaces(StoredFaces):
             ", ".join(map(str, self.roots)) + self.skipped.text("; "),
             f"images end in {' '.join(IMAGE_EXTENSIONS)}",
         )
-
-    def _identity_names(self, root: Path, id_list: PathLike | None) -> list[str]:
-        folders = []
-        try:
-            with os.scandir(root) as entries:
-                for entry in entries:
-                    if is_hidden(entry.name):
-                        self.skipped.add("hidden files and folders of tools", entry.path)
-                    elif _is(entry.is_dir):
-                        folders.append(entry.name)
-                    else:
-                        self.skipped.add("files beside the identity folders", entry.path)
-        except OSError as cause:
-            raise error("FolderFaces", "roots", "be readable folders", f"{root} ({cause.strerror})") from cause
-        if id_list is None:
-            return sorted(folders)
-        try:
-            lines = Path(id_list).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as cause:
-            raise error("FolderFaces", "identities", "be readable text files", f"{id_list} ({cause})") from cause
-        listed = {line.strip() for line in lines} - {""}
-        for name in sorted(listed.difference(folders)):
-            self.skipped.add(f"identities that {Path(id_list).name} names and {root} lacks", name)
-        return sorted(listed.intersection(folders))
-
-    def _image_names(self, folder: Path) -> list[str]:
-        found = []
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if is_hidden(entry.name):
-                        self.skipped.add("hidden files and folders of tools", entry.path)
-                    elif _is(entry.is_dir):
-                        self.skipped.add("folders inside of identity folders, whose images are not read", entry.path)
-                    elif os.path.splitext(entry.name)[1].lower() not in IMAGE_EXTENSIONS:
-                        self.skipped.add("files that are no images by their extension", entry.path)
-                    elif not _is(entry.is_file):
-                        self.skipped.add("images that are no regular files", entry.path)
-                    else:
-                        found.append(entry.name)
-        except OSError as cause:
-            self._skip_or_raise("unreadable identity folders", f"{folder} ({cause.strerror})", "be readable")
-            return []
-        if not found:
-            self._skip_or_raise("identity folders without an image", str(folder), "hold at least one image")
-        return sorted(found)
-
-    def _skip_or_raise(self, what: str, where: str, rule: str) -> None:
-        if self.on_bad_image == "raise":
-            raise error("FolderFaces", "every identity folder", rule, where, 'on_bad_image="skip" leaves it out')
-        self.skipped.add(what, where)
-
-
-def _is(kind: Callable[[], bool]) -> bool:
-    try:
-        return kind()
-    except OSError:  # a link that leads to itself
-        return False
 
 
 def _as_list(value: PathLike | Sequence) -> list:

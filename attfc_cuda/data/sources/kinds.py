@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attfc_cuda._check import error
+from attfc_cuda.data.sources.index_cache import SUFFIX
 
 KINDS = ("folder", "record", "list", "tar", "gzip", "lmdb", "parquet")
 _SUFFIXES = {
@@ -81,7 +82,8 @@ def find_sources(source: str) -> list[Source]:
     paths = []
     for path in expanded:
         wild = any(mark in str(path) for mark in _WILD)
-        paths += sorted(map(Path, glob.glob(str(path)))) if wild else [path]
+        found = (name for name in glob.glob(str(path)) if not name.endswith(SUFFIX))
+        paths += sorted(map(Path, found)) if wild else [path]
     if not paths:
         raise error("build_dataset", "spec", "name files that exist", f"no match of {source}")
     kinds = {_shard_kind(path) for path in paths}

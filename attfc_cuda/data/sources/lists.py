@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,8 +15,10 @@ from attfc_cuda._check import error
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.images import read_bytes
 from attfc_cuda.data.sources.folders import is_inside
+from attfc_cuda.data.sources.index_cache import Index, load_index, settle, small
 from attfc_cuda.data.sources.list_layouts import KNOWN, SAMPLED_LINES, layout_of
 from attfc_cuda.data.sources.packed_names import PackedNames
+from attfc_cuda.data.sources.skipped import Skipped
 from attfc_cuda.data.sources.stored import StoredFaces
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -29,7 +32,8 @@ class ListFaces(StoredFaces):
     (1, path, label between tabs) and im2rec's (number, label, path); MagFace's (path 0 label 0); CSV with a heading or
     two columns. Empty lines, lines that start with # and a byte order mark are passed over. An identity's name is its
     number, and numbers with gaps are renumbered in ascending order; names are numbered in their order. `dataset[i]`:
-    uint8 [3, image_size, image_size]; `UnreadableImage`. `dataset.path(i)`: its file.
+    uint8 [3, image_size, image_size]; `UnreadableImage`. `dataset.path(i)`: its file. What the list says is
+    kept beside it, see `index_cache`.
 
     Args:
         path: The list.
@@ -55,39 +59,54 @@ class ListFaces(StoredFaces):
     ):
         super().__init__(image_size, on_bad_image)
         self.list, self.root = Path(path), Path(path).parent if root is None else Path(root)
-        paths: list[str] = []
-        labels: list[bytes] = []
-        layout = None
+        index = self._index()
+        arrays = index.arrays
+        self.skipped.update(index.skipped)
+        self._facts += index.facts
+        self._names = PackedNames.of_arrays(arrays["name_ends"], arrays["names"])
+        named = "identities" in arrays
+        identities = list(PackedNames.of_arrays(arrays["identity_ends"], arrays["identities"])) if named else None
+        self.start(arrays["labels"], identities, check=check, cache=cache)
+
+    def _index(self) -> Index:
         try:
             with open(os.open(self.list, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-                lines = _lines(file)
-                first = list(itertools.islice(lines, SAMPLED_LINES))
-                found = layout_of([text for _, text in first if b"\0" not in text])
-                if found is not None:
-                    layout, heading = found
-                    self._facts.append(f"lines read as: {layout.name}")
-                    for offset, text in itertools.chain(first[heading:], lines):
-                        parts = layout.parse(text) if b"\0" not in text else None
-                        if parts is None:
-                            self._bad_line(offset, text)
-                            continue
-                        paths.append(os.fsdecode(parts[0]))
-                        labels.append(parts[1])
-                elif first:
-                    rule = f"have lines of one of these layouts: {KNOWN}"
-                    raise error("ListFaces", "path", rule, self._got(*first[0]))
+                info = os.fstat(file.fileno())
+                of = {"list": [info.st_size, settle(info.st_mtime_ns)]}
+                strict, regular = self.on_bad_image == "raise", stat.S_ISREG(info.st_mode)
+                return load_index(self.list, of, lambda: self._read(file, regular), _is_sound, strict=strict)
         except OSError as cause:
-            raise error("ListFaces", "path", "be a readable list", f"{path} ({cause.strerror})") from cause
-        self._names = PackedNames(paths)
-        names = None
-        if layout is not None and layout.named:
-            names = sorted(set(labels))
-            rank = {name: place for place, name in enumerate(names)}
-            numbers = [rank[label] for label in labels]
-        else:
-            numbers = [int(label) for label in labels]
-        identities = None if names is None else [os.fsdecode(name) for name in names]
-        self.start(np.array(numbers, dtype=np.int64), identities, check=check, cache=cache)
+            raise error("ListFaces", "path", "be a readable list", f"{self.list} ({cause.strerror})") from cause
+
+    def _read(self, file: BinaryIO, regular: bool) -> Index:
+        paths: list[str] = []
+        labels: list[bytes] = []
+        named, facts, skipped = False, [], Skipped()
+        lines = _lines(file)
+        first = list(itertools.islice(lines, SAMPLED_LINES))
+        found = layout_of([text for _, text in first if b"\0" not in text])
+        if found is not None:
+            layout, heading = found
+            named = layout.named
+            facts.append(f"lines read as: {layout.name}")
+            for offset, text in itertools.chain(first[heading:], lines):
+                parts = layout.parse(text) if b"\0" not in text else None
+                if parts is None:
+                    self._bad_line(offset, text, skipped)
+                    continue
+                paths.append(os.fsdecode(parts[0]))
+                labels.append(parts[1])
+        elif first:
+            rule = f"have lines of one of these layouts: {KNOWN}"
+            raise error("ListFaces", "path", rule, self._got(*first[0]))
+        names = sorted(set(labels)) if named else []
+        rank = {name: place for place, name in enumerate(names)}
+        numbers = np.array([rank[label] if named else int(label) for label in labels], dtype=np.int64)
+        packed, identities = PackedNames(paths), PackedNames(map(os.fsdecode, names))
+        arrays = {"name_ends": packed.ends, "names": packed.block, "labels": small(numbers)}
+        if named:
+            arrays |= {"identity_ends": identities.ends, "identities": identities.block}
+        return Index(arrays, facts, skipped, bool(skipped.counts), lasting=regular)
 
     def path(self, index: int) -> Path:
         return self._path(self._item(index))
@@ -95,11 +114,11 @@ class ListFaces(StoredFaces):
     def _got(self, offset: int, text: bytes) -> str:
         return f"{text[:60]!r} at byte {offset} of {self.list}"
 
-    def _bad_line(self, offset: int, text: bytes) -> None:
+    def _bad_line(self, offset: int, text: bytes, skipped: Skipped) -> None:
         got = self._got(offset, text)
         if self.on_bad_image == "raise":
             raise error("ListFaces", "every line", "be a path and a label", got, 'on_bad_image="skip" leaves it out')
-        self.skipped.add("lines that are not a path and a label", got)
+        skipped.add("lines that are not a path and a label", got)
 
     def _path(self, item: int) -> Path:
         return self.root / self._names[item]
@@ -129,3 +148,13 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         offset += len(line)
         if text and not text.startswith(b"#"):
             yield start, text
+
+
+def _is_sound(arrays: dict[str, np.ndarray]) -> bool:
+    names, labels = PackedNames.of_arrays(arrays["name_ends"], arrays["names"]), arrays["labels"]
+    if len(names) != len(labels) or labels.dtype == np.uint8 or not names.block.all():
+        return False  # no path holds a zero
+    most = 10**18
+    if "identities" in arrays:
+        most = len(PackedNames.of_arrays(arrays["identity_ends"], arrays["identities"]))
+    return len(labels) == 0 or bool(labels.min() >= 0 and labels.max() < most)

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from attfc_cuda._check import error, printable
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.limits import TooLarge, require_bytes
+from attfc_cuda.data.sources.index_cache import Index, load_index, settle, small
 from attfc_cuda.data.sources.lmdb_msgpack import holds_msgpack, read_labels, unpacked
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.skipped import Skipped
@@ -39,10 +41,10 @@ class LmdbFaces(StoredFaces):
     and msgpack values, each a list or map of the image's file and its label (a whole number, or a name).
 
     Keys without a slash (the `__len__` and `__keys__` of other tools) are counted and left out. The whole database is
-    visited once at the start by a second process, since LMDB's library can crash on a damaged one; from then on it must
-    not be written, and one that has changed is an `UnreadableImage` by name. LMDB allows a process to open a database
-    once: close your own environment before. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming
-    the database and the key.
+    visited once by a second process, since LMDB's library can crash on a damaged one, and what it found is kept beside
+    the file (`index_cache`). While it is open it must not be written; one that has changed is an `UnreadableImage` by
+    name. LMDB allows a process to open a database once: close your own environment before. `dataset[i]`: uint8
+    [3, image_size, image_size]; `UnreadableImage` naming the database and the key.
 
     Args:
         path: The folder of data.mdb, or a database file.
@@ -73,43 +75,29 @@ class LmdbFaces(StoredFaces):
             raise ImportError("LmdbFaces: needs lmdb; pip install lmdb")
         super().__init__(image_size, on_bad_image)
         self.database = Path(path)
-        names: dict[str, int] = {}
+        file = _file(self.database)
+        if not file.is_file():
+            raise error("LmdbFaces", "path", "be an LMDB database", f"{path}, without a file {file.name}")
+        info = file.stat()
+        self._stamp = info.st_ino, info.st_size, settle(info.st_mtime_ns)
+        # An index says too that LMDB's library can read the file. Inode and time of the last change to it, which nobody
+        # can set, keep one from being believed that came with a stranger's file.
+        of = {"database": [*self._stamp, info.st_ctime_ns]}
         others: dict = {}
-        keys, identities = [], []
-        for key, length, head in _walk(self.database):
-            identity, slash, _ = key.rpartition("/")
-            if not slash:
-                self.skipped.add("entries without an identity in their key", f"{key!r} of {path}")
-                if len(others) < _OTHERS:
-                    others[key] = length, head
-                continue
-            keys.append(key)
-            identities.append(names.setdefault(identity, len(names)))
-        self._keys, self._others = PackedNames(keys), others
-        self._stamp = _stamp(_file(self.database))
         try:
+            index = load_index(file, of, lambda: _search(self.database, self._stamp, others), _is_sound)
             _environment(self.database, self._stamp)
         except lmdb.Error as cause:
             remedy = "LMDB opens a database once a process: close yours first, or give that process another copy"
             raise error("LmdbFaces", "path", "not be open already", f"{path} ({cause})", remedy) from cause
-        self._is_msgpack = not keys and holds_msgpack(others)
-        if self._is_msgpack:
-            self._start_msgpack(check, cache)
-        else:
-            self.start(np.array(identities, dtype=np.int64), list(names), check=check, cache=cache)
-
-    def _start_msgpack(self, check: bool, cache: bool) -> None:
-        self.skipped = Skipped()
-        keys, labels = read_labels(_environment(self.database, self._stamp), self.skipped.add)
-        self._keys = PackedNames(map(os.fsdecode, keys))
-        if all(isinstance(label, int) for label in labels):
-            self.start(np.array(labels, dtype=np.int64), None, check=check, cache=cache)
-            return
-        # A name may be a number in one entry and a text in another.
-        texts = [str(label) if isinstance(label, int) else os.fsdecode(label) for label in labels]
-        names = sorted(set(texts))
-        rank = {name: place for place, name in enumerate(names)}
-        self.start(np.array([rank[text] for text in texts], dtype=np.int64), names, check=check, cache=cache)
+        except OSError as cause:
+            raise error("LmdbFaces", "path", "stay as it is while it is opened", f"{path} ({cause})") from cause
+        arrays = index.arrays
+        self._keys, self._others = PackedNames.of_arrays(arrays["key_ends"], arrays["keys"]), others
+        self._is_msgpack = "msgpack" in arrays
+        self.skipped.update(index.skipped)
+        names = list(PackedNames.of_arrays(arrays["name_ends"], arrays["names"])) if "names" in arrays else None
+        self.start(arrays["identities"], names, check=check, cache=cache)
 
     def _content(self, item: int) -> bytes:
         try:
@@ -182,11 +170,63 @@ def _environment(path: Path, stamp: tuple[int, int, int]) -> Any:
         return _OPEN[file][1]
 
 
+def _search(path: Path, stamp: tuple[int, int, int], others: dict) -> Index:
+    """The entries of a database; `others` gets length and first bytes of some whose keys name no identity."""
+    names: dict[str, int] = {}
+    keys, identities, skipped = [], [], Skipped()
+    for key, length, head in _walk(path):
+        identity, slash, _ = key.rpartition("/")
+        if not slash:
+            skipped.add("entries without an identity in their key", f"{key!r} of {path}")
+            if len(others) < _OTHERS:
+                others[key] = length, head
+            continue
+        keys.append(key)
+        identities.append(names.setdefault(identity, len(names)))
+    if not keys and holds_msgpack(others):
+        return _search_msgpack(path, stamp)
+    return Index(_arrays(keys, np.array(identities, dtype=np.int32), names), [], skipped, lasting=bool(keys))
+
+
+def _search_msgpack(path: Path, stamp: tuple[int, int, int]) -> Index:
+    skipped = Skipped()
+    found, labels = read_labels(_environment(path, stamp), skipped.add)
+    keys, names = list(map(os.fsdecode, found)), None
+    if all(isinstance(label, int) for label in labels):
+        numbers = np.array(labels, dtype=np.int64)
+    else:
+        # A name may be a number in one entry and a text in another.
+        texts = [str(label) if isinstance(label, int) else os.fsdecode(label) for label in labels]
+        names = sorted(set(texts))
+        rank = {name: place for place, name in enumerate(names)}
+        numbers = np.array([rank[text] for text in texts], dtype=np.int64)
+    arrays = _arrays(keys, small(numbers), names)
+    return Index({**arrays, "msgpack": np.ones(1, np.uint8)}, [], skipped, lasting=bool(keys))
+
+
+def _arrays(keys: Iterable[str], identities: np.ndarray, names: Iterable[str] | None) -> dict[str, np.ndarray]:
+    packed = PackedNames(keys)
+    arrays = {"key_ends": packed.ends, "keys": packed.block, "identities": identities}
+    if names is not None:
+        packed = PackedNames(names)
+        arrays |= {"name_ends": packed.ends, "names": packed.block}
+    return arrays
+
+
+def _is_sound(arrays: dict[str, np.ndarray]) -> bool:
+    keys, identities, most = PackedNames.of_arrays(arrays["key_ends"], arrays["keys"]), arrays["identities"], 2**62
+    if "names" in arrays:
+        most = len(PackedNames.of_arrays(arrays["name_ends"], arrays["names"]))
+    elif "msgpack" not in arrays:
+        return False  # keys name their identities
+    if not len(keys) == len(identities) > 0 or identities.dtype == np.uint8:
+        return False
+    return bool(identities.min() >= 0 and identities.max() < most)
+
+
 def _walk(path: Path) -> list[tuple[str, int, bytes]]:
     """Key, length and first bytes of each entry of a database that can be read from end to end."""
     file = path / "data.mdb" if path.is_dir() else path
-    if not file.is_file():
-        raise error("LmdbFaces", "path", "be an LMDB database", f"{path}, without a file {file.name}")
     script = Path(__file__).with_name("lmdb_walk.py")
     limit_s = 120 + file.stat().st_size / 1e6  # the slowest disk reads a page of 4 KiB at random in 4 ms
     try:

@@ -9,7 +9,7 @@ from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.sources.checked_file import DamagedFile
 from attfc_cuda.data.sources.recordio import RecordFile, whole_label
-from attfc_cuda.data.sources.recordio_index import load_index
+from attfc_cuda.data.sources.recordio_index import record_index
 from attfc_cuda.data.sources.stored import StoredFaces
 
 
@@ -17,7 +17,7 @@ class RecordFaces(StoredFaces):
     """The images of a .rec file; mxnet is not needed, and the file is only read within its bounds.
 
     An .idx of the same name beside it gives the order of the images; without one the records are searched for. Both are
-    indexed once, see `load_index`. An identity's name is its number in the file; numbers with gaps are renumbered in
+    indexed once, see `index_cache`. An identity's name is its number in the file; numbers with gaps are renumbered in
     ascending order. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the file and the record's
     offset.
 
@@ -51,16 +51,16 @@ class RecordFaces(StoredFaces):
             self._records = RecordFile(path)
         except (OSError, DamagedFile) as cause:
             raise error("RecordFaces", "path", "be a readable .rec file", f"{path} ({cause})") from cause
-        index = load_index(self._records)
-        for what, (count, example) in index.damage.items():
-            if on_bad_image == "raise":
+        index = record_index(self._records)
+        if on_bad_image == "raise":
+            for example in index.skipped.examples.values():
                 raise error(
                     "RecordFaces", "path", "hold intact records", example, 'on_bad_image="skip" leaves them out'
                 )
-            self.skipped.add(what, example, count)
+        self.skipped.update(index.skipped)
         self._facts += index.facts
-        self._offsets = index.offsets
-        self.start(index.labels, None, check=check, cache=cache)
+        self._offsets = index.arrays["offsets"]
+        self.start(index.arrays["labels"], None, check=check, cache=cache)
         if not (check or cache):
             self._facts.append("duplicated images: not looked for, check=True reads every image and counts them")
 

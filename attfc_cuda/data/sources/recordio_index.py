@@ -1,86 +1,56 @@
-"""Where each face of a .rec file lies and whose it is: found once, then kept in a file.
+"""Where each face of a .rec file lies and whose it is.
 
 The headers of all records are read at once, for label and extent; images are not touched (`check` reads them all, and a
-record that was damaged since is named when it is read). The result is kept beside the .rec (or, where that folder
-cannot be written, in the user's cache folder) and used again as long as size and time of the .rec and of its .idx are
-the same.
+record that was damaged since is named when it is read). The result is kept, see `index_cache`, as that of the .rec and
+its .idx.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
 import re
-import struct
-import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from attfc_cuda._files import replacing
 from attfc_cuda.data.sources.checked_file import CheckedFile, DamagedFile
+from attfc_cuda.data.sources.index_cache import Index, load_index, settle
 from attfc_cuda.data.sources.recordio import MAX_LABEL, RecordFile, whole_label
 from attfc_cuda.data.sources.recordio_headers import read_headers
 from attfc_cuda.data.sources.skipped import Skipped
 
-_CACHE_MAGIC = b"ATTFCIX2"
-_CACHE_HEAD = struct.Struct("<8sII")  # magic, length of the JSON, CRC-32 of everything behind this head
-_MAX_JSON = 2**20
 _LINE = re.compile(rb"\d{1,18}\t\d{1,18}\r?\n")
 _LINES = re.compile(rb"(?:\d{1,18}\t\d{1,18}\r?\n)*")
 _CHUNK = 2**22
 
 
-class RecordIndex(NamedTuple):
-    """N images in the order of their keys.
-
-    Attributes:
-        offsets: int64 [N].
-        labels: int32 [N].
-        facts: Lines for the start-up report.
-        damage: Kind -> (count, first example), what had to be left out.
-    """
-
-    offsets: np.ndarray
-    labels: np.ndarray
-    facts: list[str]
-    damage: dict[str, tuple[int, str]]
-
-
-def load_index(records: RecordFile) -> RecordIndex:
-    """The index of a .rec file, from the cache where it still fits, else built and put there."""
+def record_index(records: RecordFile) -> Index:
+    """The index of a .rec file: "offsets" int64 [N] and "labels" int32 [N], in the order of the keys."""
     rec = records.file
     idx = rec.path.with_suffix(".idx")
-    identity = {"rec": [rec.size, rec.mtime_ns], "idx": _stamp(idx)}
-    places = [rec.path.with_name(rec.path.name + ".attfc_index"), _user_cache(rec.path)]
-    for place in places:
-        with contextlib.suppress(OSError, DamagedFile):
-            index = _read_cache(place, identity, rec.size)
-            if index is not None:
-                return index
-    index = build_index(records, idx)
-    for place in places:
-        with contextlib.suppress(OSError):
-            _write_cache(place, identity, index)
-            break
-    return index
+
+    def sound(arrays: dict[str, np.ndarray]) -> bool:
+        offsets, labels = arrays["offsets"], arrays["labels"]
+        if len(offsets) != len(labels) or offsets.dtype != np.int64 or labels.dtype != np.int32:
+            return False
+        return len(offsets) == 0 or bool(offsets.min() >= 0 and offsets.max() < rec.size and labels.min() >= 0)
+
+    of = {"rec": [rec.size, settle(rec.mtime_ns)], "idx": _stamp(idx)}
+    return load_index(rec.path, of, lambda: build_index(records, idx), sound)
 
 
-def build_index(records: RecordFile, idx: Path) -> RecordIndex:
+def build_index(records: RecordFile, idx: Path) -> Index:
     """Visit every record, through the .idx where there is a usable one, else in the order of the file."""
     found, facts = Skipped(), []
 
     def damage(cause: DamagedFile) -> None:
         found.add("damaged stretches of the file", str(cause))
 
-    keys = None
+    keys, refused = None, False
     if idx.exists():
         try:
             keys, offsets = read_idx(idx)
         except (DamagedFile, OSError) as cause:
+            refused = isinstance(cause, OSError) or isinstance(cause.__cause__, OSError)
             found.add("unusable index files (the records were searched for instead)", str(cause))
     if keys is None:
         offsets = np.fromiter(records.scan(damage), dtype=np.int64)
@@ -99,8 +69,8 @@ def build_index(records: RecordFile, idx: Path) -> RecordIndex:
     taken = labels >= 0
     if intact and (range_keys == 0).any():
         facts.append(_compare_ranges(range_keys, ranges, keys[taken], labels[taken]))
-    found_damage = {what: (count, found.examples[what]) for what, count in found.counts.items()}
-    return RecordIndex(offsets[taken], labels[taken], facts, found_damage)
+    arrays = {"offsets": offsets[taken], "labels": labels[taken]}
+    return Index(arrays, facts, found, bool(found.counts), lasting=not (refused or records.file.refused))
 
 
 def read_idx(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -159,49 +129,4 @@ def _stamp(path: Path) -> list[int] | None:
         info = path.stat()
     except OSError:
         return None
-    return [info.st_size, info.st_mtime_ns]
-
-
-def _user_cache(path: Path) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
-    return Path(base) / "attfc_cuda" / f"{name}.attfc_index"
-
-
-def _read_cache(path: Path, identity: dict[str, Any], rec_size: int) -> RecordIndex | None:
-    """None where it was made of other files. Its numbers are checked as a stranger's would be."""
-    file = CheckedFile(path)
-    magic, json_length, crc = _CACHE_HEAD.unpack(file.read(0, _CACHE_HEAD.size))
-    body = file.read(_CACHE_HEAD.size, file.size - _CACHE_HEAD.size)
-    if magic != _CACHE_MAGIC or json_length > min(_MAX_JSON, len(body)) or zlib.crc32(body) != crc:
-        return None
-    head, arrays = _head(body[:json_length]), memoryview(body)[json_length:]
-    if head is None or head["of"] != identity or len(arrays) % 12:
-        return None
-    count = len(arrays) // 12
-    offsets = np.frombuffer(arrays, dtype="<i8", count=count)
-    labels = np.frombuffer(arrays, dtype="<i4", count=count, offset=8 * count)
-    if count and (offsets.min() < 0 or offsets.max() >= rec_size or labels.min() < 0):
-        return None
-    return RecordIndex(offsets, labels, head["facts"], head["damage"])
-
-
-def _head(text: bytes) -> dict[str, Any] | None:
-    """The JSON of a cached index, None if it is not what `_write_cache` writes."""
-    try:
-        head = json.loads(text)
-        facts = [fact for fact in head["facts"] if isinstance(fact, str)]
-        damage = {what: (int(count), str(example)) for what, (count, example) in head["damage"].items()}
-        return {"of": head["of"], "facts": facts, "damage": damage}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None
-
-
-def _write_cache(path: Path, identity: dict[str, Any], index: RecordIndex) -> None:
-    """All of it or nothing, also when two processes write it at once."""
-    head = json.dumps({"of": identity, "facts": index.facts, "damage": index.damage}).encode()
-    arrays = [index.offsets.astype("<i8"), index.labels.astype("<i4")]
-    body = b"".join([head, *(array.tobytes() for array in arrays)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        part.write_bytes(_CACHE_HEAD.pack(_CACHE_MAGIC, len(head), zlib.crc32(body)) + body)
+    return [info.st_size, settle(info.st_mtime_ns)]

@@ -18,6 +18,11 @@ class Skipped:
         self.counts[what] += count
         self.examples.setdefault(what, printable(where))
 
+    def update(self, other: Skipped) -> None:
+        """Take over the counts of another one."""
+        for what, count in other.counts.items():
+            self.add(what, other.examples[what], count)
+
     def text(self, separator: str) -> str:
         """`<separator>skipped: <count> <kind>, e.g. <example>` for each kind, in the order they were first met."""
         return "".join(

@@ -1,15 +1,13 @@
 """Faces from WebDataset shards: tar files in which the files of one sample share a name up to its first dot.
 
 WebDataset itself streams shards; the attention loader needs any image at any time. So the headers are walked once, for
-the place of each image, and images are read in place.
+the place of each image, and images are read in place; where they are is kept beside each shard (`tar_index`).
 """
 
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -19,8 +17,9 @@ from attfc_cuda.data.faces import SlowNotice, UnreadableImage
 from attfc_cuda.data.limits import TooLarge, require_bytes
 from attfc_cuda.data.sources.checked_file import CheckedFile, DamagedFile
 from attfc_cuda.data.sources.stored import StoredFaces
-from attfc_cuda.data.sources.tar_members import size_at
-from attfc_cuda.data.sources.tar_samples import LABEL_FIELDS, samples
+from attfc_cuda.data.sources.tar_index import ShardIndex, mixed, shard_index
+from attfc_cuda.data.sources.tar_members import BLOCK, header_at
+from attfc_cuda.data.sources.tar_samples import LABEL_FIELDS
 
 
 class TarFaces(StoredFaces):
@@ -67,46 +66,48 @@ class TarFaces(StoredFaces):
         if label_field not in LABEL_FIELDS:
             raise error("TarFaces", "label_field", f"be one of {', '.join(LABEL_FIELDS)}", repr(label_field))
         paths = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
-        self._shards, notice = [], SlowNotice("looking for images")
-        self._ends = np.zeros(len(paths), dtype=np.int64)  # of the shards laid end to end
-        places, identities = array("q"), array("q")
-        names: dict = {}
-        numbered = None  # the first image's way to its identity, and where it stands
-        for number, path in enumerate(paths):
+        self._shards, indexes, total = [], [], 0
+        notice = SlowNotice("looking for images")
+        for path in paths:
             try:
                 shard = CheckedFile(path)
             except (OSError, DamagedFile) as cause:
                 raise error("TarFaces", "shards", "be readable tar files", f"{path} ({cause})") from cause
             self._shards.append(shard)
-            base = int(self._ends[number - 1]) if number else 0
-            self._ends[number] = base + shard.size
-            for start, identity in samples(shard, label_field, self.skipped.add, self._damage):
-                by_number = isinstance(identity, int)
-                if numbered is None:
-                    numbered = by_number, identity, f"{shard.path}, the image at byte {start}"
-                elif numbered[0] != by_number:
-                    here = f"{identity} of {shard.path}, the image at byte {start}"
-                    got = f"folders and numbers: {numbered[1]} of {numbered[2]}, {here}"
-                    rule, remedy = "give every image its identity in the same way", 'label_field="folder" or "cls"'
-                    raise error("TarFaces", "shards", rule, got, remedy)
-                places.append(base + start)
-                identities.append(identity if isinstance(identity, int) else names.setdefault(identity, len(names)))
-            notice(f"{len(self._shards)} of {len(paths)} shards, {len(places)} images")
-        self._places = np.frombuffer(places, dtype=np.int64) if places else np.empty(0, np.int64)
-        labels = np.frombuffer(identities, dtype=np.int64) if identities else np.empty(0, np.int64)
-        if names:
-            sorted_names = sorted(names)
-            rank = np.empty(len(names), dtype=np.int64)
-            rank[[names[name] for name in sorted_names]] = np.arange(len(names))
-            self.start(rank[labels], sorted_names, check=check, cache=cache)
-        else:
-            self.start(labels, None, check=check, cache=cache)
+            before = total
 
-    def _damage(self, what: str, shard: CheckedFile, offset: int, rule: str, got: Any) -> None:
-        damage = shard.damaged(offset, rule, got)
-        if self.on_bad_image == "raise":
-            raise error("TarFaces", "shards", "be intact", damage, 'on_bad_image="skip" leaves it out')
-        self.skipped.add(what, str(damage))
+            def tell(found: int, before: int = before) -> None:
+                notice(f"{len(self._shards)} of {len(paths)} shards, {before + found} images")
+
+            index = shard_index(shard, label_field, on_bad_image == "raise", tell)
+            self.skipped.update(index.skipped)
+            indexes.append(index)
+            total += len(index.starts)
+            tell(len(index.starts))
+        self._ends = np.cumsum([shard.size for shard in self._shards], dtype=np.int64)  # of the shards laid end to end
+        bases = [0, *self._ends[:-1].tolist()]
+        starts = [index.starts + base for index, base in zip(indexes, bases, strict=False)]
+        self._places = np.concatenate([np.empty(0, np.int64), *starts])
+        self._checks = np.concatenate([np.empty(0, np.uint8), *(index.checks for index in indexes)])
+        labels, names = self._identities(indexes)
+        self.start(labels, names, check=check, cache=cache)
+
+    def _identities(self, indexes: list[ShardIndex]) -> tuple[np.ndarray, list[str] | None]:
+        """The label of each image, and the names in order; None where identities are numbers."""
+        filled = [k for k, index in enumerate(indexes) if len(index.starts)]
+        for k in filled:
+            if (indexes[k].names is None) != (indexes[filled[0]].names is None):
+                first, here = (indexes[i].first(self._shards[i].path) for i in (filled[0], k))
+                raise mixed(first, here)
+        parts = [np.empty(0, np.int32)]
+        if not filled or indexes[filled[0]].names is None:
+            return np.concatenate([*parts, *(indexes[k].identities for k in filled)]), None
+        names = sorted({name for k in filled for name in indexes[k].names or ()})
+        rank = {name: place for place, name in enumerate(names)}
+        for k in filled:
+            own = np.array([rank[name] for name in indexes[k].names or ()], dtype=np.int32)
+            parts.append(own[indexes[k].identities])
+        return np.concatenate(parts), names
 
     def _place(self, item: int) -> tuple[CheckedFile, int]:
         place = int(self._places[item])
@@ -116,7 +117,9 @@ class TarFaces(StoredFaces):
     def _content(self, item: int) -> bytes:
         shard, start = self._place(item)
         try:
-            size = size_at(shard, start)
+            size, check = header_at(shard, start)
+            if check != self._checks[item]:
+                raise shard.damaged(start - BLOCK, "be the header that was indexed", "another: has the shard changed?")
             require_bytes(size)
             return shard.read(start, size)
         except (DamagedFile, TooLarge) as cause:

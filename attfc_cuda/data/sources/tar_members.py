@@ -25,13 +25,15 @@ _MAX_PAX = 2**16
 
 
 class Member(NamedTuple):
-    """A regular file (`link` empty) or a link; start and size are of the content in bytes."""
+    """A regular file (`link` empty) or a link; start and size are of the content in bytes, check is of the header right
+    before it, see `header_at`."""
 
     name: str
     start: int
     size: int
     link: str
     symbolic: bool
+    check: int
 
 
 def walk(file: CheckedFile, left_out: Callable[[str, str], None] = lambda what, name: None) -> Iterator[Member]:
@@ -70,9 +72,9 @@ def walk(file: CheckedFile, left_out: Callable[[str, str], None] = lambda what, 
                 if at + BLOCK + size > file.size:
                     file.read(at + BLOCK, size)
                 if kind in _FILE:
-                    yield Member(name, at + BLOCK, size, "", False)
+                    yield Member(name, at + BLOCK, size, "", False, _check(header))
                 elif kind in (_HARD_LINK, _SYMLINK):
-                    yield Member(name, at + BLOCK, 0, _text(header[157:257]), kind == _SYMLINK)
+                    yield Member(name, at + BLOCK, 0, _text(header[157:257]), kind == _SYMLINK, 0)
                 at += BLOCK + _padded(size)
                 continue
         if archive is None:
@@ -87,18 +89,19 @@ def walk(file: CheckedFile, left_out: Callable[[str, str], None] = lambda what, 
         if member.isreg() and not member.issparse():
             if not 0 <= member.offset_data <= member.offset_data + member.size <= file.size:
                 file.read(member.offset_data, member.size)
-            if size_at(file, member.offset_data) != member.size:
+            size, check = header_at(file, member.offset_data)
+            if size != member.size:
                 raise tarfile.ReadError(f"two headers of {member.name!r} give it different sizes")
-            yield Member(member.name, member.offset_data, member.size, "", False)
+            yield Member(member.name, member.offset_data, member.size, "", False, check)
         elif member.islnk() or member.issym():
-            yield Member(member.name, member.offset_data, 0, member.linkname, member.issym())
+            yield Member(member.name, member.offset_data, 0, member.linkname, member.issym(), 0)
         elif member.issparse():
             left_out("sparse files", member.name)
         at = archive.offset
 
 
-def size_at(file: CheckedFile, start: int) -> int:
-    """The size of the content at `start` by the header before it.
+def header_at(file: CheckedFile, start: int) -> tuple[int, int]:
+    """The size of the content at `start` by the header before it, and 8 bits that are the same for the same header.
 
     Raises:
         DamagedFile: Where there is none (any more): the shard has changed.
@@ -106,7 +109,11 @@ def size_at(file: CheckedFile, start: int) -> int:
     header = file.read(start - BLOCK, BLOCK)
     if not _plain(header, any_size=True):
         raise file.damaged(start - BLOCK, "be a tar header", "other bytes: has the shard changed?")
-    return _size(header)
+    return _size(header), _check(header)
+
+
+def _check(header: bytes) -> int:
+    return zlib.crc32(header) & 0xFF
 
 
 def _plain(header: bytes, any_size: bool = False) -> bool:

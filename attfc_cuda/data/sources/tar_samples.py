@@ -12,7 +12,7 @@ from typing import Any
 from attfc_cuda._check import error
 from attfc_cuda.data.images import IMAGE_EXTENSIONS
 from attfc_cuda.data.sources.checked_file import CheckedFile
-from attfc_cuda.data.sources.folders import is_hidden
+from attfc_cuda.data.sources.folder_index import is_hidden
 from attfc_cuda.data.sources.tar_members import Member, walk
 
 LABEL_FIELDS = ("auto", "cls", "json", "folder")
@@ -27,8 +27,10 @@ LeftOut = Callable[[str, str], None]
 Damage = Callable[[str, CheckedFile, int, str, Any], None]
 
 
-def samples(shard: CheckedFile, label_field: str, left_out: LeftOut, damage: Damage) -> Iterator[tuple[int, int | str]]:
-    """Where the content of each image of a shard starts, and its identity: a number, or the name of a folder.
+def samples(
+    shard: CheckedFile, label_field: str, left_out: LeftOut, damage: Damage
+) -> Iterator[tuple[Member, int | str]]:
+    """Each image of a shard, and its identity: a number, or the name of a folder.
 
     Args:
         shard: The shard.
@@ -63,7 +65,7 @@ class _Sample:
         self.left_out, self.damage = left_out, damage
         self.fields: dict = {}
 
-    def images(self) -> Iterator[tuple[int, int | str]]:
+    def images(self) -> Iterator[tuple[Member, int | str]]:
         fields = self.fields
         own = [field for field in fields if field in _IMAGE_FIELDS]
         dotted = [field for field in fields if field not in own and field.rpartition(".")[2] in _IMAGE_FIELDS]
@@ -87,7 +89,7 @@ class _Sample:
             self.damage("images without an identity", self.shard, fields[taken[0]].start, rule, got)
             return
         for field in taken:
-            yield fields[field].start, identity
+            yield fields[field], identity
 
     def _identity(self) -> int | str | None:
         labels = {}
@@ -154,7 +156,7 @@ def _members(shard: CheckedFile, left_out: LeftOut, damage: Damage) -> Iterator[
                 if found is None:
                     left_out("links that lead to no file of their shard", f"{member.name} of {shard.path}")
                     continue
-                member = member._replace(start=found.start, size=found.size)
+                member = member._replace(start=found.start, size=found.size, check=found.check)
             yield member._replace(name=member.name.removeprefix("./"))
     except _TAR_ERRORS as cause:
         text = " ".join(str(cause).split())[:200]

@@ -1,0 +1,125 @@
+"""Where each image of a tar shard lies and whose it is, kept for each shard by itself (see `index_cache`)."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attfc_cuda._check import error
+from attfc_cuda.data.sources.checked_file import CheckedFile
+from attfc_cuda.data.sources.index_cache import Index, load_index, settle, small
+from attfc_cuda.data.sources.packed_names import PackedNames
+from attfc_cuda.data.sources.skipped import Skipped
+from attfc_cuda.data.sources.tar_members import BLOCK
+from attfc_cuda.data.sources.tar_samples import samples
+
+
+class ShardIndex(NamedTuple):
+    """The N images of a shard in its order.
+
+    Attributes:
+        starts: Where the content of each begins, int64 [N].
+        checks: 8 bits of the header before it, uint8 [N]; see `header_at`.
+        identities: Its number, or its place in `names`; int32 or int64 [N].
+        names: Of folders; None where identities are numbers.
+        skipped: What was left out.
+    """
+
+    starts: np.ndarray
+    checks: np.ndarray
+    identities: np.ndarray
+    names: list[str] | None
+    skipped: Skipped
+
+    def first(self, path: Any) -> str:
+        """The first image, and whose it is, in words."""
+        identity = self.identities[0] if self.names is None else self.names[self.identities[0]]
+        return _place(identity, path, int(self.starts[0]))
+
+
+def shard_index(shard: CheckedFile, label_field: str, strict: bool, tell: Callable[[int], None]) -> ShardIndex:
+    """The index of a shard, kept or made.
+
+    Args:
+        shard: The file.
+        label_field: As for `TarFaces`.
+        strict: Whether damage is an error.
+        tell: Called now and then with the number of images found so far, while it is made.
+
+    Raises:
+        ValueError: As `TarFaces`.
+    """
+    index = load_index(
+        shard.path,
+        {"shard": [shard.size, settle(shard.mtime_ns)], "label_field": label_field},
+        lambda: _build(shard, label_field, strict, tell),
+        lambda arrays: _sound(arrays, shard.size),
+        variant="" if label_field == "auto" else label_field,
+        strict=strict,
+    )
+    found = index.arrays
+    names = PackedNames.of_arrays(found["name_ends"], found["names"]) if "names" in found else None
+    return ShardIndex(
+        found["starts"], found["checks"], found["identities"], None if names is None else list(names), index.skipped
+    )
+
+
+def mixed(first: str, here: str) -> Exception:
+    """The error for identities by number and by folder in one data set."""
+    rule, remedy = "give every image its identity in the same way", 'label_field="folder" or "cls"'
+    return error("TarFaces", "shards", rule, f"folders and numbers: {first}, {here}", remedy)
+
+
+def _build(shard: CheckedFile, label_field: str, strict: bool, tell: Callable[[int], None]) -> Index:
+    skipped, damaged = Skipped(), False
+
+    def damage(what: str, shard: CheckedFile, offset: int, rule: str, got: Any) -> None:
+        nonlocal damaged
+        found, damaged = shard.damaged(offset, rule, got), True
+        if strict:
+            raise error("TarFaces", "shards", "be intact", found, 'on_bad_image="skip" leaves it out')
+        skipped.add(what, str(found))
+
+    starts, checks, identities = array("q"), array("B"), array("q")
+    names: dict[str, int] = {}
+    first: tuple[type, str] | None = None
+    for member, identity in samples(shard, label_field, skipped.add, damage):
+        if first is None:
+            first = type(identity), _place(identity, shard.path, member.start)
+        elif first[0] is not type(identity):
+            raise mixed(first[1], _place(identity, shard.path, member.start))
+        starts.append(member.start)
+        checks.append(member.check)
+        identities.append(identity if isinstance(identity, int) else names.setdefault(identity, len(names)))
+        if len(starts) % 1024 == 0:
+            tell(len(starts))
+    arrays: dict[str, np.ndarray] = {
+        "starts": np.array(starts, dtype=np.int64),
+        "checks": np.array(checks, dtype=np.uint8),
+        "identities": small(np.array(identities, dtype=np.int64)),
+    }
+    if names:
+        packed = PackedNames(names)
+        arrays |= {"name_ends": packed.ends, "names": packed.block}
+    return Index(arrays, [], skipped, damaged, lasting=not shard.refused)
+
+
+def _sound(arrays: dict[str, np.ndarray], size: int) -> bool:
+    starts, checks, identities = arrays["starts"], arrays["checks"], arrays["identities"]
+    if not len(starts) == len(checks) == len(identities) or starts.dtype != np.int64 or checks.dtype != np.uint8:
+        return False
+    if len(starts) == 0:
+        return "names" not in arrays
+    if identities.dtype == np.uint8 or identities.min() < 0 or starts.min() < BLOCK or starts.max() > size:
+        return False
+    if "names" not in arrays:
+        return bool(identities.max() < 2**62)
+    names = list(PackedNames.of_arrays(arrays["name_ends"], arrays["names"]))
+    return bool(identities.max() < len(names)) and len(set(names)) == len(names)
+
+
+def _place(identity: Any, path: Any, start: int) -> str:
+    return f"{identity} of {path}, the image at byte {start}"
