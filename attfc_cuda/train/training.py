@@ -329,8 +329,8 @@ class Training:
 
 
 def load_dataset(config: TrainConfig, group: Group | None = None) -> FaceDataset:
-    """The training faces, kept decoded in memory where `cache` says so. Of a group one process looks for them first; the
-    others read the index that it has kept, or look for them too where it could not."""
+    """The training faces, kept decoded in memory where `cache` says so. Of a group one process looks for them first;
+    the others read its index, or look for them too where it could not be kept."""
     options = config.dataset
     build = functools.partial(
         build_dataset, options.data, image_size=options.image_size, on_bad_image=options.on_bad_image,

@@ -66,3 +66,17 @@ def beats() -> bool:
 
     with mock.patch.object(process_group, "_BEAT_S", 0.01), mock.patch.object(group, "sum", counted):
         return group.in_turn(lambda: third.wait(60))
+
+
+def all_cases(folder: str) -> dict[str, Any]:
+    """One start of the processes for all of them; folder: with the shards of the tests."""
+    (Path(folder) / "turns1").mkdir(exist_ok=True)
+    (Path(folder) / "turns3").mkdir(exist_ok=True)
+    return {
+        "kept": opened(f"{folder}/kept.tar", f"{folder}/caches"),
+        "not kept": opened(f"{folder}/not_kept.tar", f"{folder}/kept.tar"),
+        "none": opened(f"{folder}/none.tar", f"{folder}/caches"),
+        "two machines": turns(f"{folder}/turns1", 1),
+        "one machine": turns(f"{folder}/turns3", 3),
+        "beats": beats(),
+    }
