@@ -480,10 +480,10 @@ def test_a_wild_card_leaves_kept_indexes_out(place):
 
 def test_a_list_of_names_keeps_them(place, searches):
     source = write_list(place, FACES)
-    source.write_text("".join(f"{value}.png person {identity}\n" for identity, value in FACES))
+    source.write_text("".join(f"{value}.png person_{identity}\n" for identity, value in FACES))
     form = FORMATS["list"]
     first = form.open(source, 16)
     searches(form)
     again = form.open(source, 16)
     assert searches(form) == 0 and same(again, first)
-    assert people(again) == [(f"person {identity}", value) for identity, value in FACES]
+    assert people(again) == [(f"person_{identity}", value) for identity, value in FACES]
