@@ -21,7 +21,7 @@ SweepCase hopper() {
   return c;
 }
 
-testing::SweepResult check_case(const SweepCase& c, const testing::SweepData& data) {
+testing::SweepResult check_one_pass(const SweepCase& c, const testing::SweepData& data) {
   const auto result = testing::check_case(c, data);
   CHECK(gpu::host::counters.launches == 2, "%lld launches: not one pass", gpu::host::counters.launches);
   CHECK(gpu::host::counters.mma == 0 && gpu::host::counters.wgmma > 0, "another kernel");
@@ -31,7 +31,7 @@ testing::SweepResult check_case(const SweepCase& c, const testing::SweepData& da
 void add(const std::string& name, void (*change)(SweepCase&)) {
   SweepCase c = hopper();
   change(c);
-  testing::add_case(name, [c] { check_case(c, testing::make_data(c)); });
+  testing::add_case(name, [c] { check_one_pass(c, testing::make_data(c)); });
 }
 
 void add_dtypes(const std::string& name, void (*change)(SweepCase&)) {
@@ -39,7 +39,7 @@ void add_dtypes(const std::string& name, void (*change)(SweepCase&)) {
     SweepCase c = hopper();
     change(c);
     c.dtype = half ? Dtype::kFloat16 : Dtype::kBFloat16;
-    testing::add_case(name + (half ? ".fp16" : ".bf16"), [c] { check_case(c, testing::make_data(c)); });
+    testing::add_case(name + (half ? ".fp16" : ".bf16"), [c] { check_one_pass(c, testing::make_data(c)); });
   }
 }
 
@@ -53,7 +53,7 @@ void add_shapes() {
       c.centers = centers;
       c.data_seed = static_cast<uint64_t>(rows * 1000 + centers);
       testing::add_case("shape." + std::to_string(rows) + "x" + std::to_string(centers),
-                        [c] { check_case(c, testing::make_data(c)); });
+                        [c] { check_one_pass(c, testing::make_data(c)); });
     }
   }
   add_dtypes("d512", [](SweepCase& c) { c.dim = 512, c.centers = 150, c.rows = small_only() ? 3 : 66; });

@@ -18,7 +18,7 @@ SweepCase hopper() {
   return c;
 }
 
-testing::SweepResult check_case(const SweepCase& c, const testing::SweepData& data) {
+testing::SweepResult check_two_passes(const SweepCase& c, const testing::SweepData& data) {
   const auto result = testing::check_case(c, data);
   const long long launches = gpu::host::counters.launches;
   CHECK(launches == (c.need_grad ? 5 : 2), "%lld launches: not two passes", launches);
@@ -28,7 +28,7 @@ testing::SweepResult check_case(const SweepCase& c, const testing::SweepData& da
 void add(const std::string& name, void (*change)(SweepCase&)) {
   SweepCase c = hopper();
   change(c);
-  testing::add_case(name, [c] { check_case(c, testing::make_data(c)); });
+  testing::add_case(name, [c] { check_two_passes(c, testing::make_data(c)); });
 }
 
 void add_dtypes(const std::string& name, void (*change)(SweepCase&)) {
@@ -36,7 +36,7 @@ void add_dtypes(const std::string& name, void (*change)(SweepCase&)) {
     SweepCase c = hopper();
     change(c);
     c.dtype = half ? Dtype::kFloat16 : Dtype::kBFloat16;
-    testing::add_case(name + (half ? ".fp16" : ".bf16"), [c] { check_case(c, testing::make_data(c)); });
+    testing::add_case(name + (half ? ".fp16" : ".bf16"), [c] { check_two_passes(c, testing::make_data(c)); });
   }
 }
 
@@ -49,7 +49,7 @@ void add_cases() {
       c.centers = centers;
       c.data_seed = static_cast<uint64_t>(rows * 1000 + centers);
       testing::add_case("shape." + std::to_string(rows) + "x" + std::to_string(centers),
-                        [c] { check_case(c, testing::make_data(c)); });
+                        [c] { check_two_passes(c, testing::make_data(c)); });
     }
   }
   add_dtypes("d512", [](SweepCase& c) { c.dim = 512, c.centers = 200, c.rows = small_only() ? 3 : 66; });
@@ -78,7 +78,7 @@ void add_omission() {
       c.centers = 128 * 5;
       c.modulated = false;
       c.empty_share = 0;
-      const testing::SweepResult result = check_case(c, testing::clustered(c, 128));
+      const testing::SweepResult result = check_two_passes(c, testing::clustered(c, 128));
       float omitted = 0;
       for (float each : result.omitted) omitted = std::max(omitted, each);
       CHECK(omitted > 0, "nothing was reported as omitted");
@@ -99,7 +99,7 @@ void add_omission() {
       // The target weighs e^2 times all negatives, so that it decides what may be omitted.
       const testing::SweepResult before = testing::run_sweep(c, data);
       for (size_t row = 0; row < data.target_logit.size(); ++row) data.target_logit[row] = before.lse[row] + 2;
-      const testing::SweepResult result = check_case(c, data);
+      const testing::SweepResult result = check_two_passes(c, data);
       for (float omitted : result.omitted) CHECK(omitted > 0.05f, "little was omitted: %g", omitted);
     });
   }
@@ -116,7 +116,7 @@ int main(int argc, char** argv) {
     c.scale = 4;
     c.target_logit = SweepCase::kNoTarget;
     c.tolerance = 0.3f;  // of a tile 0.025, and each weighs about 1 / 12
-    const testing::SweepResult result = check_case(c, testing::make_data(c));
+    const testing::SweepResult result = check_two_passes(c, testing::make_data(c));
     for (float omitted : result.omitted) CHECK(omitted < 0.1f, "%g omitted", omitted);
   });
   testing::add_case("when_one_pass_is_chosen", [] {
