@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-_SOURCE = (
-    "Faces as for `attfc train --data`: folders, .rec, .txt or .lst lists, .tar shards, LMDB; separated by commas."
-)
+_SOURCE = "Faces as for `attfc train --data`: folders, .rec, lists, .tar or .parquet shards, LMDB; separated by commas."
 _Source = Annotated[tyro.conf.Positional[str], tyro.conf.arg(help=_SOURCE)]
 
 

@@ -28,7 +28,7 @@ class PartialFC(FullyConnected):
         sample_rate: share of the classes, in (0, 1], that take part in a step: the classes of the batch always, the
             rest drawn evenly. At least as many take part as the batch has rows. With shards each process samples its
             own part.
-        margin: a `margins.Margin`; AdaSin() when None.
+        margin: as for `FullyConnected`.
         dtype: as for `FullyConnected`, as are all that follow, gradient and errors.
         shards: see there.
         check_labels: see there.

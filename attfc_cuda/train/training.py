@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch, FaceDataset, build_dataset
+from attfc_cuda.data.held_out import FEWEST_IDENTITIES
 from attfc_cuda.distributed import checkpoint as head_checkpoint
 from attfc_cuda.distributed import split_state
 from attfc_cuda.train import checkpoint
@@ -38,6 +39,7 @@ from attfc_cuda.train.snapshot import copied
 from attfc_cuda.train.validation import AnySet, parted, verification_sets
 
 CACHE_LIMIT_BYTES = 2 * 2**30
+NOT_VERIFIED = f"none: no --verify-pairs, no --verify-data, and no {FEWEST_IDENTITIES} identities to hold some out of"
 
 
 class Training:
@@ -298,7 +300,7 @@ class Training:
         """What is about to run, in a few lines."""
         config, steps = self.config, self.total_steps
         count = sum(p.numel() for p in self.backbone.parameters())
-        sets = ", ".join(f"{s.name} ({s.num_pairs} pairs)" for s in self.sets) or "none"
+        sets = ", ".join(f"{s.name} ({s.num_pairs} pairs)" for s in self.sets) or NOT_VERIFIED
         peak = f"{self.learning_rate.peak:g}"
         lines = [
             self.loader.report(),

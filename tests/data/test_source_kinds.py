@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import sqlite3
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_recordio import OtherWriter
 
 from attfc_cuda.data import (
+    AttentionLoader,
     ConcatFaces,
     FolderFaces,
     ListFaces,
@@ -253,3 +256,12 @@ def test_an_image_outside_of_the_parquet_files_folder_is_not_read(tmp_path: Path
     parquet.write_table(arrow.table({"image": [image], "label": [0]}), tmp_path / "in" / "a.parquet")
     with pytest.raises(OSError, match="names ../secret.png, outside of its folder"):
         build_dataset(str(tmp_path / "in"), 12)[0]
+
+
+def test_worker_processes_read_parquet_as_their_parent_does(parquet: Path) -> None:
+    faces = build_dataset(str(parquet), 12)
+    faces[0]  # the parent has files and row groups open
+    one, other = (list(AttentionLoader(faces, 2, 1, num_workers=count)) for count in (0, 2))
+    assert len(one) == 2
+    assert all(torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+    assert torch.equal(pickle.loads(pickle.dumps(faces))[2], faces[2])
