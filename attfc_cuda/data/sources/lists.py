@@ -37,10 +37,11 @@ class ListFaces(StoredFaces):
 
     Args:
         path: The list.
-        image_size, cache, check: As for `FolderFaces`. Whether a file exists shows when it is read, at the start only
-            with `check`.
+        image_size: As for `FolderFaces`, as are cache and check.
         root: The folder that its paths start from; None: the list's own.
         on_bad_image: "skip" leaves out and counts a line of another form; "raise" makes the first an error.
+        cache: See there.
+        check: See there; without it whether a file exists shows when it is read.
 
     Raises:
         ValueError: For a list that cannot be read, is of no such layout or names no image, or (on_bad_image "raise")
