@@ -24,6 +24,10 @@ class Bench:
     """Probe images a batch."""
     gallery_size: int = 2
     """Gallery images a probe."""
+    probes_per_identity: int = 1
+    """Probes of an identity in a batch, which share its gallery images, as in `attfc train`."""
+    gallery_steps: int = 1
+    """Batches that share gallery images, as in `attfc train`."""
     augment: str = "flip"
     """As for `attfc train`."""
     workers: tuple[int, ...] = (0, 2)
@@ -67,6 +71,8 @@ def run(command: Command) -> int:
         seconds=action.seconds,
         batch_size=min(action.batch_size, len(dataset)),
         gallery_size=action.gallery_size,
+        probes_per_identity=action.probes_per_identity,
+        gallery_steps=action.gallery_steps,
         augment=action.augment,
         workers=action.workers,
     )

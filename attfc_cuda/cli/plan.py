@@ -35,6 +35,11 @@ class Command:
     """Format of the products and of the container, as in `attfc train`; trained weights are float32."""
     gallery_size: int = 2
     """Gallery images of each probe, for AttFC."""
+    probes_per_identity: int = 1
+    """Probes of an identity in a batch, which share its gallery images, as in `attfc train`."""
+    gallery_steps: int = 1
+    """Steps that share gallery images, as in `attfc train`: memory is that of the step that brings them, time an
+    average."""
     measure: bool = False
     """Run each head and the backbone for a moment, on this machine, and predict the time of a step from that."""
     items: bool = False
@@ -71,6 +76,8 @@ def run(command: Command) -> int:
         command.gallery_size,
         measure=command.measure,
         accumulate=command.accumulate,
+        probes_per_identity=command.probes_per_identity,
+        gallery_steps=command.gallery_steps,
     )
     report.print_table(plan)
     if command.items:

@@ -30,6 +30,8 @@ def bench_data(
     seconds: float = 3.0,
     batch_size: int = 128,
     gallery_size: int = 2,
+    probes_per_identity: int = 1,
+    gallery_steps: int = 1,
     augment: str = "flip",
     workers: tuple[int, ...] = (0,),
     seed: int = 0,
@@ -61,9 +63,10 @@ def bench_data(
     rates.append(_rate("data set", dataset.__getitem__, order, seconds))
     for count in workers:
         loader = AttentionLoader(
-            dataset, batch_size, gallery_size, seed=seed, augment=augment, num_workers=count, drop_last=False
-        )
-        rates.append(_loader_rate(f"attention loader, {count} workers", loader, seconds))
+            dataset, batch_size, gallery_size, seed=seed, augment=augment, num_workers=count, drop_last=False,
+            probes_per_identity=probes_per_identity, gallery_steps=gallery_steps,
+        )  # fmt: skip
+        rates += _loader_rates(f"attention loader, {count} workers", loader, seconds)
     return rates
 
 
@@ -83,14 +86,24 @@ def _rate(what: str, load: Callable, items: list, seconds: float) -> Rate:
     return Rate(what, 0.0)
 
 
-def _loader_rate(what: str, loader: AttentionLoader, seconds: float) -> Rate:
-    """Without the first batch, which waits for the worker processes to start."""
-    done, start = 0, None
-    while True:
-        for batch in loader:
-            if start is None:
-                start = time.perf_counter()
-                continue
-            done += len(batch.probe) + batch.gallery.flatten(0, -4).shape[0] + len(batch.negatives)
-            if (passed := time.perf_counter() - start) >= seconds:
-                return Rate(what, done / passed)
+def _loader_rates(what: str, loader: AttentionLoader, seconds: float) -> list[Rate]:
+    """All images, and the probes among them. Over whole galleries, and without the first one's batches: they wait for
+    the worker processes to start."""
+    images = probes = 0
+    start: float | None = None
+    try:
+        while True:
+            for batch in loader:
+                if not loader.between_steps_of_a_gallery and start is None:
+                    start = time.perf_counter()
+                    continue
+                if start is None:
+                    continue
+                probes += len(batch.probe)
+                images += len(batch.probe) + batch.gallery.flatten(0, -4).shape[0] + len(batch.negatives)
+                if loader.between_steps_of_a_gallery:
+                    continue
+                if (passed := time.perf_counter() - start) >= seconds:
+                    return [Rate(what, images / passed), Rate(f"{what}, probes", probes / passed)]
+    finally:
+        loader.close()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from attfc_cuda._check import error
 from attfc_cuda._files import replacing
+from attfc_cuda.data._checks import checked_int
+from attfc_cuda.data.sampling import MOST_PROBES
 from attfc_cuda.plan import rates
 from attfc_cuda.plan.heads import HEADS, Head, check_precision, head_needs
 from attfc_cuda.plan.networks import NetworkNeeds, network_needs
@@ -36,9 +38,10 @@ class Row:
         memory: bytes by item, of head and backbone.
         head_bytes: of them, the head's.
         head_flop: of a step.
-        network_flop: of a step.
+        network_flop: of a step, on average.
+        embedded_images: that go through an encoder in a step, on average: probes, and AttFC's gallery images.
         head_seconds: of a step; None where nothing was measured.
-        network_seconds: of a step; None where nothing was measured.
+        network_seconds: of a step, on average; None where nothing was measured.
     """
 
     head: Head
@@ -46,6 +49,7 @@ class Row:
     head_bytes: int
     head_flop: float
     network_flop: float
+    embedded_images: float
     head_seconds: float | None
     network_seconds: float | None
 
@@ -70,6 +74,9 @@ class Plan:
         device: of the step.
         network: the backbone's needs.
         limit_bytes: the memory to fit into.
+        gallery_size: AttFC's gallery images of a probe.
+        probes_per_identity: probes of an identity in a batch, which share them.
+        gallery_steps: steps that share them.
         rows: a head each.
     """
 
@@ -80,6 +87,9 @@ class Plan:
     device: str
     network: NetworkNeeds
     limit_bytes: int
+    gallery_size: int
+    probes_per_identity: int
+    gallery_steps: int
     rows: list[Row]
 
     def to_json(self) -> str:
@@ -121,19 +131,32 @@ def make_plan(
     heads: Sequence[Head] = HEADS,
     measure: bool = False,
     accumulate: int = 1,
+    probes_per_identity: int = 1,
+    gallery_steps: int = 1,
 ) -> Plan:
     """Memory and arithmetic of a training step of each head; with `measure` its time on this machine.
 
     Weights are float32 with a gradient and one momentum (SGD); activations of the backbone are those that autograd
     saves, by running it on fake tensors; AttFC adds the momentum encoder and its forward over the gallery. On a CPU a
     checkpoint that is written meanwhile counts too. With `accumulate` the networks take a batch in that many parts.
+
+    Of probes that share gallery images (see `AttentionLoader`) each identity is taken to have enough images for it.
+    Memory is that of the step that brings a gallery; arithmetic, time and embedded images are averages over its steps.
     """
     sizes = {"identities": identities, "dim": dim, "batch": batch, "image_size": image_size}
     for argument, value in {**sizes, "gallery_size": gallery_size, "accumulate": accumulate}.items():
         if value < 1:
             raise error("plan", argument, "be at least 1", value)
+    for argument, value in (("probes_per_identity", probes_per_identity), ("gallery_steps", gallery_steps)):
+        checked_int("plan", argument, value, 1, MOST_PROBES)
+    if probes_per_identity * gallery_steps > MOST_PROBES:
+        rule = f"make at most {MOST_PROBES} with {probes_per_identity} probes of an identity a step"
+        raise error("plan", "gallery_steps", rule, gallery_steps)
     check_precision(precision)
     part = -(-batch // accumulate)  # images of the largest part that goes through the network at once
+    present = math.ceil(batch / probes_per_identity)  # identities
+    # Images, in the step that brings them, and those of them that go through the encoder at once.
+    gallery, gallery_part = gallery_size * present, gallery_size * -(-present // accumulate)
     network = network_needs(backbone, dim, image_size, part, precision)
     network_memory = {
         "backbone: weights, gradient, momentum": 3 * 4 * network.parameters + 4 * network.buffers,
@@ -147,12 +170,16 @@ def make_plan(
         needs = head_needs(head, identities, dim, batch, precision, device)
         memory = {**network_memory, **needs.kept, **needs.step}
         images = 3.0 * batch + (batch - part)  # all parts but the last go forward twice
+        embedded = float(batch)
         if head.kind == "attfc":
             memory["momentum encoder"] = 4 * (network.parameters + network.buffers)
-            memory["gallery: images and activations"] = gallery_size * (
-                batch * 3 * image_size**2 * 4 + 3 * network.largest_bytes
+            memory["gallery: images and activations"] = (
+                gallery * 3 * image_size**2 * 4 + gallery_part * 3 * network.largest_bytes // part
             )
-            images += gallery_size * batch
+            if gallery_steps > 1:
+                memory["gallery: embeddings for the steps to come"] = gallery * dim * 4
+            images += gallery / gallery_steps
+            embedded += gallery / gallery_steps
         if device == "cpu":  # elsewhere that is main memory
             memory["checkpoint while training goes on"] = _checkpoint_bytes(memory)
         rows.append(
@@ -162,11 +189,13 @@ def make_plan(
                 needs.total,
                 needs.products * needs.product_flop,
                 network.forward_flop * images,
+                embedded,
                 rates.head_seconds(head, identities, dim, batch, precision) if measure else None,
                 forward_seconds * images if measure else None,
             )
         )
-    return Plan(identities, dim, batch, precision, device, network, limit_bytes, rows)
+    sharing = gallery_size, probes_per_identity, gallery_steps
+    return Plan(identities, dim, batch, precision, device, network, limit_bytes, *sharing, rows)
 
 
 def _checkpoint_bytes(memory: dict[str, int]) -> int:
@@ -179,7 +208,8 @@ def _checkpoint_bytes(memory: dict[str, int]) -> int:
 
 
 def print_table(plan: Plan) -> None:
-    """Print the plan: memory of the head, of all, whether it fits, arithmetic, and time where it was measured."""
+    """Print the plan: memory of the head, of all, whether it fits, images that go through an encoder in a step,
+    arithmetic, and time where it was measured."""
     from rich.console import Console
     from rich.table import Table
 
@@ -189,8 +219,10 @@ def print_table(plan: Plan) -> None:
         f"({network.parameters / 1e6:.1f} M parameters), precision {plan.precision}, "
         f"into {plan.limit_bytes / 2**30:.1f} GiB"
     )
+    if plan.probes_per_identity > 1 or plan.gallery_steps > 1:
+        title += f"; AttFC's gallery shared by {plan.probes_per_identity} x {plan.gallery_steps} probes"
     table = Table(title=title, title_justify="left")
-    for column in ("head", "head GiB", "all GiB", "fits", "head TFLOP", "all TFLOP"):
+    for column in ("head", "head GiB", "all GiB", "fits", "images embedded", "head TFLOP", "all TFLOP"):
         table.add_column(column, justify="left" if column == "head" else "right")
     timed = any(row.seconds is not None for row in plan.rows)
     if timed:
@@ -204,6 +236,7 @@ def print_table(plan: Plan) -> None:
             f"{row.head_bytes / 2**30:.2f}",
             f"{row.total / 2**30:.2f}",
             fits,
+            f"{row.embedded_images:.0f}",
             f"{row.head_flop / 1e12:.2f}",
             f"{(row.head_flop + row.network_flop) / 1e12:.2f}",
         ]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from attfc_cuda import cli
-from attfc_cuda.data import RecordFaces, UnreadableImage, decode_image
+from attfc_cuda.data import AttentionLoader, RecordFaces, UnreadableImage, decode_image
 from attfc_cuda.data.jpeg import decode_fast, decoder_name
 
 
@@ -58,12 +58,32 @@ def test_bench_prints_images_a_second(faces, capsys):
     arguments = ["data", "bench", str(faces), "--image-size", "16", "--seconds", "0.05", "--workers", "0"]
     assert cli.main([*arguments, "--batch-size", "4"]) == 0
     rates = dict(re.findall(r"^(\S.*?)  +(\d+) images/s$", capsys.readouterr().out, re.MULTILINE))
-    expected = {"read", "decode, Pillow", f"decode, {decoder_name()}", "data set", "attention loader, 0 workers"}
+    expected = {"read", "decode, Pillow", f"decode, {decoder_name()}", "data set"}
+    expected |= {"attention loader, 0 workers", "attention loader, 0 workers, probes"}
     assert set(rates) == expected and all(int(rate) > 0 for rate in rates.values())
     assert (
         cli.main(["data", "bench", "procedural:4x3", "--image-size", "16", "--seconds", "0.05", "--workers", "0"]) == 0
     )
     assert "attention loader, 0 workers" in capsys.readouterr().out
+
+
+def test_bench_makes_the_batches_of_the_settings(monkeypatch, capsys):
+    made = []
+
+    class Recorded(AttentionLoader):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr("attfc_cuda.data.bench.AttentionLoader", Recorded)
+    arguments = ["data", "bench", "procedural:8x12", "--image-size", "16", "--seconds", "0.05", "--workers", "0"]
+    arguments += ["--batch-size", "8", "--probes-per-identity", "2", "--gallery-steps", "2"]
+    assert cli.main(arguments) == 0
+    shown = dict(re.findall(r"^(\S.*?)  +(\d+) images/s$", capsys.readouterr().out, re.MULTILINE))
+    images, probes = (int(shown[f"attention loader, 0 workers{of}"]) for of in ("", ", probes"))
+    assert (made[0].sampler.probes_per_identity, made[0].sampler.gallery_steps) == (2, 2)
+    # 16 probes of a gallery, two images of each of four identities: each is embedded once for four probes.
+    assert images / probes == pytest.approx((16 + 8) / 16, abs=2 / probes + 2 / images)
 
 
 def test_a_rec_trains(faces, tmp_path, capsys):

@@ -10,6 +10,7 @@ import torch
 
 from attfc_cuda import AttFC, backbones, cli
 from attfc_cuda.cli.plan import Command as PlanCommand
+from attfc_cuda.data import AttentionLoader, build_dataset
 from attfc_cuda.plan import HEADS, Head, head_needs, make_plan, network_needs, rates, report
 from attfc_cuda.plan.heads import centers_met, container_slots, sampled_classes
 from attfc_cuda.plan.report import parse_bytes
@@ -70,6 +71,38 @@ def test_ten_million_identities_fit_only_with_a_container() -> None:
     assert fits["AttFC 10 %"] and not fits["full FC, plain PyTorch"]
     totals = [head_needs(head, 10_000_000, 512, 384, "bf16", "cuda").total for head in HEADS]
     assert totals == [row.head_bytes for row in plan.rows]
+
+
+@pytest.mark.parametrize(("together", "steps"), [(1, 1), (4, 1), (1, 4), (2, 2)])
+def test_shared_gallery_images_are_embedded_once(together: int, steps: int) -> None:
+    """As many as the loader gives; memory is that of the step that brings them."""
+    sizes = (1000, 16, 8, "small", 16, 2**30, "fp32", "cpu")
+    shared = make_plan(*sizes, probes_per_identity=together, gallery_steps=steps)
+    alone = make_plan(*sizes)
+    attfc, full_fc = shared.rows[0], shared.rows[-1]
+    assert attfc.head.kind == "attfc" and attfc.embedded_images == 8 + 16 / (together * steps)
+    assert attfc.network_flop == shared.network.forward_flop * (3 * 8 + 16 / (together * steps))
+    item = "gallery: images and activations"
+    assert attfc.memory[item] * together == alone.rows[0].memory[item]
+    assert (attfc.memory.get("gallery: embeddings for the steps to come") or 0) == (steps > 1) * 16 // together * 16 * 4
+    assert full_fc.embedded_images == 8 and full_fc.network_flop == alone.rows[-1].network_flop
+    options = {"probes_per_identity": together, "gallery_steps": steps, "augment": "none"}
+    loader = AttentionLoader(build_dataset("procedural:64x16", 16), 8, 2, **options)
+    images = [batch.gallery.flatten(0, -4).shape[0] for batch in loader]
+    # An identity may come twice among the probes that share.
+    assert 0.85 * 16 / (together * steps) <= sum(images) / len(images) <= 16 / (together * steps)
+    assert max(images) * together <= 16
+
+
+def test_the_command_takes_the_settings_that_share(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    sizes = {"identities": 1000, "dim": 16, "batch": 8, "backbone": "small", "image-size": 16, "memory": "4GiB"}
+    sizes |= {"probes-per-identity": 2, "gallery-steps": 4, "json": tmp_path / "plan.json"}
+    assert cli.main(["plan", *(f"--{name}={value}" for name, value in sizes.items())]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["rows"][0]["embedded_images"] == 8 + 2 and plan["gallery_steps"] == 4
+    assert "AttFC's gallery shared by 2 x 4 probes" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["plan", "--probes-per-identity", "16", "--gallery-steps", "5"]) == 2
+    assert "plan: gallery_steps must make at most 64 with 16 probes of an identity" in capsys.readouterr().err
 
 
 def test_a_checkpoint_in_the_background_counts_where_it_is_in_the_same_memory() -> None:
