@@ -220,7 +220,7 @@ def test_construction_errors(name, options, message):
 
 
 def test_an_unknown_depth_is_named():
-    with pytest.raises(ValueError, match=r"IResNet: depth must be one of 18, 34, 50, 100, got 101"):
+    with pytest.raises(ValueError, match=r"IResNet: depth must be one of 18, 34, 50, 100, 200, got 101"):
         backbones.IResNet(101)
 
 

@@ -56,7 +56,7 @@ def test_lfw_development_lists_are_dealt_into_folds(lfw):
         ("1\t0\nBob\t1\tCy\t2\n", r"line 1 of .*pairs.txt must count at least one pair, .*, got '1\\t0'"),
         ("0\t2\n", r"line 1 of .*pairs.txt must count at least one pair, and at least one fold"),
         ("0\n", r"line 1 of .*pairs.txt must count at least one pair"),
-        ("\xff", r"must hold 4 tab-separated columns"),
+        ("\xff", r"must hold image_a, image_b, same and perhaps fold, .*, got 1 columns"),
     ],
 )
 def test_a_wrong_lfw_list_is_named(lfw, text, message):
