@@ -11,7 +11,7 @@ from sharded_cases import DIM
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from attfc_cuda import AttFC, FullyConnected, PartialFC
+from attfc_cuda import AdaSin, AttFC, FullyConnected, PartialFC
 from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.train.process_group import Group
 
@@ -29,7 +29,7 @@ def sampled() -> dict[str, Any]:
     """A step of Partial FC at a rate below 1, with the sample that each process drew."""
     shards = Shards(averaged_gradients=False)
     torch.manual_seed(0)
-    head = PartialFC(DIM, CLASSES, 0.7, dtype=torch.float64, backend="eager", shards=shards)
+    head = PartialFC(DIM, CLASSES, 0.7, margin=AdaSin(), dtype=torch.float64, backend="eager", shards=shards)
     torch.manual_seed(100 + shards.rank)
     select, drawn = head.select, []
     head.select = lambda labels: drawn.append(select(labels)) or drawn[0]
@@ -61,8 +61,8 @@ def wrapped(equal_batches: bool) -> dict[str, list[Tensor]]:
 
 def head_of(kind: type[nn.Module], shards: Shards | None) -> nn.Module:
     torch.manual_seed(0)
-    size = 24 if kind is AttFC else CLASSES
-    return kind(DIM, size, dtype=torch.float64, backend="eager", shards=shards)
+    options = {"dtype": torch.float64, "backend": "eager", "shards": shards}
+    return AttFC(DIM, 24, num_classes=CLASSES, **options) if kind is AttFC else kind(DIM, CLASSES, **options)
 
 
 def two_steps(network: nn.Module, head: nn.Module, rank: int, shards: Shards | None) -> list[Tensor]:

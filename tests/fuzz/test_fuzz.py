@@ -115,9 +115,9 @@ def test_each_input_is_made_by_one_process(processes):
 def test_structured_changes_are_often_read(tmp_path, name):
     target = TARGETS[name]
     rng, whole = random.Random(0), target.seeds(tmp_path)
-    changed = [target.change(rng.choice(whole), rng) for _ in range(60)]
+    changed = [target.change(rng.choice(whole), rng) for _ in range(120)]
     read = sum(target.run(data, tmp_path) for data in changed)
-    assert len(set(changed)) > 45 and read >= 5
+    assert len(set(changed)) > 80 and read >= 8
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
