@@ -368,9 +368,9 @@ def test_damage_is_counted_or_raised_out_of_a_kept_index_too(name, place, search
     assert str(moved / source.name) in form.open(moved / source.name, 16).report().split("skipped")[1]
 
 
-def test_a_shard_with_other_headers_at_the_same_size_and_time_is_named_when_it_is_read(place, searches):
+def test_a_shard_that_changes_under_its_index_is_named_when_it_is_read(place):
     source = write_tar(place, FACES)
-    info, first = source.stat(), TarFaces(source, 16)
+    info, faces = source.stat(), TarFaces(source, 16)
     content = source.read_bytes()
     with tarfile.open(source) as archive:
         header = next(member.offset for member in archive if member.name == "2.png")
@@ -380,12 +380,41 @@ def test_a_shard_with_other_headers_at_the_same_size_and_time_is_named_when_it_i
     block[148:156] = b"%06o\0 " % sum(block)
     source.write_bytes(content[:header] + block + content[header + 512 :])
     os.utime(source, ns=(info.st_atime_ns, info.st_mtime_ns))
-    searches(FORMATS["tar"])
-    faces = TarFaces(source, 16)
-    assert searches(FORMATS["tar"]) == 0 and faces.report() == first.report()
     assert int(faces[1].float().mean()) == 20
     with pytest.raises(UnreadableImage, match=f"byte {header} must be the header that was indexed, got another: has"):
         faces[2]
+
+
+@pytest.mark.parametrize("name", ["tar", "list"])
+def test_other_labels_of_the_same_size_and_time_are_noticed(name, place):
+    """As cp -p, rsync -t and tar -x write them over the ones before; rec: each label is compared when it is read."""
+    for faces in (FACES, [("5", 10), ("9", 20), ("3", 30), ("3", 40)]):
+        source = FORMATS[name].write(place, faces)
+        os.utime(source, (1_700_000_000, 1_700_000_000))
+        assert people(FORMATS[name].open(source, 16)) == faces
+
+
+@pytest.mark.parametrize("name", ["tar", "list"])
+def test_a_link_that_leads_elsewhere_is_noticed(name, place, monkeypatch):
+    """Also where both files have the same size and times, as of one archive on a disk that keeps whole seconds."""
+    monkeypatch.setattr({"tar": tar_index, "list": lists}[name], "stamp", lambda info: [info.st_size])
+    link = place / f"link{FORMATS[name].write(place, FACES).suffix}"
+    for version, faces in (("one", FACES), ("two", [("5", 10), ("9", 20), ("3", 30), ("3", 40)])):
+        (place / version).mkdir()
+        source = FORMATS[name].write(place / version, faces)
+        os.utime(source, (1_700_000_000, 1_700_000_000))
+        link.unlink(missing_ok=True)
+        link.symlink_to(source)
+        assert people(FORMATS[name].open(link, 16, **({"root": place} if name == "list" else {}))) == faces
+
+
+def test_two_identity_lists_of_one_name_size_and_time_are_told_apart(place):
+    root = write_folders(place, FACES)
+    for fold, identity, expected in (("one", "3", FACES[:2]), ("two", "9", FACES[3:])):
+        (place / fold).mkdir()
+        (place / fold / "train.txt").write_text(f"{identity}\n")
+        os.utime(place / fold / "train.txt", (1_700_000_000, 1_700_000_000))
+        assert people(FolderFaces(root, 16, place / fold / "train.txt")) == expected
 
 
 @pytest.mark.parametrize(("name", "at", "other"), [("files", 0, b"../../"), ("folders", 2, b".")])
@@ -453,9 +482,21 @@ def test_a_source_is_left_until_its_next_change_has_another_time(monkeypatch):
     slept = []
     monkeypatch.setattr(index_cache.time, "sleep", slept.append)
     monkeypatch.setattr(index_cache.time, "time_ns", lambda: 10**18)
-    for age_ns, expected in ((0, [0.02]), (15_000_000, [0.005]), (20_000_000, []), (10**12, []), (-(10**12), [0.02])):
+    fine = ((1, [0.019999999]), (15_000_000, [0.005]), (20_000_000, []), (10**12 + 1, []), (1 - 10**12, [0.02]))
+    # A time of whole seconds may be that of a disk that keeps no others.
+    coarse = ((0, [2.0]), (10**9, [1.0]), (2 * 10**9, []), (10**12, []), (-(10**12), [2.0]))
+    for age_ns, expected in (*fine, *coarse):
         slept.clear()
         assert index_cache.settle(10**18 - age_ns) == 10**18 - age_ns and slept == expected
+
+
+def test_folders_of_the_future_are_waited_for_once(place, monkeypatch):
+    """As a wrong clock or time zone makes them: a wait for each would be hours for millions."""
+    source, slept = write_folders(place, FACES), []
+    for folder in source.iterdir():
+        os.utime(folder, ns=(2**61, 2**61))
+    monkeypatch.setattr(folder_index, "settle", slept.append)
+    assert people(FolderFaces(source, 16)) == FACES and slept == [2**61]
 
 
 @pytest.mark.parametrize(("name", "bytes_an_image"), [("rec", 12), ("tar", 13)])

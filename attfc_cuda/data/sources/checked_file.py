@@ -27,7 +27,7 @@ class CheckedFile:
         path: The file.
 
     Attributes:
-        path, size, mtime_ns: As they were at the opening.
+        path, size, info (of the system): As they were at the opening.
         refused: Whether the system has refused to read what should be there; it may not do so another time.
 
     Raises:
@@ -37,8 +37,8 @@ class CheckedFile:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path, self.refused = Path(path), False
-        info = self._open()
-        self.size, self.mtime_ns = info.st_size, info.st_mtime_ns
+        self.info = self._open()
+        self.size = self.info.st_size
 
     def _open(self) -> os.stat_result:
         # Without waiting, or a named pipe would block here for ever.
@@ -89,7 +89,7 @@ class CheckedFile:
         return DamagedFile(printable(f"{self.path}: byte {offset} must {rule}, got {got}"))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "size": self.size, "mtime_ns": self.mtime_ns, "refused": self.refused}
+        return {"path": self.path, "size": self.size, "info": self.info, "refused": self.refused}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

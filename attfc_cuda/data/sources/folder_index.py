@@ -5,6 +5,7 @@ At the next opening its folders are not read, only asked when they last changed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from attfc_cuda._check import error
 from attfc_cuda.data.images import IMAGE_EXTENSIONS
-from attfc_cuda.data.sources.index_cache import Index, load_index, settle
+from attfc_cuda.data.sources.index_cache import Index, load_index, settle, stamp
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.skipped import Skipped
 
@@ -70,7 +71,7 @@ def folder_index(root: Path, id_list: PathLike | None, strict: bool, tell: Calla
         os.scandir(root).close()
     except OSError as cause:
         raise error("FolderFaces", "roots", "be readable folders", f"{root} ({cause.strerror})") from cause
-    of = {"root": _stamp(root), "identities": "all" if id_list is None else _stamp(Path(id_list))}
+    of = {"root": _stamp(root), "identities": "all" if id_list is None else _digest(Path(id_list))}
     variant = "" if id_list is None else Path(id_list).name
     return load_index(
         root, of, lambda: _Search(root, strict).index(id_list, tell), sound, variant=variant, strict=strict
@@ -87,10 +88,18 @@ def _time(path: Path) -> int | None:
 def _stamp(path: Path) -> list[int] | None:
     """None for what is not there: looking into it names it."""
     try:
-        info = path.stat()
+        return stamp(path.stat())
     except OSError:
         return None
-    return [info.st_size, settle(info.st_mtime_ns)]
+
+
+def _digest(id_list: Path) -> str | None:
+    """Of its content: lists of one name, size and time are common (`fold0/train.txt`, `fold1/train.txt`). None for one
+    that cannot be read."""
+    try:
+        return hashlib.sha256(id_list.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 class _Search:
@@ -100,10 +109,11 @@ class _Search:
 
     def index(self, id_list: PathLike | None, tell: Callable[[int, int], None]) -> Index:
         names = self._identity_names(self.root, id_list)
-        times, counts, files = [], [], []
+        times = [_time(self.root / name) or 0 for name in names]
+        settle(max(times, default=0))  # once for all: a wrong clock may have set each into the future
+        counts: list[int] = []
+        files: list[str] = []
         for name in names:
-            time = _time(self.root / name)
-            times.append(0 if time is None else settle(time))
             found = self._image_names(self.root / name)
             files += found
             counts.append(len(found))

@@ -2,8 +2,9 @@
 
 An index is kept beside its source as `<name>.attfc_index`, or in the user's cache folder ($XDG_CACHE_HOME or ~/.cache,
 under attfc_cuda) where that place cannot be written; where neither can, it is made anew at each opening. It is used as
-long as the sizes and times of its sources, the settings it depends on and the release are the same, and made anew where
-it is damaged. It is written beside its place and renamed: processes that index at once find a whole one or none.
+long as the sizes and times of its sources, the settings it depends on and the release are the same (behind a symbolic
+link also the file that it leads to), and made anew where it is damaged. It is written beside its place and renamed:
+processes that index at once find a whole one or none.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _Layout = list[tuple[str, str, int]]  # name, dtype and length of each array
 _DTYPES = ("|u1", "<i4", "<i8")
 # File systems give changes that follow each other within a tick of the kernel's clock (1 to 10 ms) one time.
 _TICK_NS = 20_000_000
+_COARSE_TICK_NS, _SECOND_NS = 2_000_000_000, 10**9  # of those that keep whole seconds: ext3, FAT, HFS+, some servers
 
 
 @dataclass
@@ -70,13 +72,15 @@ def load_index(
 
     Args:
         source: The file or folder.
-        of: What the index depends on, as JSON has it: sizes and times (see `settle`) from before the search, settings.
+        of: What the index depends on, as JSON has it: sizes and times (see `stamp`) from before the search, settings.
         build: Searches the source. Whatever it raises is passed on, and nothing is kept.
         sound: Whether the arrays of a kept index may be used: they are a stranger's. KeyError and ValueError are a no.
         variant: A word for the index's name, where one source has several.
         strict: Search anew where something damaged was left out, so that `build` raises it.
     """
     of = {"release": __version__, **of}
+    if source.is_symlink():
+        of["file"] = os.path.realpath(source)
     places = list(_places(source, variant))
     for place in places:
         with contextlib.suppress(OSError, DamagedFile):
@@ -92,12 +96,19 @@ def load_index(
     return index
 
 
-def settle(mtime_ns: int) -> int:
+def stamp(info: os.stat_result) -> list[int]:
+    """By what a file is known again: its size, the time that it says, and that of its last change, which nobody can
+    set. `cp -p`, `rsync -t` and `tar -x` give other content the time of the one before."""
+    return [info.st_size, info.st_mtime_ns, settle(info.st_ctime_ns)]
+
+
+def settle(time_ns: int) -> int:
     """The time of a source's last change, given back once a later change is sure to have another one."""
-    wait_ns = min(_TICK_NS - (time.time_ns() - mtime_ns), _TICK_NS)
+    tick_ns = _TICK_NS if time_ns % _SECOND_NS else _COARSE_TICK_NS
+    wait_ns = min(tick_ns - (time.time_ns() - time_ns), tick_ns)
     if wait_ns > 0:
         time.sleep(wait_ns / 1e9)
-    return mtime_ns
+    return time_ns
 
 
 def small(numbers: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from attfc_cuda._check import error
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.images import read_bytes
 from attfc_cuda.data.sources.folders import is_inside
-from attfc_cuda.data.sources.index_cache import Index, load_index, settle, small
+from attfc_cuda.data.sources.index_cache import Index, load_index, small, stamp
 from attfc_cuda.data.sources.list_layouts import KNOWN, SAMPLED_LINES, layout_of
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.skipped import Skipped
@@ -73,7 +73,7 @@ class ListFaces(StoredFaces):
         try:
             with open(os.open(self.list, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 info = os.fstat(file.fileno())
-                of = {"list": [info.st_size, settle(info.st_mtime_ns)]}
+                of = {"list": stamp(info)}
                 strict, regular = self.on_bad_image == "raise", stat.S_ISREG(info.st_mode)
                 return load_index(self.list, of, lambda: self._read(file, regular), _is_sound, strict=strict)
         except OSError as cause:

@@ -34,7 +34,8 @@ def record_index(records: RecordFile) -> Index:
             return False
         return len(offsets) == 0 or bool(offsets.min() >= 0 and offsets.max() < rec.size and labels.min() >= 0)
 
-    of = {"rec": [rec.size, settle(rec.mtime_ns)], "idx": _stamp(idx)}
+    # Not `stamp`, so that a .rec may be copied with its index: a label is compared with the index at every read.
+    of = {"rec": [rec.size, settle(rec.info.st_mtime_ns)], "idx": _stamp(idx)}
     return load_index(rec.path, of, lambda: build_index(records, idx), sound)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from attfc_cuda._check import error
 from attfc_cuda.data.sources.checked_file import CheckedFile
-from attfc_cuda.data.sources.index_cache import Index, load_index, settle, small
+from attfc_cuda.data.sources.index_cache import Index, load_index, small, stamp
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.skipped import Skipped
 from attfc_cuda.data.sources.tar_members import BLOCK
@@ -54,7 +54,7 @@ def shard_index(shard: CheckedFile, label_field: str, strict: bool, tell: Callab
     """
     index = load_index(
         shard.path,
-        {"shard": [shard.size, settle(shard.mtime_ns)], "label_field": label_field},
+        {"shard": stamp(shard.info), "label_field": label_field},
         lambda: _build(shard, label_field, strict, tell),
         lambda arrays: _sound(arrays, shard.size),
         variant="" if label_field == "auto" else label_field,
