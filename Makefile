@@ -6,6 +6,7 @@
 # make lint   checks formatting and types
 # make docs   builds the documentation into build/docs, with warnings as errors
 # make findings  shows the surprises in other packages that findings/ records; each in a folder and environment of its own
+# make wheel  builds dist/*.whl with the extension compiled, for this Python and this torch, and the source archive
 # make ext    compiles what has changed in the CPU extension since the last time, and nothing else
 # All of them but findings first make .venv and install and compile the package into it, once.
 PYTHON ?= python3
@@ -16,7 +17,7 @@ TORCH ?= torch
 # Processes that run tests: as many as there are cores, four at most (each imports torch).
 WORKERS ?= auto
 
-.PHONY: demo test proof gpu bench lint findings docs ext clean
+.PHONY: demo test proof gpu bench lint findings docs wheel ext clean
 .DELETE_ON_ERROR:
 
 # Compiled again whenever a source changes.
@@ -79,6 +80,9 @@ findings:
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo written: build/docs/index.html
+
+wheel: $(VENV)/.installed
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info attfc_cuda/_C*.so
