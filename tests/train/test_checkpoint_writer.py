@@ -28,14 +28,16 @@ WRITE = archive.write  # before any test replaces it
 
 
 class Gate:
-    """Stands in for `archive.write`: a write begins when it is told to, then does as it is told."""
+    """Stands in for `archive.write`: a checkpoint's write begins when it is told to, then does as it is told."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.let = threading.Semaphore(0), threading.Semaphore(0)
         self.at_work, self.most_at_work, self.failures = 0, 0, dict[int, Exception]()
         monkeypatch.setattr(archive, "write", self.write)
 
-    def write(self, state: dict, file: object, streamed: dict | None) -> None:
+    def write(self, state: dict, file: object, streamed: dict | None = None) -> None:
+        if "best" in state:  # the best network's own file
+            return WRITE(state, file, streamed)
         self.at_work += 1
         self.most_at_work = max(self.most_at_work, self.at_work)
         self.begun.release()
