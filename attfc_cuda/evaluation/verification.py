@@ -7,9 +7,11 @@ pairs can support, and the errors.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -103,6 +105,29 @@ class VerificationResult:
             write_text(Path(path), text)
         return text
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> VerificationResult:
+        """The inverse of `to_json`, of its parsed text; null is NaN where there has to be a number.
+
+        Args:
+            plain: The fields by name; others are passed over.
+
+        Raises:
+            ValueError: For what is no such result, as do LookupError, TypeError and AttributeError.
+        """
+        given = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
+        given |= {name: _number(plain[name]) for name in ("threshold", "auc", "eer")}
+        given["tar_at_far"] = {float(far): _number(tar) for far, tar in plain["tar_at_far"].items()}
+        given["fold_accuracies"] = tuple(map(_number, plain["fold_accuracies"]))
+        given["at_far"] = {float(far): _point(point) for far, point in plain.get("at_far", {}).items()}
+        for name in ("num_pairs", "num_genuine", "num_impostors", "num_folds"):
+            given[name] = int(plain[name])
+        for name in ("accuracy", "accuracy_std"):
+            given[name] = None if plain[name] is None else float(plain[name])
+        if given.get("num_identities") is not None:
+            given["num_identities"] = int(given["num_identities"])
+        return cls(**given)
+
     def summary(self) -> str:
         """One line for a terminal."""
         rates = ", ".join(f"TAR {tar:.3f} at FAR {far:g}" for far, tar in self.tar_at_far.items())
@@ -112,6 +137,21 @@ class VerificationResult:
             f"{accuracy}{rates}{', ' if rates else ''}"
             f"EER {self.eer:.4f}, AUC {self.auc:.4f} ({self.num_pairs} pairs{folds})"
         )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _point(plain: Mapping[str, Any]) -> OperatingPoint:
+    low_high = {name: plain[name] for name in ("tar_interval", "threshold_interval")}
+    return OperatingPoint(
+        _number(plain["tar"]),
+        _number(plain["threshold"]),
+        int(plain["false_accepts"]),
+        bool(plain["few_impostors"]),
+        **{name: None if ends is None else (_number(ends[0]), _number(ends[1])) for name, ends in low_high.items()},
+    )
 
 
 def verify(

@@ -75,20 +75,28 @@ class Best:
         score = score_of(results, self.by)
         if score is None:
             return None
-        if self.score is not None and score <= self.score and sorted(results) == self._sets:
+        sets = _described(results)
+        if self.score is not None and score <= self.score and sets == self._sets:
             return None
         if not self.own.may_write(self.path):
             return f"{self.path} is not the run's own: the best network is not kept there"
-        self.own.add([self.path])
-        sets = sorted(results)
         best = {"by": self.by, "score": score, "sets": sets}
         try:
+            self.own.add([self.path])
             with replacing(self.path) as part, open(part, "wb") as file:
                 archive.write({"format": checkpoint.FORMAT, "step": step, "best": best, **state}, file)
         except OSError as cause:
             return f"{self.path} could not be written: {cause}"
         self.score, self.step, self._sets = score, step, sets
         return None
+
+
+def _described(results: Mapping[str, VerificationResult]) -> list[str]:
+    """The sets, by what tells one from another of the same name."""
+    return sorted(
+        f"{name}: {result.num_genuine} genuine and {result.num_impostors} impostor pairs of {result.num_identities}"
+        for name, result in results.items()
+    )
 
 
 def path_of_best(run: Path) -> Path:

@@ -81,7 +81,7 @@ def _data(training: Training) -> str:
         "data": f"`{_text(config.dataset.data)}`",
         "images": f"{counts.sum():,} of {len(counts):,} identities",
         "probes": f"{counts[probes].sum():,} images of {probes.sum():,} identities with at least {least}",
-        "head": f"{config.head.head}, {_text(config.head.margin)} {_text(config.head.margin_options)}".rstrip(),
+        "head": ", ".join([config.head.head, *_margin(training)]),
         "steps": f"{training.step:,} of {training.total_steps:,}, {config.dataset.batch_size} probes each, "
         f"{training.step / training.steps_per_epoch:.1f} epochs, seed {config.run.seed}",
     }
@@ -90,6 +90,15 @@ def _data(training: Training) -> str:
     if config.model.init is not None:
         rows["started from"] = f"`{_text(str(config.model.init))}`"
     return "## Trained on\n\n" + _table(("", ""), [*rows.items()])
+
+
+def _margin(training: Training) -> list[str]:
+    """Its name and numbers, as the head has them."""
+    options = training.config.head
+    margin = getattr(getattr(training.objective, "head", None), "margin", None)
+    values = {name: getattr(margin, name, None) for name in ("m", "scale")}
+    numbers = [f"{name} {value:g}" for name, value in values.items() if isinstance(value, (int, float))]
+    return [_text(options.margin), *filter(None, [_text(options.margin_options)]), *numbers]
 
 
 def _numbers(training: Training, best: Best | None, step: int | None, results: Mapping[str, VerificationResult]) -> str:

@@ -4,7 +4,6 @@ the latter mislead."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from attfc_cuda._deprecated import renamed_attributes
 from attfc_cuda._files import replacing
@@ -17,7 +16,7 @@ from attfc_cuda.train.run_folder import LOG
 SATURATED = 0.8  # mean cosine to the own centre
 GOOD = 0.95  # accuracy from which there is nothing to warn of
 RISE = 0.002  # accuracy: less than this is no rise
-PICTURE = "training.png"
+PICTURE, COSINES = "training.png", "cosines"
 __getattr__ = renamed_attributes(__name__, {"SaturationWatch": "train.diagnostics.SaturationCheck"})
 
 
@@ -34,18 +33,29 @@ def draw_training(own: Manifest) -> str | None:
     return None
 
 
-def record_cosines(sample: CosineSample, step: int, log: RunLog, folder: Path | None) -> None:
-    """Log the distributions of own, fresh and older centres' cosines and, with a folder, draw them there as
-    `step_00001234.png`."""
+def record_cosines(sample: CosineSample, step: int, log: RunLog, own: Manifest | None) -> None:
+    """Log the distributions of own, fresh and older centres' cosines and, with a run's manifest, draw them there as
+    `cosines/step_00001234.png`."""
     fresh = sample.age == 0
     kinds = {"positive": sample.positive, "fresh_negative": sample.negative[fresh]}
     log.distributions(step, {**kinds, "older_negative": sample.negative[~fresh]})
-    if folder is None:
+    if own is None or own.is_gone or not _drawable(sample):
         return
-    if len(sample.positive) and bool(sample.positive.isfinite().all()) and bool(sample.negative.isfinite().all()):
-        folder.mkdir(parents=True, exist_ok=True)
-        title = f"Cosines to class centres, step {step}"
-        plot_cosines(*(values.numpy() for values in sample), folder / f"step_{step:08d}.png", title)  # type: ignore[call-arg, arg-type]
+    path = own.folder / COSINES / f"step_{step:08d}.png"
+    if not own.may_write(path):
+        log.note(f"{path} is not the run's own: it stays as it is", step=step)
+        return
+    try:
+        own.add([path])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plot_cosines(*(values.numpy() for values in sample), path, f"Cosines to class centres, step {step}")  # type: ignore[call-arg, arg-type]
+    except OSError as cause:
+        log.note(f"{path} could not be written: {cause}", step=step)
+
+
+def _drawable(sample: CosineSample) -> bool:
+    finite = bool(sample.positive.isfinite().all()) and bool(sample.negative.isfinite().all())
+    return len(sample.positive) > 0 and finite
 
 
 class SaturationCheck:

@@ -142,7 +142,7 @@ def _run_steps(
             for callback in callbacks:
                 getattr(callback, method)(training, *arguments)
         except Exception as cause:
-            if group is None and method in ("on_step", "on_verification"):  # the others have nothing new to save
+            if group is None and method == "on_step":  # `verified` saves, the others have nothing new to save
                 stopped(log, training, save(training, own), cause)
             raise
 
@@ -220,7 +220,7 @@ def _run_steps(
             tell("on_step", loss_value)
             stopping = interrupt.signal_number if group is None else int(signals[0]) or None
             if training.sets and ((verify_every and step % verify_every == 0) or step == total):
-                validation.run()
+                verified(validation, training, own, log)
             if (checkpoint_every and step % checkpoint_every == 0) or step == total or stopping:
                 path = save(training, own, background=step < total and not stopping)
                 tell("on_checkpoint", path)
@@ -268,6 +268,16 @@ def save(training: Training, own: Manifest | None, background: bool = False) -> 
     return path
 
 
+def verified(validation: Validation, training: Training, own: Manifest | None, log: RunLog | NoLog) -> None:
+    """Verify; where that fails, the step before it is saved (several processes keep their last checkpoint)."""
+    try:
+        validation.run()
+    except Exception as cause:
+        if training.group is None:
+            stopped(log, training, save(training, own), cause)
+        raise
+
+
 def report_failed_write(training: Training, own: Manifest | None) -> None:
     """Raise OSError where the checkpoint that was written in the background has failed, RunRemoved where that is
     because the run folder was removed."""
@@ -281,7 +291,7 @@ def report_failed_write(training: Training, own: Manifest | None) -> None:
 
 def was_removed(own: Manifest | None) -> bool:
     """Whether the run folder, or the manifest in it, is gone."""
-    return own is not None and not own.path.exists()
+    return own is not None and own.is_gone
 
 
 def stopped(log: RunLog | NoLog, training: Training, path: Path, cause: Exception) -> Exception:

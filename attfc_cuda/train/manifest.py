@@ -30,6 +30,11 @@ class Manifest:
     def __contains__(self, path: Path) -> bool:
         return path.relative_to(self.folder).as_posix() in self._names
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the list, or the folder with it, is not there (any more)."""
+        return not self.path.exists()
+
     def may_write(self, path: Path) -> bool:
         """Whether a run may put a file there: nothing is, or a file of its own."""
         return path in self or not path.exists()

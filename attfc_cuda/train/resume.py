@@ -17,6 +17,7 @@ from attfc_cuda.train import checkpoint
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.data_identity import DataIdentity
 from attfc_cuda.train.run_folder import CHECKPOINTS
+from attfc_cuda.train.validation import holds_out
 
 if TYPE_CHECKING:
     from attfc_cuda.train.training import Training
@@ -103,6 +104,7 @@ def _load(training: Training, state: dict[str, Any], path: Path, show: Callable[
     difference = None if then is None else training.data_identity.difference(then)
     carry = difference is not None and training.config.run.carry_classes
     if difference is not None and not carry:
+        _refuse_other_parting(training.config, TrainConfig.from_dict(state["config"]))
         remedy = "give the same data, or --carry-classes to keep what was learned of those that are still there"
         raise error("resume", "data", "hold the checkpoint's identities and images", difference, remedy)
     objective = training.objective
@@ -125,6 +127,17 @@ def _load(training: Training, state: dict[str, Any], path: Path, show: Callable[
             f"resume: the run was on {threads} CPU threads and is on {here} now, which add in another order: losses "
             f"will differ in the last digits (--threads {threads} for the same ones)"
         )
+
+
+def _refuse_other_parting(now: TrainConfig, then: TrainConfig) -> None:
+    """Raise ValueError where other identities are trained on since something else is verified on."""
+    if holds_out(now) == holds_out(then):
+        return
+    name = "verify_pairs" if (now if holds_out(then) else then).verify.verify_pairs else "verify_data"
+    rule = "be left out" if holds_out(then) else "be given"
+    rule += ", as it was in the checkpoint's run: it decides whether identities are held out from training"
+    remedy = "`attfc verify` takes any other faces at any time"
+    raise error("resume", name, rule, repr(getattr(now.verify, name)), remedy)
 
 
 def _carry_classes(training: Training, then: DataIdentity) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -21,8 +22,9 @@ from attfc_cuda.train.best import Best
 from attfc_cuda.train.card import write_card
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.diagnostics import SaturationCheck, draw_training, record_cosines
-from attfc_cuda.train.log import NoLog, RunLog
+from attfc_cuda.train.log import NoLog, RunLog, read_log
 from attfc_cuda.train.manifest import Manifest
+from attfc_cuda.train.run_folder import LOG
 
 if TYPE_CHECKING:
     from attfc_cuda.train.training import Training
@@ -37,6 +39,12 @@ __getattr__ = renamed_attributes(
 )
 
 
+def holds_out(config: TrainConfig) -> bool:
+    """Whether a run keeps identities of a folder from training, as it is given nothing else to verify on."""
+    options = config.verify
+    return options.hold_out > 0 and not (options.verify_pairs or options.verify_data)
+
+
 def parted(config: TrainConfig, dataset: FaceDataset) -> tuple[FaceDataset, FaceDataset | None]:
     """What a run trains on, and the identities that it holds out, if any.
 
@@ -44,8 +52,7 @@ def parted(config: TrainConfig, dataset: FaceDataset) -> tuple[FaceDataset, Face
         config: Of the run.
         dataset: All of its faces.
     """
-    given = config.verify.verify_pairs or config.verify.verify_data
-    if given or isinstance(dataset, ProceduralFaces):
+    if not holds_out(config) or isinstance(dataset, ProceduralFaces):
         return dataset, None
     return hold_out(dataset, config.verify.hold_out)
 
@@ -116,7 +123,7 @@ class Validation:
         tell: Calls the run's callbacks: `tell("on_verification", results)`.
 
     Attributes:
-        results: Of the last one, by the name of the set.
+        results: Of the last one, by the name of the set; of a run that goes on, as its log has it.
     """
 
     def __init__(
@@ -127,6 +134,19 @@ class Validation:
         self.best = None if own is None else Best(own, training.config.verify.best_by, training.step)
         self._saturation, self._positives = SaturationCheck(), list[float]()
         self._verified_at: int | None = None
+        if own is not None and training.step:
+            self._recall(own)
+
+    def _recall(self, own: Manifest) -> None:
+        """Take the last verification before this start out of the run's log, for the card."""
+        records = [record for record in read_log(own.folder / LOG) if record["kind"] == "verify"]
+        steps = [record["step"] for record in records if type(record.get("step")) is int]
+        if not steps:
+            return
+        last = [record for record in records if record.get("step") == steps[-1]]
+        with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):  # of another release, or damaged
+            self.results = {str(record["name"]): VerificationResult.from_dict(record) for record in last}
+            self._verified_at = steps[-1]
 
     def remember(self, numbers: Mapping[str, float]) -> None:
         """Take the numbers of a step that is logged."""
@@ -138,8 +158,7 @@ class Validation:
         self.results = verify_sets(training.backbone, training.sets, step, log, training.device)  # type: ignore[arg-type]
         self._verified_at = step
         if (sample := training.objective.cosines()) is not None:
-            pictures = training.config.run.run / "cosines" if training.config.run.pictures else None
-            record_cosines(sample, step, log, pictures)  # type: ignore[arg-type]
+            record_cosines(sample, step, log, self.own if training.config.run.pictures else None)  # type: ignore[arg-type]
         positives = self._positives
         if positives and (warning := self._saturation.warning(sum(positives) / len(positives), self.results)):
             log.note(warning, step=step)
@@ -150,7 +169,7 @@ class Validation:
             self.draw()
 
     def _keep_best(self) -> None:
-        if self.best is None:
+        if self.best is None or self.best.own.is_gone:
             return
         state = {"config": self.training.config.to_dict(), "backbone": self.training.backbone.state_dict()}
         step = self.training.step
@@ -165,7 +184,7 @@ class Validation:
     def draw(self) -> None:
         """Write training.png and card.md anew."""
         training, own = self.training, self.own
-        if own is None or not training.config.run.pictures:
+        if own is None or own.is_gone or not training.config.run.pictures:
             return
         verified: dict[str, Any] = {"step": self._verified_at, "results": self.results}
         for write in (lambda: draw_training(own), lambda: write_card(own, training, self.best, **verified)):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attfc_cuda.evaluation import verify
+from attfc_cuda.evaluation import VerificationResult, verify
 
 GENUINE, IMPOSTOR = [0.9, 0.8, 0.4], [0.6, 0.2, 0.1]
 
@@ -159,6 +159,7 @@ def test_json_holds_every_number_and_replaces_the_file_at_once(tmp_path, monkeyp
     result = verify(*two_equal_folds(), far=(0.5,))
     path = tmp_path / "result.json"
     text = result.to_json(path)
+    assert VerificationResult.from_dict(json.loads(text)) == result
     assert path.read_text() == text
     fields = json.loads(text)
     assert fields["tar_at_far"] == {"0.5": 1.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from attfc_cuda import cli
 from attfc_cuda.evaluation import VerificationResult, verify
 from attfc_cuda.train import Callback, TrainConfig, checkpoint, load_backbone, train, validation
-from attfc_cuda.train.best import BEST, path_of_best, score_of
+from attfc_cuda.train.best import BEST, Best, path_of_best, score_of
 from attfc_cuda.train.log import read_log
+from attfc_cuda.train.manifest import Manifest
+from attfc_cuda.train.run_folder import RunRemoved
 
 Tiny = Callable[..., TrainConfig]
 JUDGED = verify([0.9, 0.8, 0.1, 0.2] * 3, [True, True, False, False] * 3, [0, 1] * 6)
@@ -120,6 +123,42 @@ def test_overwriting_a_run_takes_its_best_along(tiny_config: Tiny, accuracies: d
     config = tiny_config(steps=2, overwrite=True)
     train(config)
     assert best_of(config.run.run)[:2] == (2, 0.5)
+
+
+def test_other_pairs_under_the_same_name_are_not_compared(tmp_path: Path) -> None:
+    own = Manifest(tmp_path)
+    best = Best(own, "accuracy", 0)
+    state = {"config": TrainConfig().to_dict(), "backbone": {}}
+    assert best.offer(state, 1, {"held-out": result(0.9)}) is None and best.score == 0.9
+    assert best.offer(state, 2, {"held-out": result(0.8)}) is None and best.score == 0.9
+    others = {"held-out": dataclasses.replace(result(0.8), num_impostors=JUDGED.num_impostors + 1)}
+    assert best.offer(state, 3, others) is None and best.score == 0.8
+    again = Best(own, "accuracy", 3)
+    assert again.offer(state, 4, others) is None and (again.score, again.step) == (0.8, 3)
+
+
+def test_a_best_that_cannot_be_named_or_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Manifest, "_write", full)
+    best = Best(Manifest(tmp_path), "accuracy", 0)
+    assert best.offer({}, 1, {"a": result(0.9)}) == f"{tmp_path / BEST} could not be written: no space left"
+    assert best.score is None and not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_that_goes_while_it_verifies_is_missed(tiny_config: Tiny, accuracies: dict[int, float]) -> None:
+    accuracies |= {1: 0.9, 2: 0.8, 3: 0.95}
+    config = tiny_config(steps=3, verify_every=1, pictures=True, log_every=10, checkpoint_every=0)
+
+    class Remove(Callback):
+        def on_step(self, training, loss) -> None:
+            if training.step == 1:
+                shutil.rmtree(training.config.run.run)
+
+    with pytest.raises(RunRemoved, match="which was removed; saved anew"):
+        train(config, callbacks=[Remove()])
+    assert checkpoint.load_newest(config.run.run / "checkpoints")["step"] == 3
 
 
 @pytest.mark.parametrize("by, expected", [("accuracy", 0.75), ("auc", 1.0), ("tar", None)])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from attfc_cuda.train import Callback, TrainConfig, checkpoint, train
+from attfc_cuda.train import Callback, TrainConfig, checkpoint, train, validation
 from attfc_cuda.train.log import read_log
 
 Tiny = Callable[..., TrainConfig]
@@ -73,3 +73,17 @@ def test_an_error_of_a_callback_ends_the_run_with_its_state_saved(tiny_config: T
     notes = [r["text"] for r in read_log(config.run.run / "log.jsonl") if r["kind"] == "note"]
     assert notes[-1] == "stopped: a mistake"
     assert train(tiny_config(steps=3, resume=True)).step == 3
+
+
+def test_a_verification_that_fails_ends_the_run_with_its_state_saved(
+    tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise FileNotFoundError("pairs/a.png")
+
+    monkeypatch.setattr(validation, "verify_sets", gone)
+    config = tiny_config(checkpoint_every=0, verify_every=2)
+    with pytest.raises(FileNotFoundError, match="a.png"):
+        train(config)
+    assert checkpoint.load_newest(config.run.run / "checkpoints")["step"] == 2
+    assert read_log(config.run.run / "log.jsonl")[-1]["text"] == "stopped: pairs/a.png"

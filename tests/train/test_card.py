@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,10 +47,42 @@ def test_a_card_has_what_was_measured(tiny_config: Tiny) -> None:
     star = "\\*" if point["few_impostors"] else ""
     assert f"| held-out | 0.001 | {point['tar']:.4f}{star} (" in text
     assert f"{point['threshold']:.4f} ({low:.4f} to {high:.4f}) |" in text
+    assert "| head | attfc, adasin, m 0.2, scale 24 |" in text
     best = [r for r in read_log(run / "log.jsonl") if r["kind"] == "best"][-1]
     assert f"`best.pt` holds the network at step {best['step']}, the best so far: accuracy {best['score']:.4f}." in text
     assert "chosen by these very sets" in text
     assert {"card.md", "training.png"} <= set(json.loads((run / "manifest.json").read_text())["files"])
+
+
+@pytest.mark.parametrize("stop_at", [None, 5])
+def test_a_card_keeps_its_numbers_where_a_run_goes_on_without_a_verification(
+    tiny_config: Tiny, stop_at: int | None
+) -> None:
+    """It has the end already, or is stopped before the next verification."""
+
+    class Stop(Callback):
+        def on_step(self, training, loss: float) -> None:
+            if training.step == stop_at:
+                signal.raise_signal(signal.SIGTERM)
+
+    train(tiny_config(steps=4, verify_every=2, pictures=True, verify_num_pairs=None))
+    file = tiny_config().run.run / "card.md"
+    before = file.read_text().partition("## Verified on")[2]
+    outcome = train(tiny_config(steps=stop_at and 9, resume=True, pictures=True), callbacks=[Stop()])
+    assert outcome.step == (stop_at or 4)
+    after = file.read_text()
+    assert after.partition("## Verified on")[2] == before and "The network at step 4," in before
+    assert ("at step 5 of 9" if stop_at else "at the end") in after
+    assert outcome.results["held-out"].num_identities == 80
+
+
+def test_a_log_without_whole_verifications_costs_no_run(tiny_config: Tiny) -> None:
+    train(tiny_config(steps=2, pictures=True))
+    run = tiny_config().run.run
+    with open(run / "log.jsonl", "a") as log:
+        log.write('{"kind": "verify", "step": 2, "name": "x", "accuracy": "much", "auc": []}\n')
+    assert train(tiny_config(steps=2, resume=True, pictures=True)).results == {}
+    assert "Nothing was verified" in (run / "card.md").read_text()
 
 
 def test_a_run_without_verification_says_so(tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

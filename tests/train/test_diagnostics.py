@@ -16,6 +16,7 @@ from attfc_cuda.heads.attfc import CosineSample
 from attfc_cuda.train import AttFCObjective, TrainConfig, diagnostics, train
 from attfc_cuda.train.diagnostics import SaturationCheck, record_cosines
 from attfc_cuda.train.log import RunLog, read_log
+from attfc_cuda.train.manifest import Manifest
 
 Tiny = Callable[..., TrainConfig]
 
@@ -96,16 +97,31 @@ def test_each_validation_draws_and_logs_the_cosines(tiny_config: Tiny) -> None:
 
 
 def test_kinds_are_told_apart_by_age_and_empty_ones_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
+    drawn, own = [], Manifest(tmp_path)
+    own.add(())
     monkeypatch.setattr(diagnostics, "plot_cosines", lambda *arguments: drawn.append(arguments))
     with RunLog(tmp_path / "log.jsonl", 10, progress="none") as log:
         sample = CosineSample(torch.tensor([0.5, 0.7]), torch.tensor([0.1, 0.3, -0.2]), torch.tensor([0, 0, 3]))
-        record_cosines(sample, 7, log, tmp_path)
-        record_cosines(sample._replace(negative=sample.negative[:2], age=sample.age[:2]), 8, log, tmp_path)
-        record_cosines(sample._replace(positive=torch.empty(0)), 9, log, tmp_path)  # every row was ignored
+        record_cosines(sample, 7, log, own)
+        record_cosines(sample._replace(negative=sample.negative[:2], age=sample.age[:2]), 8, log, own)
+        record_cosines(sample._replace(positive=torch.empty(0)), 9, log, own)  # every row was ignored
     first, second, third = read_log(tmp_path / "log.jsonl")
     means = {name: pytest.approx(value) for name, value in
              {"positive": 0.6, "fresh_negative": 0.2, "older_negative": -0.2}.items()}  # fmt: skip
     assert {name: first[name]["mean"] for name in means} == means
     assert "older_negative" not in second and "positive" not in third
     assert [arguments[3].name for arguments in drawn] == ["step_00000007.png", "step_00000008.png"]
+
+
+def test_pictures_of_cosines_are_the_runs_own(tiny_config: Tiny) -> None:
+    """They go with a run that is overwritten, and those of somebody else stay."""
+    config = tiny_config(steps=2, verify_every=1, pictures=True)
+    folder = config.run.run / "cosines"
+    folder.mkdir(parents=True)
+    (folder / "step_00000001.png").write_text("mine")
+    train(config)
+    assert (folder / "step_00000001.png").read_text() == "mine" and (folder / "step_00000002.png").exists()
+    notes = [r["text"] for r in read_log(config.run.run / "log.jsonl") if r["kind"] == "note"]
+    assert f"{folder / 'step_00000001.png'} is not the run's own: it stays as it is" in notes
+    train(tiny_config(steps=1, overwrite=True))
+    assert [path.name for path in folder.iterdir()] == ["step_00000001.png"]

@@ -11,7 +11,7 @@ from PIL import Image
 from attfc_cuda.data import ListFaces, build_dataset, held_out
 from attfc_cuda.data.held_out import hold_out
 from attfc_cuda.evaluation.sets import IdentitySet
-from attfc_cuda.train import TrainConfig
+from attfc_cuda.train import TrainConfig, train
 from attfc_cuda.train.objective import AttFCObjective
 from attfc_cuda.train.training import Training
 
@@ -88,3 +88,13 @@ def test_a_file_of_an_earlier_release_holds_nothing_out() -> None:
     assert plain["verify"].pop("hold_out") > 0
     assert TrainConfig.from_dict(plain).verify.hold_out == 0
     assert TrainConfig.from_dict({"verify": {"verify_every": 3}}).verify.hold_out == TrainConfig().verify.hold_out
+
+
+def test_a_run_that_goes_on_holds_out_what_it_did(folder: Path, tiny_config: Callable[..., TrainConfig]) -> None:
+    given = {"data": str(folder), "verify_num_pairs": None}
+    train(tiny_config("held", steps=1, **given))
+    with pytest.raises(ValueError, match="resume: verify_data must be left out, as it was in the checkpoint's run"):
+        train(tiny_config("held", steps=2, resume=True, verify_data="procedural:4x2", **given))
+    train(tiny_config("given", steps=1, verify_data="procedural:4x2", **given))
+    with pytest.raises(ValueError, match="resume: verify_data must be given, as it was in the checkpoint's run"):
+        train(tiny_config("given", steps=2, resume=True, **given))
