@@ -68,7 +68,7 @@ def test_a_card_keeps_its_numbers_where_a_run_goes_on_without_a_verification(
     train(tiny_config(steps=4, verify_every=2, pictures=True, verify_num_pairs=None))
     file = tiny_config().run.run / "card.md"
     before = file.read_text().partition("## Verified on")[2]
-    outcome = train(tiny_config(steps=stop_at and 9, resume=True, pictures=True), callbacks=[Stop()])
+    outcome = train(tiny_config(steps=9 if stop_at else 4, resume=True, pictures=True), callbacks=[Stop()])
     assert outcome.step == (stop_at or 4)
     after = file.read_text()
     assert after.partition("## Verified on")[2] == before and "The network at step 4," in before
