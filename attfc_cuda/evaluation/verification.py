@@ -144,14 +144,18 @@ def _number(value: float | None) -> float:
 
 
 def _point(plain: Mapping[str, Any]) -> OperatingPoint:
-    low_high = {name: plain[name] for name in ("tar_interval", "threshold_interval")}
     return OperatingPoint(
         _number(plain["tar"]),
         _number(plain["threshold"]),
         int(plain["false_accepts"]),
         bool(plain["few_impostors"]),
-        **{name: None if ends is None else (_number(ends[0]), _number(ends[1])) for name, ends in low_high.items()},
+        _interval(plain["tar_interval"]),
+        _interval(plain["threshold_interval"]),
     )
+
+
+def _interval(ends: Sequence[float | None] | None) -> Interval | None:
+    return None if ends is None else (_number(ends[0]), _number(ends[1]))
 
 
 def verify(
