@@ -155,7 +155,7 @@ def _point(plain: Mapping[str, Any]) -> OperatingPoint:
 
 
 def _interval(ends: Sequence[float | None] | None) -> Interval | None:
-    return None if ends is None else (_number(ends[0]), _number(ends[1]))
+    return None if ends is None else Interval(_number(ends[0]), _number(ends[1]))
 
 
 def verify(
