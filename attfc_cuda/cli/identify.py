@@ -33,7 +33,7 @@ class Command(NetworkFlags):
     gallery: str | None = None
     """Faces of known people, GALLERY/NAME/IMAGE or any other source of `attfc train --data`; or a .npy or .parquet of
     `attfc embed`, which spares embedding them again (one of `--no-unit` gives the same result). A person's embedding is
-    the mean of the images."""
+    the mean direction of the images."""
     ijb: Path | None = None
     """Folder of IJB-B or IJB-C with its 1:N lists, instead of probes and gallery."""
     top_k: int = 5

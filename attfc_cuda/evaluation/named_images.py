@@ -125,8 +125,9 @@ def embed_named(
 
 
 def gallery_of(embedded: NamedEmbeddings) -> tuple[Tensor, list[str]]:
-    """One unit embedding for each identity, the mean of its images, and the identities in the order of their first
-    image. Embeddings of any length (`unit=False`): a longer one counts more, as in `template_embeddings`.
+    """One unit embedding for each identity, the mean direction of its images, and the identities in the order of their
+    first image. Each image counts alike, whatever its embedding's length, so that a network whose exported graph makes
+    unit embeddings gives the same answers (`template_embeddings` of IJB sums lengths too).
 
     Raises:
         ValueError: For images without an identity.
@@ -139,7 +140,7 @@ def gallery_of(embedded: NamedEmbeddings) -> tuple[Tensor, list[str]]:
     place = {identity: number for number, identity in enumerate(identities)}
     group = torch.tensor([place[identity] for identity in embedded.identities])
     sums = torch.zeros(len(identities), embedded.embeddings.shape[1], dtype=torch.float64)
-    sums.index_add_(0, group, embedded.embeddings.double())
+    sums.index_add_(0, group, F.normalize(embedded.embeddings.double(), dim=1))
     return F.normalize(sums, dim=1).float(), identities
 
 

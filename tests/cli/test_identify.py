@@ -14,6 +14,7 @@ from PIL import Image
 
 from attfc_cuda import cli
 from attfc_cuda.evaluation import embed_images
+from attfc_cuda.evaluation.named_images import NamedEmbeddings, gallery_of
 from attfc_cuda.train import load_backbone
 
 SIZE = 16
@@ -299,3 +300,17 @@ def test_a_network_in_safetensors_serves_too(trained, faces, tmp_path, capsys) -
         assert cli.main(["compare", *pair, "--checkpoint", str(checkpoint), "--json"]) == 0
         shown.append(json.loads(capsys.readouterr().out)["cosine"])
     assert shown[0] == pytest.approx(shown[1], abs=TOLERANCE)
+
+
+def test_each_image_of_a_person_counts_alike() -> None:
+    """So that a graph of unit embeddings answers as the network that it was made from."""
+    torch.manual_seed(0)
+    unit = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
+    people = ["ann", "bob", "ann", "ann", "bob"]
+    of_lengths, of_units = (
+        gallery_of(NamedEmbeddings(embeddings, [str(i) for i in range(5)], people, []))
+        for embeddings in (unit * torch.tensor([1.0, 3, 9, 0.1, 2])[:, None], unit)
+    )
+    assert of_lengths[1] == of_units[1] == ["ann", "bob"]
+    torch.testing.assert_close(of_lengths[0], of_units[0])
+    torch.testing.assert_close(of_units[0][1], torch.nn.functional.normalize(unit[1] + unit[4], dim=0))
