@@ -102,3 +102,20 @@ def test_an_unknown_layout_is_refused_with_what_was_looked_for(text: str, images
     words = r"ListFaces: path must have lines of one of these layouts: path label .*InsightFace.*im2rec.*MagFace.*CSV.*"
     with pytest.raises(ValueError, match=words + re.escape(f"got {text.split(chr(10))[0].encode()!r} at byte 0 of")):
         ListFaces(images / "l.txt", 16)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["{n},{path},{label}\nid,filename,person", "{path},{n},{label}\nimage,label,identity"],
+    ids=["the number of a row", "another label"],
+)
+def test_of_two_columns_that_could_be_labels_the_surer_one_counts(form: str, images: Path) -> None:
+    row, _, heading = form.partition("\n")
+    (images / "l.csv").write_text(f"{heading}\n{lines(row)}")
+    check(images / "l.csv", [1, 0, 1], ["2", "5"])
+
+
+def test_further_numbers_behind_a_label_are_not_magfaces(images: Path) -> None:
+    (images / "l.txt").write_text(lines("{path} {label} 1 30"))
+    with pytest.raises(ValueError, match="layout"):
+        build_dataset(str(images / "l.txt"), 16)

@@ -220,6 +220,18 @@ def test_hugging_face_parquet(parquet: Path) -> None:
     assert faces.where(2).endswith("train-00000-of-00002.parquet, row 0 of row group 1")
 
 
+def test_parquet_files_of_other_class_names_are_refused(parquet: Path) -> None:
+    """A number would stand for two people."""
+    from pyarrow import parquet as pyarrow_parquet
+
+    path = parquet / "data" / "train-00001-of-00002.parquet"
+    table = pyarrow_parquet.read_table(path)
+    names = table.schema.metadata[b"huggingface"].replace(b'"zoe", "anna"', b'"bob", "anna"')
+    pyarrow_parquet.write_table(table.replace_schema_metadata({b"huggingface": names}), path)
+    with pytest.raises(ValueError, match=r"files must give their classes the same names, got others in .*00001-of"):
+        build_dataset(str(parquet), 12)
+
+
 def test_parquet_with_bytes_and_names(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from pyarrow import parquet

@@ -25,9 +25,10 @@ _PATH = rb"(\S.*?%s)" % _EXTENSION
 _IMAGE = re.compile(rb".*%s" % _EXTENSION, re.IGNORECASE | re.DOTALL)
 _WHOLE = re.compile(rb"\s*\d{1,18}\s*")
 _PATH_COLUMNS = ("path", "image", "img", "file", "filename", "file_name", "image_path", "img_path", "image_name")
-_LABEL_COLUMNS = (
-    "label", "identity", "id", "class", "person", "subject", "target", "identity_id", "person_id", "subject_id",
-    "class_id", "name",
+# The surest first: beside an identity a label may be anything, and an id is often the number of the row.
+LABEL_COLUMNS = (
+    "identity", "identity_id", "person", "person_id", "subject", "subject_id", "label", "labels", "class", "class_id",
+    "target", "name", "id",
 )  # fmt: skip
 
 Parse = Callable[[bytes], "tuple[bytes, bytes] | None"]
@@ -65,7 +66,7 @@ _LAYOUTS = (
         "number, label, path (im2rec)",
         _by_pattern(rb"\d+\t%s(?:\t[\d.eE+-]+)*\t(?=[^\t]*[^\t\d.])([^\t]+)" % _NUMBER, 2, 1),
     ),
-    Layout("path 0 label 0 (MagFace)", _by_pattern(rb"%s\s+\d{1,18}\s+%s\s+\d{1,18}" % (_PATH, _NUMBER))),
+    Layout("path 0 label 0 (MagFace)", _by_pattern(rb"%s\s+0\s+%s\s+0" % (_PATH, _NUMBER))),
     Layout("label path", _by_pattern(rb"%s[ \t]+(?=\S*[^\s\d])(\S+?%s)" % (_NUMBER, _EXTENSION), 2, 1)),
     # The label is what follows the last white space: paths may hold spaces. What stands between it and the end of an
     # image's name is another column, and then the line is of another layout.
@@ -102,7 +103,7 @@ def _tables(lines: Sequence[bytes]) -> list[tuple[Layout, int]]:
         path = _named_column(names, _PATH_COLUMNS) if heading else None
         if path is None:
             path = next((k for k, column in enumerate(columns) if _share_of_images(column) > 0.5), None)
-        label = _named_column(names, _LABEL_COLUMNS) if heading else None
+        label = _named_column(names, LABEL_COLUMNS) if heading else None
         if label is None and len(columns) == 2 and path is not None:
             label = 1 - path
         if path is None or label is None or path == label:

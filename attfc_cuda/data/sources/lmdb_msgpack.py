@@ -11,7 +11,7 @@ from attfc_cuda._check import error
 HEADS = {bytes([head]) for head in (*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF)}
 """First bytes of a list or map."""
 _ABOUT_THE_REST = (b"__len__", b"__keys__")
-_LABELS = (b"label", b"identity", b"id", b"class", b"target", b"name")
+_LABELS = (b"identity", b"label", b"class", b"target", b"name", b"id")  # the surest first, as in list_layouts
 _LARGEST_LABEL = 2**62
 
 
@@ -46,7 +46,7 @@ def read_labels(environment: Any, left_out: Callable[[str, str], None]) -> tuple
 
 def unpacked(value: bytes) -> tuple[bytes, int | bytes]:
     """Image and label of a value. The image is the longest of its bytes; the label a whole number, or in a list the
-    first other bytes, in a map those called label, identity, id, class, target or name.
+    first other bytes, in a map those called identity, label, class, target, name or id.
 
     Raises:
         ValueError: For anything else.

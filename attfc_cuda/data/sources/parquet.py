@@ -18,10 +18,10 @@ from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.images import read_bytes
 from attfc_cuda.data.limits import TooLarge, require_bytes
 from attfc_cuda.data.sources.folders import is_inside
+from attfc_cuda.data.sources.list_layouts import LABEL_COLUMNS
 from attfc_cuda.data.sources.stored import StoredFaces
 
 _IMAGES = ("image", "img", "jpg", "png", "picture", "face", "bytes")
-_LABELS = ("label", "labels", "identity", "id", "person", "subject", "class", "target", "name")
 _KEPT_GROUPS = 4
 
 
@@ -30,10 +30,10 @@ class ParquetFaces(StoredFaces):
 
     An image is a struct with `bytes` (as of `datasets.Image`; where `bytes` is null, `path` names a file beside the
     Parquet file), or the bytes themselves; it is called image, img, jpg, png, picture, face or bytes. A label is a
-    whole number or a name, called label, identity, id, person, subject, class, target or name; a `ClassLabel`'s names
-    are those of the identities. A row is read with its row group, the last few of which each process keeps: write small
-    ones (100 rows, as `datasets` does), or `attfc pack` the files for random order over millions. `dataset[i]`: uint8
-    [3, image_size, image_size]; `UnreadableImage` naming the file and the row.
+    whole number or a name, called identity, person, subject, label, class, target, name or id, the first of these that
+    there is; a `ClassLabel`'s names are those of the identities. A row is read with its row group, the last few of which
+    each process keeps: write small ones (100 rows, as `datasets` does), or `attfc pack` the files for random order over
+    millions. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the file and the row.
 
     Args:
         files: The files, in order; all with the same two columns.
@@ -66,9 +66,13 @@ class ParquetFaces(StoredFaces):
         for number, path in enumerate(self._files):
             file = self._parquet(number)
             schema = file.schema_arrow
-            image, label = _column(path, schema, _IMAGES, "images"), _column(path, schema, _LABELS, "labels")
+            image, label = _column(path, schema, _IMAGES, "images"), _column(path, schema, LABEL_COLUMNS, "labels")
             columns.add((image, label))
-            classes = _class_names(schema, label) or classes
+            named = _class_names(schema, label)
+            if number and named != classes:  # a number would be two people
+                got = f"others in {path} than in {self._files[0]}"
+                raise error("ParquetFaces", "files", "give their classes the same names", got)
+            classes = named
             for group in range(file.num_row_groups):
                 values = self._read(number, group, label).to_pylist()
                 labels += values
