@@ -32,8 +32,8 @@ class ParquetFaces(StoredFaces):
     Parquet file), or the bytes themselves; it is called image, img, jpg, png, picture, face or bytes. A label is a
     whole number or a name, called identity, person, subject, label, class, target, name or id, the first of these that
     there is; a `ClassLabel`'s names are those of the identities. A row is read with its row group, the last few of
-    which each process keeps: write small ones (100 rows, as `datasets` does), or `attfc pack` the files for random order
-    over millions. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the file and the row.
+    which each process keeps: write small ones (100 rows, as `datasets` does), or `attfc pack` the files for random
+    order over millions. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the file and the row.
 
     Args:
         files: The files, in order; all with the same two columns.
