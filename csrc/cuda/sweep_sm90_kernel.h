@@ -456,25 +456,20 @@ class SweepSm90Block {
     }
   }
 
-  // A row's sums over its four lanes; the second warpgroup's reach the first through shared memory.
+  // A row's sums over its four lanes; the second warpgroup's reach the first through shared memory. R is common, so
+  // that merging moves nothing.
   ATTFC_DEVICE void write_sums(const Row (&rows)[2], int group, int own_row) {
-    typename Shared::Half halves[2];
+    PartialLse<float> totals[2];
+    float keep, add;
     ATTFC_UNROLL
     for (int upper = 0; upper < 2; ++upper) {
       const Row& row = rows[upper];
-      typename Shared::Half& half = halves[upper];
-      half = {over_lanes(row.sum),
-              over_lanes(row.moment_quad),
-              over_lanes(row.moment_lin),
-              over_lanes(row.moment_const),
-              over_lanes(row.omitted),
-              row.max_cosine,
-              row.hard_count};
-      half.max_cosine = fmaxf(half.max_cosine, gpu::shuffle_xor(half.max_cosine, 1));
-      half.max_cosine = fmaxf(half.max_cosine, gpu::shuffle_xor(half.max_cosine, 2));
-      half.hard_count += gpu::shuffle_xor(half.hard_count, 1);
-      half.hard_count += gpu::shuffle_xor(half.hard_count, 2);
-      if (group == 1 && lane % 4 == 0) shared.halves[own_row + 8 * upper] = half;
+      PartialLse<float>& total = totals[upper];
+      total = {row.reference,    row.sum,     row.moment_quad, row.moment_lin,
+               row.moment_const, row.omitted, row.max_cosine,  row.hard_count};
+      merge(total, of_other_lane(total, 1), keep, add);
+      merge(total, of_other_lane(total, 2), keep, add);
+      if (group == 1 && lane % 4 == 0) shared.halves[own_row + 8 * upper] = total;
     }
     if (group == 1) {
       gpu::barrier_arrive(&shared.halves_full);
@@ -485,23 +480,9 @@ class SweepSm90Block {
     for (int upper = 0; upper < 2; ++upper) {
       const int line = own_row + 8 * upper;
       if (lane % 4 != 0 || first_row + line >= p.num_rows) continue;
-      const typename Shared::Half& own = halves[upper];
-      const typename Shared::Half other = shared.halves[line];
-      const PartialLse<float> total = {rows[upper].reference,
-                                       own.sum + other.sum,
-                                       own.moment_quad + other.moment_quad,
-                                       own.moment_lin + other.moment_lin,
-                                       own.moment_const + other.moment_const,
-                                       own.omitted + other.omitted,
-                                       fmaxf(own.max_cosine, other.max_cosine),
-                                       static_cast<long long>(own.hard_count) + other.hard_count};
-      write_partial(p.partial, gpu::block_index_y() * p.num_rows + first_row + line, total);
+      merge(totals[upper], shared.halves[line], keep, add);
+      write_partial(p.partial, gpu::block_index_y() * p.num_rows + first_row + line, totals[upper]);
     }
-  }
-
-  ATTFC_DEVICE static float over_lanes(float value) {
-    value += gpu::shuffle_xor(value, 1);
-    return value + gpu::shuffle_xor(value, 2);
   }
 
   ATTFC_DEVICE void write_gradient(float (&out)[Config::kAccumulators][64], int group, int own_row) {

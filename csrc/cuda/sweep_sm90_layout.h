@@ -25,7 +25,7 @@ struct SweepSm90Config {
   static_assert(kColumns % 128 == 0, "O is summed by wgmma m64n128k16");
 };
 
-// The map of a block's shared memory; bytes at D 512: 219136, 214 KiB.
+// The map of a block's shared memory; bytes at D 512: 220160, 215 KiB.
 //
 // barrier              arrivals of a phase             a phase completes when
 // embeddings_full      producer, with bytes            the block's embeddings have landed (once)
@@ -44,10 +44,6 @@ struct SweepSm90Shared {
     int64_t labels[kSm90Half];
     float scales[kSm90Half];
   };
-  struct Half {  // of a row's sums
-    float sum, moment_quad, moment_lin, moment_const, omitted, max_cosine;
-    int hard_count;
-  };
 
   alignas(1024) EmbeddingStep embeddings[Config::kSteps];             //  65536
   alignas(1024) CenterStep centers[Config::kStages][Config::kSteps];  // 131072
@@ -57,7 +53,7 @@ struct SweepSm90Shared {
   alignas(16) RowModulation<float> modulations[kSm90Rows];  //   1024
   int64_t labels[kSm90Rows];                                //    512; below 0: ignored, or past the end
   float weight_scales[kSm90Rows];                           //    256: of WeightRange
-  Half halves[kSm90Rows];                                   //   1792
+  PartialLse<float> halves[kSm90Rows];                      //   2560: a row's sums over half of the centres
   float wishes[Config::kConsumers][kSm90Rows];              //    512
   uint32_t flags[2][Config::kConsumers * 4];                //     64: of the warps, likewise
   gpu::Barrier embeddings_full, weights_full, moved, halves_full;

@@ -28,34 +28,23 @@ testing::SweepResult check_one_pass(const SweepCase& c, const testing::SweepData
   return result;
 }
 
-void add(const std::string& name, void (*change)(SweepCase&)) {
+SweepCase with(void (*change)(SweepCase&)) {
   SweepCase c = hopper();
   change(c);
-  testing::add_case(name, [c] { check_one_pass(c, testing::make_data(c)); });
+  return c;
+}
+
+void add(const std::string& name, void (*change)(SweepCase&)) {
+  testing::add_sweep(name, with(change), check_one_pass);
 }
 
 void add_dtypes(const std::string& name, void (*change)(SweepCase&)) {
-  for (const bool half : {false, true}) {
-    SweepCase c = hopper();
-    change(c);
-    c.dtype = half ? Dtype::kFloat16 : Dtype::kBFloat16;
-    testing::add_case(name + (half ? ".fp16" : ".bf16"), [c] { check_one_pass(c, testing::make_data(c)); });
-  }
+  testing::add_sweep_dtypes(name, with(change), check_one_pass);
 }
 
 void add_shapes() {
   // Tails of rows (blocks of 64) and of centres (halves of 32, tiles of 64, a ring of two).
-  for (int64_t rows : {1, 63, 66, 130}) {
-    for (int64_t centers : {1, 32, 33, 64, 130, 300}) {
-      if (small_only() && rows * centers > 9000) continue;
-      SweepCase c = hopper();
-      c.rows = rows;
-      c.centers = centers;
-      c.data_seed = static_cast<uint64_t>(rows * 1000 + centers);
-      testing::add_case("shape." + std::to_string(rows) + "x" + std::to_string(centers),
-                        [c] { check_one_pass(c, testing::make_data(c)); });
-    }
-  }
+  testing::add_sweep_shapes(hopper(), {1, 63, 66, 130}, {1, 32, 33, 64, 130, 300}, 9000, check_one_pass);
   add_dtypes("d512", [](SweepCase& c) { c.dim = 512, c.centers = 150, c.rows = small_only() ? 3 : 66; });
   add("packed_rows", [](SweepCase& c) { c.rows = 65, c.pad = 0; });
   add_dtypes("tiles.9", [](SweepCase& c) { c.centers = 64 * 9 - 5; });

@@ -12,18 +12,6 @@ using testing::SweepCase;
 
 namespace {
 
-void add(const std::string& name, const SweepCase& c) {
-  testing::add_case(name, [c] { check_case(c, testing::make_data(c)); });
-}
-
-// Both dtypes of a case.
-void add_dtypes(const std::string& name, SweepCase c) {
-  c.dtype = Dtype::kBFloat16;
-  add(name + ".bf16", c);
-  c.dtype = Dtype::kFloat16;
-  add(name + ".fp16", c);
-}
-
 SweepCase with(void (*change)(SweepCase&)) {
   SweepCase c;
   change(c);
@@ -32,26 +20,19 @@ SweepCase with(void (*change)(SweepCase&)) {
 
 void add_shapes() {
   // Tails of rows (blocks of 64) and of centres (tiles of 32): none, one, two or more, all but one.
-  for (int64_t rows : {1, 3, 63, 64, 66}) {
-    for (int64_t centers : {1, 31, 64, 99}) {
-      if (small_only() && rows * centers > 3000) continue;
-      SweepCase c;
-      c.rows = rows;
-      c.centers = centers;
-      c.data_seed = static_cast<uint64_t>(rows * 1000 + centers);
-      add("shape." + std::to_string(rows) + "x" + std::to_string(centers), c);
-    }
-  }
-  add("splits.uneven", with([](SweepCase& c) { c.rows = 5, c.centers = 32 * 40 - 5, c.multiprocessors = 3; }));
+  testing::add_sweep_shapes(SweepCase(), {1, 3, 63, 64, 66}, {1, 31, 64, 99}, 3000);
+  testing::add_sweep("splits.uneven",
+                     with([](SweepCase& c) { c.rows = 5, c.centers = 32 * 40 - 5, c.multiprocessors = 3; }));
   // Each split finds a reference of its own.
-  add("splits.moved", with([](SweepCase& c) {
-        c.rows = 5, c.centers = 32 * 40 - 5, c.multiprocessors = 3, c.scale = 100;
-        c.dtype = Dtype::kFloat16, c.target_logit = SweepCase::kNoTarget;
-      }));
+  testing::add_sweep("splits.moved", with([](SweepCase& c) {
+                       c.rows = 5, c.centers = 32 * 40 - 5, c.multiprocessors = 3, c.scale = 100;
+                       c.dtype = Dtype::kFloat16, c.target_logit = SweepCase::kNoTarget;
+                     }));
   // More splits than the merge's warp has lanes.
-  add("splits.many", with([](SweepCase& c) { c.rows = 3, c.centers = 32 * 70, c.multiprocessors = 35; }));
-  add("splits.rows", with([](SweepCase& c) { c.rows = 70, c.centers = 500, c.multiprocessors = 8; }));
-  add("packed_rows", with([](SweepCase& c) { c.rows = 65, c.pad = 0; }));
+  testing::add_sweep("splits.many",
+                     with([](SweepCase& c) { c.rows = 3, c.centers = 32 * 70, c.multiprocessors = 35; }));
+  testing::add_sweep("splits.rows", with([](SweepCase& c) { c.rows = 70, c.centers = 500, c.multiprocessors = 8; }));
+  testing::add_sweep("packed_rows", with([](SweepCase& c) { c.rows = 65, c.pad = 0; }));
 }
 
 void add_dims() {
@@ -69,47 +50,54 @@ void add_dims() {
     c.shared_bytes = shape.shared_kib << 10;
     c.rows = small_only() ? 7 : 67;
     c.centers = small_only() ? 50 : 150;
-    add_dtypes(shape.name, c);
+    testing::add_sweep_dtypes(shape.name, c);
     if (shape.dim != 128) {
       SweepCase raw = c;
       raw.scaled = true;
       raw.rows = 7;
       raw.centers = 50;
-      add(std::string(shape.name) + ".scaled", raw);
+      testing::add_sweep(std::string(shape.name) + ".scaled", raw);
     }
     c.need_grad = false;
-    add(std::string(shape.name) + ".nograd", c);
+    testing::add_sweep(std::string(shape.name) + ".nograd", c);
   }
 }
 
 void add_values() {
-  add_dtypes("no_row_values", with([](SweepCase& c) { c.modulated = false, c.target_logit = SweepCase::kNoTarget; }));
-  add_dtypes("no_target_logit", with([](SweepCase& c) { c.target_logit = SweepCase::kNoTarget; }));
-  add_dtypes("target_logit_far_above", with([](SweepCase& c) { c.target_logit = SweepCase::kFarAbove; }));
-  add_dtypes("target_logit_far_below", with([](SweepCase& c) { c.target_logit = SweepCase::kFarBelow; }));
-  add_dtypes("scaled", with([](SweepCase& c) { c.scaled = true; }));
-  add_dtypes("scaled.no_target_logit",
-             with([](SweepCase& c) { c.scaled = true, c.target_logit = SweepCase::kNoTarget; }));
-  add_dtypes("scaled.short_centers", with([](SweepCase& c) { c.scaled = true, c.length_log2 = -9; }));
-  add_dtypes("scaled.cosines_at_one", with([](SweepCase& c) { c.scaled = true, c.spread = 2, c.centers = 100; }));
-  add("scaled.nograd", with([](SweepCase& c) { c.scaled = true, c.need_grad = false; }));
-  add("scaled.splits", with([](SweepCase& c) { c.scaled = true, c.centers = 32 * 40 - 5, c.multiprocessors = 3; }));
-  add_dtypes("no_modulation", with([](SweepCase& c) { c.modulated = false; }));
-  add_dtypes("cosines_at_one", with([](SweepCase& c) { c.spread = 2, c.centers = 100; }));
-  add_dtypes("scale_1", with([](SweepCase& c) { c.scale = 1; }));
-  add_dtypes("scale_1000", with([](SweepCase& c) { c.scale = 1000, c.centers = 200; }));
-  add_dtypes("scale_1000_no_target_logit",
-             with([](SweepCase& c) { c.scale = 1000, c.centers = 200, c.target_logit = SweepCase::kNoTarget; }));
-  add_dtypes("no_gradient", with([](SweepCase& c) { c.need_grad = false; }));
-  add_dtypes("one_class", with([](SweepCase& c) { c.num_classes = 1; }));
-  add_dtypes("two_classes", with([](SweepCase& c) { c.num_classes = 2; }));
-  add_dtypes("all_rows_ignored", with([](SweepCase& c) { c.ignored_share = 2; }));
-  add_dtypes("all_slots_empty", with([](SweepCase& c) { c.empty_share = 2; }));
-  add_dtypes("mostly_empty", with([](SweepCase& c) { c.empty_share = 0.95, c.centers = 130; }));
-  add_dtypes("no_centers", with([](SweepCase& c) { c.centers = 0; }));
-  add_dtypes("one_negative", with([](SweepCase& c) { c.centers = 1, c.empty_share = 0, c.num_classes = 1000; }));
-  add_dtypes("splits_without_negatives",
-             with([](SweepCase& c) { c.empty_share = 0.99, c.centers = 600, c.multiprocessors = 4; }));
+  testing::add_sweep_dtypes("no_row_values",
+                            with([](SweepCase& c) { c.modulated = false, c.target_logit = SweepCase::kNoTarget; }));
+  testing::add_sweep_dtypes("no_target_logit", with([](SweepCase& c) { c.target_logit = SweepCase::kNoTarget; }));
+  testing::add_sweep_dtypes("target_logit_far_above",
+                            with([](SweepCase& c) { c.target_logit = SweepCase::kFarAbove; }));
+  testing::add_sweep_dtypes("target_logit_far_below",
+                            with([](SweepCase& c) { c.target_logit = SweepCase::kFarBelow; }));
+  testing::add_sweep_dtypes("scaled", with([](SweepCase& c) { c.scaled = true; }));
+  testing::add_sweep_dtypes("scaled.no_target_logit",
+                            with([](SweepCase& c) { c.scaled = true, c.target_logit = SweepCase::kNoTarget; }));
+  testing::add_sweep_dtypes("scaled.short_centers", with([](SweepCase& c) { c.scaled = true, c.length_log2 = -9; }));
+  testing::add_sweep_dtypes("scaled.cosines_at_one",
+                            with([](SweepCase& c) { c.scaled = true, c.spread = 2, c.centers = 100; }));
+  testing::add_sweep("scaled.nograd", with([](SweepCase& c) { c.scaled = true, c.need_grad = false; }));
+  testing::add_sweep("scaled.splits",
+                     with([](SweepCase& c) { c.scaled = true, c.centers = 32 * 40 - 5, c.multiprocessors = 3; }));
+  testing::add_sweep_dtypes("no_modulation", with([](SweepCase& c) { c.modulated = false; }));
+  testing::add_sweep_dtypes("cosines_at_one", with([](SweepCase& c) { c.spread = 2, c.centers = 100; }));
+  testing::add_sweep_dtypes("scale_1", with([](SweepCase& c) { c.scale = 1; }));
+  testing::add_sweep_dtypes("scale_1000", with([](SweepCase& c) { c.scale = 1000, c.centers = 200; }));
+  testing::add_sweep_dtypes("scale_1000_no_target_logit", with([](SweepCase& c) {
+                              c.scale = 1000, c.centers = 200, c.target_logit = SweepCase::kNoTarget;
+                            }));
+  testing::add_sweep_dtypes("no_gradient", with([](SweepCase& c) { c.need_grad = false; }));
+  testing::add_sweep_dtypes("one_class", with([](SweepCase& c) { c.num_classes = 1; }));
+  testing::add_sweep_dtypes("two_classes", with([](SweepCase& c) { c.num_classes = 2; }));
+  testing::add_sweep_dtypes("all_rows_ignored", with([](SweepCase& c) { c.ignored_share = 2; }));
+  testing::add_sweep_dtypes("all_slots_empty", with([](SweepCase& c) { c.empty_share = 2; }));
+  testing::add_sweep_dtypes("mostly_empty", with([](SweepCase& c) { c.empty_share = 0.95, c.centers = 130; }));
+  testing::add_sweep_dtypes("no_centers", with([](SweepCase& c) { c.centers = 0; }));
+  testing::add_sweep_dtypes("one_negative",
+                            with([](SweepCase& c) { c.centers = 1, c.empty_share = 0, c.num_classes = 1000; }));
+  testing::add_sweep_dtypes("splits_without_negatives",
+                            with([](SweepCase& c) { c.empty_share = 0.99, c.centers = 600, c.multiprocessors = 4; }));
 }
 
 // Each copy of a tile has a whole interval to land in, whatever the number of stages: the mma of both products.

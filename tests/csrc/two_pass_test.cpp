@@ -25,33 +25,22 @@ testing::SweepResult check_two_passes(const SweepCase& c, const testing::SweepDa
   return result;
 }
 
-void add(const std::string& name, void (*change)(SweepCase&)) {
+SweepCase with(void (*change)(SweepCase&)) {
   SweepCase c = hopper();
   change(c);
-  testing::add_case(name, [c] { check_two_passes(c, testing::make_data(c)); });
+  return c;
+}
+
+void add(const std::string& name, void (*change)(SweepCase&)) {
+  testing::add_sweep(name, with(change), check_two_passes);
 }
 
 void add_dtypes(const std::string& name, void (*change)(SweepCase&)) {
-  for (const bool half : {false, true}) {
-    SweepCase c = hopper();
-    change(c);
-    c.dtype = half ? Dtype::kFloat16 : Dtype::kBFloat16;
-    testing::add_case(name + (half ? ".fp16" : ".bf16"), [c] { check_two_passes(c, testing::make_data(c)); });
-  }
+  testing::add_sweep_dtypes(name, with(change), check_two_passes);
 }
 
 void add_cases() {
-  for (int64_t rows : {1, 66, 130}) {
-    for (int64_t centers : {1, 130, 300}) {
-      if (small_only() && rows * centers > 9000) continue;
-      SweepCase c = hopper();
-      c.rows = rows;
-      c.centers = centers;
-      c.data_seed = static_cast<uint64_t>(rows * 1000 + centers);
-      testing::add_case("shape." + std::to_string(rows) + "x" + std::to_string(centers),
-                        [c] { check_two_passes(c, testing::make_data(c)); });
-    }
-  }
+  testing::add_sweep_shapes(hopper(), {1, 66, 130}, {1, 130, 300}, 9000, check_two_passes);
   add_dtypes("d512", [](SweepCase& c) { c.dim = 512, c.centers = 200, c.rows = small_only() ? 3 : 66; });
   add_dtypes("d256", [](SweepCase& c) { c.dim = 256, c.centers = 200; });
   add_dtypes("splits", [](SweepCase& c) { c.centers = 1200, c.multiprocessors = 3; });

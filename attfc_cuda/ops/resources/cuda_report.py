@@ -156,7 +156,7 @@ def _sm90_shared_bytes(dim: int) -> int:
     """sizeof(SweepSm90Shared), likewise."""
     barriers = 4 + 3 * 4
     tiles = 2 * (64 * dim + 4 * 32 * dim + 2 * 64 * 64)
-    size = tiles + 4 * (8 + 4) * 32 + (16 + 8 + 4) * 64 + 28 * 64 + 2 * 4 * 64 + 2 * 4 * 8 + 8 * barriers
+    size = tiles + 4 * (8 + 4) * 32 + (16 + 8 + 4) * 64 + 40 * 64 + 2 * 4 * 64 + 2 * 4 * 8 + 8 * barriers
     return -(-size // 1024) * 1024
 
 
