@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
-
-from attfc_cuda._error import error
 
 
 @dataclass
@@ -16,23 +15,30 @@ class Command:
     """Pack faces into one .rec with its .idx, as InsightFace lays them out."""
 
     source: tyro.conf.Positional[str]
-    """Faces as for `attfc train --data`: folders, .rec, .txt or .lst lists, .tar shards, LMDB; separated by commas."""
+    """Faces as for `attfc train --data`: a folder, .rec, .txt or .lst list, .tar or .parquet shards, LMDB; or drawn
+    ones, as in `procedural:100000x6:hard`."""
     out: tyro.conf.Positional[Path]
     """The .rec to write; it appears when all is written, or not at all."""
     image_size: int | None = None
-    """Cut each image to its central square and store it as JPEG of this side; None: keep every file as it is."""
+    """Cut each image to its central square and store it as JPEG of this side; None: keep every file as it is. Drawn
+    faces are drawn at this size, None: 112."""
     on_bad_image: Literal["skip", "raise"] = "skip"
     """skip: leave out and count what cannot be read; raise: stop and name it."""
     allow_outside: bool = False
     """Take images that a link or a list's line fetches from outside of the source's folder."""
+    seed: int = 0
+    """Of drawn faces."""
+    workers: int | None = None
+    """Processes that read, draw and encode; None: one for each core, 0: none beside this one."""
 
 
 def run(command: Command) -> int:
     """Write the file and say what is in it; exit code 0."""
-    from attfc_cuda.data import StoredFaces, build_dataset, pack
+    from attfc_cuda.data import build_dataset, pack
 
-    dataset = build_dataset(command.source, command.image_size or 112, on_bad_image=command.on_bad_image)
-    if not isinstance(dataset, StoredFaces):
-        raise error("pack", "source", "be one source of stored images", repr(command.source))
-    print(pack(dataset, command.out, image_size=command.image_size, allow_outside=command.allow_outside))
+    on_bad_image = command.on_bad_image
+    dataset = build_dataset(command.source, command.image_size or 112, seed=command.seed, on_bad_image=on_bad_image)
+    workers = len(os.sched_getaffinity(0)) if command.workers is None else command.workers
+    options = {"image_size": command.image_size, "allow_outside": command.allow_outside, "workers": workers}
+    print(pack(dataset, command.out, **options))
     return 0

@@ -23,3 +23,12 @@ def checked_int(function: str, argument: str, value: int, low: int, high: int | 
 def checked_image_size(function: str, image_size: int) -> int:
     """Below 8 pixels nothing of a face is left; above 4096 a typing error is likelier than a face."""
     return checked_int(function, "image_size", image_size, 8, 4096)
+
+
+def checked_share(function: str, argument: str, value: float) -> float:
+    """`value` as a float within 0 to 1; TypeError or ValueError naming the argument."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise error(function, argument, "be a number", repr(value), kind=TypeError)
+    if not 0 <= value <= 1:
+        raise error(function, argument, "lie in 0 to 1", value)
+    return float(value)

@@ -10,7 +10,7 @@ import numpy as np
 
 # What a stream is for. Together with the seed it is Philox's key; a number here must never be used for two things.
 PROBE_ORDER, NEGATIVE_ORDER, PICKS, NEGATIVE_FLIPS, IDENTITY, SHOT, AUGMENTATION, NEGATIVE_AUGMENTATION = range(1, 9)
-GROUP_ORDER, IMAGE_ORDER = 9, 10
+GROUP_ORDER, IMAGE_ORDER, RELATIVES, MISLABELLED = 9, 10, 11, 12
 
 
 def random_words(seed: int, stream: int, count: int, *, start: int = 0, minor: int = 0, major: int = 0) -> np.ndarray:

@@ -21,7 +21,7 @@ from attfc_cuda.data.sources.recordio_faces import RecordFaces
 from attfc_cuda.data.sources.tar import TarFaces
 from attfc_cuda.data.sources.tar_gz import unpacked
 
-_PROCEDURAL = re.compile(r"procedural(?::(\d+)x(\d+)(?:@(\d+))?)?")
+_PROCEDURAL = re.compile(r"procedural(?::(\d+)x(\d+)(?:@(\d+))?)?(:hard)?(?::label-noise=(\d*\.?\d+))?")
 
 
 @renamed_keyword("on_error", "on_bad_image")
@@ -40,7 +40,8 @@ def build_dataset(
 
     Args:
         spec: "procedural" (200 identities with 8 images), "procedural:200x8", "procedural:50x8@1000" (identities 1000
-            to 1049, disjoint from the first 1000), or sources separated by commas, each known by what lies there. A
+            to 1049, disjoint from the first 1000), each also with ":hard" and ":label-noise=0.1" behind it (see
+            `ProceduralFaces`), or sources separated by commas, each known by what lies there. A
             source is a folder of identities (`FolderFaces`), a .rec file or a folder with a train.rec (`RecordFaces`),
             a list (`ListFaces`), an .lmdb file or a folder with a data.mdb (`LmdbFaces`), or shards: .tar and .tar.gz
             (`TarFaces`; a .tar.gz is unpacked once beside itself) or .parquet (`ParquetFaces`), as files, as a folder
@@ -64,25 +65,30 @@ def build_dataset(
     if spec.partition(":")[0] == "procedural":
         match = _PROCEDURAL.fullmatch(spec)
         if match is None:
-            rule = 'be "procedural" or "procedural:<identities>x<images>[@<first identity>]"'
+            rule = (
+                'be "procedural", or with any of these in this order: '
+                '":<identities>x<images>[@<first identity>]", ":hard", ":label-noise=<share>"'
+            )
             raise error("build_dataset", "spec", rule, repr(spec))
         if identities:
             raise error("build_dataset", "identities", "be left out for procedural faces", repr(identities))
-        count, images, first = (int(text or default) for text, default in zip(match.groups(), (200, 8, 0), strict=True))
-        return ProceduralFaces(count, images, image_size, seed, first_identity=first, cache=cache)
+        *numbers, hard, noise = match.groups()
+        count, images, first = (int(text or default) for text, default in zip(numbers, (200, 8, 0), strict=True))
+        options = {"hard": hard is not None, "label_noise": float(noise or 0)}
+        return ProceduralFaces(count, images, image_size, seed, first_identity=first, cache=cache, **options)
     named = split_sources(spec)
     if not named:
         raise error("build_dataset", "spec", "name procedural faces, folders or files", repr(spec))
     if isinstance(identities, str):
         identities = [item.strip() for item in identities.split(",")]
     lists = None if identities is None else [item or None for item in identities]
-    options: dict[str, Any] = {"on_bad_image": on_bad_image, "cache": cache, "check": check}
+    stored: dict[str, Any] = {"on_bad_image": on_bad_image, "cache": cache, "check": check}
     sources = [source for name in named for source in find_sources(name)]
     if {source.kind for source in sources} == {"folder"}:
-        return FolderFaces([source.files[0] for source in sources], image_size, lists, **options)
+        return FolderFaces([source.files[0] for source in sources], image_size, lists, **stored)
     if lists and any(lists):
         raise error("build_dataset", "identities", "be left out where a source is no folder", repr(identities))
-    parts = [_part(source, image_size, options, label_field) for source in sources]
+    parts = [_part(source, image_size, stored, label_field) for source in sources]
     return parts[0] if len(parts) == 1 else ConcatFaces(parts)
 
 

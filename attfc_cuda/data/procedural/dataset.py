@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from attfc_cuda.data._checks import MAX_SEED, checked_image_size, checked_int
-from attfc_cuda.data._random import IDENTITY, SHOT, random_words, unit_interval
+from attfc_cuda._check import error
+from attfc_cuda.data._checks import MAX_SEED, checked_image_size, checked_int, checked_share
+from attfc_cuda.data._random import IDENTITY, MISLABELLED, random_words, unit_interval
 from attfc_cuda.data.faces import FaceDataset, load_all
 from attfc_cuda.data.procedural.drawing import draw_face
+from attfc_cuda.data.procedural.hard import hard_face
+from attfc_cuda.data.procedural.shots import named, shot_and_noise
 from attfc_cuda.data.procedural.traits import IDENTITY_TRAITS, SHOT_FACTORS
 
 
@@ -23,8 +26,12 @@ class ProceduralFaces(FaceDataset):
     what hides the face, background, focus and noise, so much that the cosine of the pixels verifies only about 60 % of
     balanced pairs rightly, as on real faces. Our choice, no published set.
 
-    `dataset[i]`: uint8 [3, image_size, image_size], a function of (seed, identity, image) and the size alone: equal on
-    every machine, whatever num_identities and images_per_identity are.
+    With hard=True identities are related (clans, families, twins), they age, change hair and beard, and are
+    photographed in wilder poses and light, covered more often than not, often with few pixels: see `procedural.hard`.
+
+    `dataset[i]`: uint8 [3, image_size, image_size], a function of (seed, identity, image), hard and the size alone:
+    equal on every machine, whatever num_identities and images_per_identity are. Label noise adds to it which images
+    are swapped for another identity's, and that depends on num_identities.
 
     Args:
         num_identities: At least 1.
@@ -34,6 +41,9 @@ class ProceduralFaces(FaceDataset):
         first_identity: Where the run of identities starts; sets with the same seed and disjoint runs share no identity,
             so training and verification sets are made that way.
         cache: Draw everything once and keep it in memory.
+        hard: Draw the harder faces.
+        label_noise: Share of the images, 0 to 1, that show another identity of this data set than their label says; at
+            least two identities. Such a photograph is one of its own, none that its identity shows under its own name.
 
     Raises:
         ValueError, TypeError: Naming the argument.
@@ -48,12 +58,18 @@ class ProceduralFaces(FaceDataset):
         *,
         first_identity: int = 0,
         cache: bool = False,
+        hard: bool = False,
+        label_noise: float = 0.0,
     ):
         here = "ProceduralFaces"
         num_identities = checked_int(here, "num_identities", num_identities, 1)
         self.images_per_identity = checked_int(here, "images_per_identity", images_per_identity, 1)
         self.first_identity = checked_int(here, "first_identity", first_identity, 0)
         self.seed = checked_int(here, "seed", seed, 0, MAX_SEED)
+        self.hard = bool(hard)
+        self.label_noise = checked_share(here, "label_noise", label_noise)
+        if self.label_noise > 0 and num_identities == 1:
+            raise error(here, "label_noise", "be 0 for a single identity", label_noise)
         names = [f"procedural-{self.first_identity + k}" for k in range(num_identities)]
         labels = np.repeat(np.arange(num_identities), self.images_per_identity)
         super().__init__(labels, names, checked_image_size(here, image_size))
@@ -61,30 +77,29 @@ class ProceduralFaces(FaceDataset):
             self._cache, _, _ = load_all(self._load, len(self), self.image_size, keep=True, task="drawing faces")
 
     def _load(self, index: int) -> torch.Tensor:
+        draw = hard_face if self.hard else procedural_face
+        return torch.from_numpy(draw(self.seed, *self._shown(index), self.image_size))
+
+    def _shown(self, index: int) -> tuple[int, int]:
+        """The identity that an image shows, and its number among all images of that identity."""
         label, image = divmod(index, self.images_per_identity)
-        return torch.from_numpy(procedural_face(self.seed, self.first_identity + label, image, self.image_size))
+        identity = self.first_identity + label
+        if self.label_noise > 0:
+            swap, other = random_words(self.seed, MISLABELLED, 2, minor=image, major=identity)
+            if unit_interval(swap) < self.label_noise:
+                other = int(other) % (len(self.identities) - 1)
+                # Numbers from 2^32 on are no image's own; the label's in it keeps two swaps to one identity apart.
+                return self.first_identity + other + (other >= label), (label + 1 << 32) + image
+        return identity, image
 
 
 def procedural_face(seed: int, identity: int, image: int, size: int) -> np.ndarray:
     """Image number `image` of an identity, uint8 [3,size,size]."""
-    factors, values = len(SHOT_FACTORS), 3 * size * size
-    # A pixel's noise is the sum of four random bytes (near enough to a normal distribution): half a word.
-    words = random_words(seed, SHOT, factors + (values + 1) // 2, minor=image, major=identity)
-    shot = _named(SHOT_FACTORS, words[:factors])
-    parts = words[factors:].astype("<u8").view(np.uint8).reshape(4, -1)[:, :values]
-    sums = parts[0].astype(np.float32)
-    for part in parts[1:]:
-        sums += part
-    noise = (sums - 510.0) * (1 / 147.8)  # the mean and the standard deviation of such a sum
+    shot, noise = shot_and_noise(SHOT_FACTORS, seed, identity, image, size)
     return draw_face(_traits(seed, identity), shot, size, noise.reshape(3, size, size))
 
 
 @lru_cache(maxsize=1024)
 def _traits(seed: int, identity: int) -> SimpleNamespace:
-    return _named(IDENTITY_TRAITS, random_words(seed, IDENTITY, len(IDENTITY_TRAITS), major=identity))
-
-
-def _named(table: dict[str, tuple[float, float]], words: np.ndarray) -> SimpleNamespace:
-    positions = unit_interval(words).tolist()
-    ranges = zip(table.items(), positions, strict=True)
-    return SimpleNamespace(**{name: low + (high - low) * position for (name, (low, high)), position in ranges})
+    positions = unit_interval(random_words(seed, IDENTITY, len(IDENTITY_TRAITS), major=identity))
+    return named(IDENTITY_TRAITS, positions)
