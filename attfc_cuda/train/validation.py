@@ -77,8 +77,7 @@ def verification_sets(config: TrainConfig, dataset: FaceDataset, held_out: FaceD
     if options.verify_data:
         held_out = build_dataset(options.verify_data, size)
     elif not sets and isinstance(dataset, ProceduralFaces):
-        first, count = dataset.first_identity + len(dataset.identities), max(80, len(dataset.identities) // 10)
-        held_out = build_dataset(f"procedural:{count}x8@{first}", size)
+        held_out = dataset.others(max(80, len(dataset.identities) // 10), images_per_identity=8)
     if held_out is not None:
         sets.append(from_dataset("held-out", held_out, options.verify_num_pairs))
     return sets

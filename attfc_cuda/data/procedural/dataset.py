@@ -13,7 +13,7 @@ from attfc_cuda.data._checks import MAX_SEED, checked_image_size, checked_int, c
 from attfc_cuda.data._random import IDENTITY, MISLABELLED, random_words, unit_interval
 from attfc_cuda.data.faces import FaceDataset, load_all
 from attfc_cuda.data.procedural.drawing import draw_face
-from attfc_cuda.data.procedural.hard import hard_face
+from attfc_cuda.data.procedural.hard import CLAN, hard_face
 from attfc_cuda.data.procedural.shots import named, shot_and_noise
 from attfc_cuda.data.procedural.traits import IDENTITY_TRAITS, SHOT_FACTORS
 
@@ -75,6 +75,20 @@ class ProceduralFaces(FaceDataset):
         super().__init__(labels, names, checked_image_size(here, image_size))
         if cache:
             self._cache, _, _ = load_all(self._load, len(self), self.image_size, keep=True, task="drawing faces")
+
+    def others(self, num_identities: int, images_per_identity: int) -> ProceduralFaces:
+        """Identities behind these, and of hard ones no relatives of theirs, drawn alike and rightly labelled: to
+        verify on.
+
+        Args:
+            num_identities, images_per_identity: As for this class.
+        """
+        first = self.first_identity + len(self.identities)
+        if self.hard:
+            first = -(-first // CLAN) * CLAN
+        return ProceduralFaces(
+            num_identities, images_per_identity, self.image_size, self.seed, first_identity=first, hard=self.hard
+        )
 
     def _load(self, index: int) -> torch.Tensor:
         draw = hard_face if self.hard else procedural_face

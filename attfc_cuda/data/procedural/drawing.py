@@ -83,17 +83,19 @@ class _Camera:
 
     def window(self, left: float, top: float, right: float, bottom: float) -> tuple[slice, slice]:
         """The pixels that can show any of this rectangle of face coordinates (its edge width included)."""
-        shot, columns, rows = self.shot, [], []
-        for x in (left - self.edge, right + self.edge):
-            for y in (top - self.edge, bottom + self.edge):
-                # The depth of the head at the point is found where the point lands: two rounds bring it close enough.
+        # Half as wide again as an edge: strokes taper to their ends, and what is soft shows beyond them.
+        shot, columns, rows, edge = self.shot, [], [], 1.5 * self.edge
+        for x in (left - edge, right + edge):
+            for y in (top - edge, bottom + edge):
+                # The depth of the head at the point is found where the point lands: a few rounds bring it close enough.
                 u, v = x, y
-                for _ in range(2):
+                for _ in range(5):
                     depth = max(1 - u * u - 0.7 * v * v, 0.0)
                     u, v = x + shot.yaw * depth, y + shot.pitch * depth
                 columns.append(shot.zoom * (self.cos * u - self.sin * v) + shot.shift_x)
                 rows.append(shot.zoom * (self.sin * u + self.cos * v) + shot.shift_y)
-        slack = 0.09  # the rectangle's sides bulge between its corners
+        # The rectangle's sides bulge between its corners, the more the head is turned.
+        slack = max(0.09, 0.4 * (abs(shot.yaw) + abs(shot.pitch)))
         return self._pixels(min(rows) - slack, max(rows) + slack), self._pixels(
             min(columns) - slack, max(columns) + slack
         )
