@@ -9,6 +9,8 @@ from typing import Literal
 
 import tyro
 
+from attfc_cuda._error import error
+
 
 @dataclass
 class Command:
@@ -34,11 +36,13 @@ class Command:
 
 def run(command: Command) -> int:
     """Write the file and say what is in it; exit code 0."""
-    from attfc_cuda.data import build_dataset, pack
+    from attfc_cuda.data import ProceduralFaces, StoredFaces, build_dataset, pack
 
     on_bad_image = command.on_bad_image
     dataset = build_dataset(command.source, command.image_size or 112, seed=command.seed, on_bad_image=on_bad_image)
+    if not isinstance(dataset, (StoredFaces, ProceduralFaces)):
+        raise error("pack", "source", "be one source of stored images, or drawn faces", repr(command.source))
     workers = len(os.sched_getaffinity(0)) if command.workers is None else command.workers
-    options = {"image_size": command.image_size, "allow_outside": command.allow_outside, "workers": workers}
-    print(pack(dataset, command.out, **options))
+    outside = command.allow_outside
+    print(pack(dataset, command.out, image_size=command.image_size, allow_outside=outside, workers=workers))
     return 0

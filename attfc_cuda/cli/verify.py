@@ -46,7 +46,7 @@ class Command:
     """Folder of verification sets, each of which is used: InsightFace's .bin files, pair lists, IJB folders."""
     data: str | None = None
     """Faces by identity instead of a list, of which every pair is judged: folders, or
-    procedural:IDENTITIESxIMAGES@FIRST."""
+    procedural:IDENTITIESxIMAGES@FIRST[:hard]."""
     num_pairs: int | None = None
     """Draw this many pairs from `data`, half of them of the same identity; None: all pairs (with `--as`, whose rules
     need a list: 6000)."""

@@ -5,7 +5,7 @@ from attfc_cuda.data.augment import normalize_images
 from attfc_cuda.data.build import build_dataset
 from attfc_cuda.data.faces import FaceDataset, UnreadableImage
 from attfc_cuda.data.images import decode_image, read_image
-from attfc_cuda.data.pack import pack
+from attfc_cuda.data.packing import pack
 from attfc_cuda.data.procedural.dataset import ProceduralFaces
 from attfc_cuda.data.sources.concat import ConcatFaces
 from attfc_cuda.data.sources.folders import FolderFaces

@@ -74,7 +74,7 @@ def build_dataset(
             raise error("build_dataset", "identities", "be left out for procedural faces", repr(identities))
         *numbers, hard, noise = match.groups()
         count, images, first = (int(text or default) for text, default in zip(numbers, (200, 8, 0), strict=True))
-        options = {"hard": hard is not None, "label_noise": float(noise or 0)}
+        options: dict[str, Any] = {"hard": hard is not None, "label_noise": float(noise or 0)}
         return ProceduralFaces(count, images, image_size, seed, first_identity=first, cache=cache, **options)
     named = split_sources(spec)
     if not named:

@@ -90,7 +90,7 @@ class DatasetConfig:
     data: str = "procedural"
     """Folders `<root>/<identity>/<image>`, .rec files or a folder with a train.rec, lists (.txt, .lst, .csv), .tar,
     .tar.gz or .parquet shards (a folder of them, `name-*.tar`, `name-{0000..0099}.tar`) or LMDB databases, separated by
-    commas; or drawn faces: `procedural[:IDENTITIESxIMAGES]`."""
+    commas; or drawn faces: `procedural[:IDENTITIESxIMAGES][:hard][:label-noise=SHARE]`."""
     identities: str | None = None
     """Identity lists (text files, one name a line) separated by commas, one per folder; an empty entry takes all."""
     image_size: int = 112

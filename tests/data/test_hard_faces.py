@@ -1,4 +1,4 @@
-"""Hard drawn faces: related identities, photographs at an age and of few pixels, and labels that are wrong at a rate."""
+"""Hard drawn faces: related identities, photographs at an age and of few pixels, wrong labels at a rate."""
 
 import hashlib
 

@@ -363,11 +363,11 @@ def test_a_kill_while_packing_never_leaves_an_idx_of_another_rec(folder, tmp_pat
 
 
 def test_pack_without_a_header_where_float32_cannot_hold_its_keys(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("attfc_cuda.data.pack.MAX_LABEL", 7)
+    monkeypatch.setattr("attfc_cuda.data.packing.MAX_LABEL", 7)
     pack(FolderFaces(folder, 16), tmp_path / "train.rec")
     faces = RecordFaces(tmp_path / "train.rec", 16, on_bad_image="raise")
     assert values(faces) == [10, 20, 30, 40, 50, 60] and "header" not in faces.report()
-    monkeypatch.setattr("attfc_cuda.data.pack.MAX_LABEL", 2)
+    monkeypatch.setattr("attfc_cuda.data.packing.MAX_LABEL", 2)
     with pytest.raises(ValueError, match="pack: dataset must have at most 2 identities, got 3"):
         pack(FolderFaces(folder, 16), tmp_path / "train.rec")
     with pytest.raises(ValueError, match="pack: path must end in .rec, got"):

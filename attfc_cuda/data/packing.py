@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
@@ -105,7 +105,7 @@ def pack(
     return f"{path}: {count} images of {len(spans)} identities, {size:.1f} MiB{skipped.text(chr(10) + '  ')}"
 
 
-def _encoded_images(encoder: _Encoder, workers: int) -> Iterator[tuple[int, bytes | UnreadableImage]]:
+def _encoded_images(encoder: _Encoder, workers: int) -> Generator[tuple[int, bytes | UnreadableImage], None, None]:
     """Every image's label and content, by identity; what worker processes it takes end with the iteration."""
     loader = DataLoader(
         encoder,
