@@ -41,7 +41,8 @@ class Command:
     """Steps that share gallery images, as in `attfc train`: memory is that of the step that brings them, time an
     average."""
     measure: bool = False
-    """Run each head and the backbone for a moment, on this machine, and predict the time of a step from that."""
+    """Run each head and the backbone for a moment, on this machine, and predict the time of a step from that. AttFC
+    gets gallery images as the settings say; embedding them counts as an average over the steps that share them."""
     items: bool = False
     """Print the memory item by item."""
     chart: Path | None = None

@@ -24,6 +24,7 @@ from torch import Tensor
 from attfc_cuda._check import error
 from attfc_cuda._deprecated import current_backend
 from attfc_cuda.ops import autograd, build, head_step
+from attfc_cuda.ops.precision import PRECISIONS, slow_precision
 
 BACKENDS = ("eager", "cpu", "triton", "cuda")
 # Those with kernels for the steps of a head around the sweep (head_step.py).
@@ -313,9 +314,16 @@ def info() -> str:
         lines += [f"  {extension} extension: {key} = {value}" for key, value in config.items()]
     chosen = resolve("auto", torch.device("cpu"), torch.float32, 512)
     lines.append(f"on cpu, auto uses: {chosen}, {_head_step(chosen)}")
+    lines += _slow_precisions(torch.device("cpu"))
     for index in range(torch.cuda.device_count()):
         lines += _device_lines(torch.device("cuda", index))
+        lines += _slow_precisions(torch.device("cuda", index))
     return "\n".join(lines)
+
+
+def _slow_precisions(device: torch.device) -> list[str]:
+    found = (slow_precision(precision, device) for precision in PRECISIONS)
+    return [f"  {text}" for text in found if text is not None]
 
 
 def _cuda_passes(device: torch.device) -> str:

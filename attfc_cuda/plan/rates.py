@@ -31,12 +31,20 @@ _ROUNDS = 3
 _ENQUEUED = 4096  # rows at a time, so that filling a container takes little more memory than it does
 
 
-def head_seconds(head: Head, identities: int, dim: int, batch: int, precision: str) -> float:
-    """Seconds that the head takes of a step."""
-    device, centers = _device(), centers_met(head, identities, batch)
+def head_seconds(
+    head: Head,
+    identities: int,
+    dim: int,
+    batch: int,
+    precision: str,
+    gallery_size: int = 2,
+    probes_per_identity: int = 1,
+) -> float:
+    """Seconds that the head takes of a step, of which each has a gallery, its own or an earlier step's."""
+    device, centers = measured_device(), centers_met(head, identities, batch)
 
     def measured(size: int) -> tuple[int, float]:
-        step = head_step(head, size, dim, batch, device, DTYPES[precision])
+        step = head_step(head, size, dim, batch, device, DTYPES[precision], gallery_size, probes_per_identity)
         return centers_met(head, size, batch), _median(step, device)
 
     # A quarter of 16 batches: a container is never smaller than four.
@@ -55,27 +63,40 @@ def on_line(centers: int, small: tuple[int, float], large: tuple[int, float]) ->
 
 def forward_seconds(network: NetworkNeeds, dim: int, image_size: int, precision: str) -> float:
     """Seconds of one image's forward, a third of its training step (a backward counts as two forwards)."""
-    device = _device()
+    device = measured_device()
     count = min(network.batch, _IMAGES[device])
     step = _network_step(network.name, dim, image_size, count, device, DTYPES[precision])
     return _median(step, device) / (3 * count)
 
 
-def _device() -> str:
+def measured_device() -> str:
+    """The device that is measured."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def head_step(head: Head, identities: int, dim: int, batch: int, device: str, dtype: torch.dtype) -> Callable[[], None]:
+def head_step(
+    head: Head,
+    identities: int,
+    dim: int,
+    batch: int,
+    device: str,
+    dtype: torch.dtype,
+    gallery_size: int = 2,
+    probes_per_identity: int = 1,
+) -> Callable[[], None]:
     x = torch.randn(batch, dim, device=device, requires_grad=True)
-    labels = torch.randint(identities, (batch,), device=device)
+    present = math.ceil(batch / probes_per_identity)
+    whose = torch.arange(batch, device=device) // probes_per_identity  # neighbours share an identity and its gallery
+    labels = torch.randint(identities, (present,), device=device)[whose]
     if head.kind == "attfc":
         slots = centers_met(head, identities, batch)
         code = HeadConfig.class_code
         attfc = AttFC(dim, slots, ArcFace(), "refresh", num_classes=identities, dtype=dtype, class_code=code).to(device)
         for classes in torch.randperm(identities, device=device)[:slots].split(min(slots, _ENQUEUED)):
             attfc.container.enqueue(F.normalize(torch.randn(len(classes), dim, device=device)), classes)
-        gallery = torch.randn(batch, 2, dim, device=device)
-        return lambda: attfc(x, labels, gallery).backward()
+        gallery = torch.randn(present * gallery_size, dim, device=device)
+        rows = whose[:, None] * gallery_size + torch.arange(gallery_size, device=device)
+        return lambda: attfc(x, labels, gallery, gallery_rows=rows).backward()
     if head.kind == "explicit_fc":
         weight = nn.Parameter(torch.randn(identities, dim, device=device))
         sgd = torch.optim.SGD([weight], 0.1, momentum=0.9)

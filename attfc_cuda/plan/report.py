@@ -10,16 +10,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from attfc_cuda._check import error
 from attfc_cuda._files import replacing
 from attfc_cuda.data._checks import checked_int
 from attfc_cuda.data.sampling import MOST_PROBES
+from attfc_cuda.ops.precision import slow_precision
 from attfc_cuda.plan import rates
 from attfc_cuda.plan.heads import HEADS, Head, check_precision, head_needs
 from attfc_cuda.plan.networks import NetworkNeeds, network_needs
 from attfc_cuda.train.archive import BLOCK_BYTES
 from attfc_cuda.train.checkpoint_writer import COPY_BYTES
 from attfc_cuda.train.config import OptimizerConfig
+from attfc_cuda.train.parts import check_parts, sizes
 from attfc_cuda.train.snapshot import KEPT_BYTES
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 1e3, "mb": 1e6, "gb": 1e9}
@@ -77,6 +81,7 @@ class Plan:
         gallery_size: AttFC's gallery images of a probe.
         probes_per_identity: probes of an identity in a batch, which share them.
         gallery_steps: steps that share them.
+        notes: what to know beside the numbers.
         rows: a head each.
     """
 
@@ -90,6 +95,7 @@ class Plan:
     gallery_size: int
     probes_per_identity: int
     gallery_steps: int
+    notes: list[str]
     rows: list[Row]
 
     def to_json(self) -> str:
@@ -142,9 +148,10 @@ def make_plan(
 
     Of probes that share gallery images (see `AttentionLoader`) each identity is taken to have enough images for it.
     Memory is that of the step that brings a gallery; arithmetic, time and embedded images are averages over its steps.
+    A measured head gets as many gallery images, and probes that share them.
     """
-    sizes = {"identities": identities, "dim": dim, "batch": batch, "image_size": image_size}
-    for argument, value in {**sizes, "gallery_size": gallery_size, "accumulate": accumulate}.items():
+    numbers = {"identities": identities, "dim": dim, "batch": batch, "image_size": image_size}
+    for argument, value in {**numbers, "gallery_size": gallery_size, "accumulate": accumulate}.items():
         if value < 1:
             raise error("plan", argument, "be at least 1", value)
     for argument, value in (("probes_per_identity", probes_per_identity), ("gallery_steps", gallery_steps)):
@@ -153,10 +160,12 @@ def make_plan(
         rule = f"make at most {MOST_PROBES} with {probes_per_identity} probes of an identity a step"
         raise error("plan", "gallery_steps", rule, gallery_steps)
     check_precision(precision)
-    part = -(-batch // accumulate)  # images of the largest part that goes through the network at once
+    check_parts("plan", accumulate, batch, batch="--batch")
+    part, last_part = sizes(batch, accumulate)
     present = math.ceil(batch / probes_per_identity)  # identities
     # Images, in the step that brings them, and those of them that go through the encoder at once.
-    gallery, gallery_part = gallery_size * present, gallery_size * -(-present // accumulate)
+    gallery = gallery_size * present
+    gallery_part, _ = sizes(gallery, accumulate)
     network = network_needs(backbone, dim, image_size, part, precision)
     network_memory = {
         "backbone: weights, gradient, momentum": 3 * 4 * network.parameters + 4 * network.buffers,
@@ -165,11 +174,15 @@ def make_plan(
         "reserve": _RESERVE_BYTES[device],
     }
     forward_seconds = rates.forward_seconds(network, dim, image_size, precision) if measure else None
+
+    def measured(head: Head) -> float:
+        return rates.head_seconds(head, identities, dim, batch, precision, gallery_size, probes_per_identity)
+
     rows = []
     for head in heads:
         needs = head_needs(head, identities, dim, batch, precision, device)
         memory = {**network_memory, **needs.kept, **needs.step}
-        images = 3.0 * batch + (batch - part)  # all parts but the last go forward twice
+        images = 3.0 * batch + (batch - last_part)  # all parts but the last go forward twice
         embedded = float(batch)
         if head.kind == "attfc":
             memory["momentum encoder"] = 4 * (network.parameters + network.buffers)
@@ -190,12 +203,20 @@ def make_plan(
                 needs.products * needs.product_flop,
                 network.forward_flop * images,
                 embedded,
-                rates.head_seconds(head, identities, dim, batch, precision) if measure else None,
+                measured(head) if measure else None,
                 forward_seconds * images if measure else None,
             )
         )
     sharing = gallery_size, probes_per_identity, gallery_steps
-    return Plan(identities, dim, batch, precision, device, network, limit_bytes, *sharing, rows)
+    notes = _notes(precision, device, measure)
+    return Plan(identities, dim, batch, precision, device, network, limit_bytes, *sharing, notes, rows)
+
+
+def _notes(precision: str, device: str, measure: bool) -> list[str]:
+    # A plan for another machine's GPU knows nothing of that; what is measured is measured here.
+    here = rates.measured_device()
+    slow = slow_precision(precision, torch.device(here)) if measure or device == here else None
+    return [] if slow is None else [slow]
 
 
 def _checkpoint_bytes(memory: dict[str, int]) -> int:
@@ -245,6 +266,8 @@ def print_table(plan: Plan) -> None:
         table.add_row(*cells)
     # A pipe has no width: wide enough then that no number is cut.
     Console(width=None if os.isatty(1) else 140).print(table)
+    for note in plan.notes:
+        print(note)
 
 
 def print_items(plan: Plan) -> None:

@@ -18,6 +18,7 @@ from attfc_cuda.ops import backend as _backend
 from attfc_cuda.train.backbone import build_backbone
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.objective import DTYPES, build_margin, container_dtype
+from attfc_cuda.train.parts import check_parts
 
 
 def check_settings(config: TrainConfig, device: torch.device, processes: int = 1) -> None:
@@ -46,35 +47,13 @@ def check_dataset(config: TrainConfig, dataset: FaceDataset) -> None:
         raise error("train", "data", "hold at least 2 identities", f"1 in {config.dataset.data}", remedy)
 
 
-def slow_precision(precision: str, device: torch.device) -> str | None:
-    """A sentence for who asks a CPU for numbers that it has no arithmetic for; None where it has."""
-    if device.type != "cpu" or precision == "fp32" or precision in _cpu_arithmetic():
-        return None
-    return (
-        f"warning: this CPU has no arithmetic for {precision}: convolutions can take tens of times as long as with "
-        f"--precision fp32"
-    )
-
-
-def _cpu_arithmetic() -> set[str]:
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
-    except OSError:  # no such list on this system: nothing is known, so nothing is said
-        return {"bf16", "fp16"}
-    kinds = {"bf16": ("avx512_bf16", "amx_bf16", "bf16"), "fp16": ("avx512_fp16", "amx_fp16", "fphp", "asimdhp")}
-    return {precision for precision, names in kinds.items() if flags.intersection(names)}
-
-
 def _check_batch(config: TrainConfig, backbone: nn.Module, processes: int) -> None:
     rows = config.dataset.batch_size // processes
     share = "" if processes == 1 else f" in each of {processes} processes"
     if rows < 1:
         raise error("train", "batch_size", f"hold at least a probe{share}", config.dataset.batch_size)
     normalised = any(isinstance(module, _BatchNorm) for module in backbone.modules())
-    if config.optim.accumulate > 1 and rows // config.optim.accumulate < 2:
-        rule = f"leave two probes at least to each part of the {rows} of a batch{share}"
-        remedy = "raise --batch-size, or lower --accumulate"
-        raise error("train", "accumulate", rule, config.optim.accumulate, remedy)
+    check_parts("train", config.optim.accumulate, rows, share)
     if not normalised:
         return
     if rows < 2:

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from attfc_cuda._check import error
+
+_LEAST_ROWS = 2  # of a part
+
 
 class InParts(nn.Module):
     """The network, with the activations of one part of a batch at a time.
@@ -40,8 +44,8 @@ class InParts(nn.Module):
 
 def through(network: nn.Module, images: Tensor, parts: int) -> Tensor:
     """As `InParts` does it."""
-    count = min(parts, len(images) // 2)
-    if count < 2:
+    count = _count(len(images), parts)
+    if count == 1:
         return network(images)
     *first, last = images.tensor_split(count)
     if not torch.is_grad_enabled():
@@ -49,6 +53,31 @@ def through(network: nn.Module, images: Tensor, parts: int) -> Tensor:
     # The last part is the first that the backward pass comes to: its activations stay.
     again = [_recomputed(network, part) for part in first]
     return torch.cat([*again, network(last)])
+
+
+def check_parts(function: str, parts: int, rows: int, share: str = "", batch: str = "--batch-size") -> None:
+    """Raise ValueError, in the name of `function`, for more parts than a batch of `rows` probes has.
+
+    Args:
+        function: For the message, as are the rest.
+        parts: Of a batch.
+        rows: That a process has of it.
+        share: Why those are not the whole batch.
+        batch: The option that gives their number.
+    """
+    if parts > 1 and rows // parts < _LEAST_ROWS:
+        rule = f"leave two probes at least to each part of the {rows} of a batch{share}"
+        raise error(function, "accumulate", rule, parts, f"raise {batch}, or lower --accumulate")
+
+
+def sizes(rows: int, parts: int) -> tuple[int, int]:
+    """Images of the largest part of `rows`, and of the last, which alone goes forward once."""
+    count = _count(rows, parts)
+    return -(-rows // count), rows // count
+
+
+def _count(rows: int, parts: int) -> int:
+    return max(1, min(parts, rows // _LEAST_ROWS))
 
 
 def _recomputed(network: nn.Module, images: Tensor) -> Tensor:

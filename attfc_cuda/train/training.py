@@ -20,10 +20,11 @@ from attfc_cuda.data import AttentionLoader, Batch, FaceDataset, build_dataset
 from attfc_cuda.data.held_out import FEWEST_IDENTITIES
 from attfc_cuda.distributed import checkpoint as head_checkpoint
 from attfc_cuda.distributed import split_state
+from attfc_cuda.ops.precision import slow_precision
 from attfc_cuda.train import checkpoint
 from attfc_cuda.train.backbone import build_backbone
 from attfc_cuda.train.checkpoint_writer import CheckpointWriter
-from attfc_cuda.train.checks import check_dataset, check_settings, slow_precision
+from attfc_cuda.train.checks import check_dataset, check_settings
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.data_identity import DataIdentity
 from attfc_cuda.train.initial import freeze, rate_factors, read_initial

@@ -11,10 +11,11 @@ import torch
 from attfc_cuda import AttFC, backbones, cli
 from attfc_cuda.cli.plan import Command as PlanCommand
 from attfc_cuda.data import AttentionLoader, build_dataset
+from attfc_cuda.ops import precision
 from attfc_cuda.plan import HEADS, Head, head_needs, make_plan, network_needs, rates, report
 from attfc_cuda.plan.heads import centers_met, container_slots, sampled_classes
 from attfc_cuda.plan.report import parse_bytes
-from attfc_cuda.train import TrainConfig
+from attfc_cuda.train import TrainConfig, parts
 
 
 @pytest.mark.parametrize("name", ["small", "mobilefacenet", "iresnet18"])
@@ -57,10 +58,10 @@ def test_a_batch_in_parts_keeps_the_activations_of_one() -> None:
     whole, parts = (
         make_plan(1000, 32, 10, "small", 32, 2**40, heads=(HEADS[0],), accumulate=count).rows[0] for count in (1, 4)
     )
-    # Of 10 images the largest of four parts has 3; 7 go forward a second time, beside 3 passes of each.
+    # Of 10 images four parts have 3, 3, 2 and 2; 8 go forward a second time, beside 3 passes of each.
     assert parts.memory["backbone: activations"] == pytest.approx(0.3 * whole.memory["backbone: activations"], rel=0.05)
     images = 3 * 10 + (2 * 10 if HEADS[0].kind == "attfc" else 0)
-    assert parts.network_flop == pytest.approx(whole.network_flop * (images + 7) / images, rel=0.01)
+    assert parts.network_flop == pytest.approx(whole.network_flop * (images + 8) / images, rel=0.001)
     unchanged = whole.memory.keys() - {"backbone: activations", "gallery: images and activations"}
     assert {key: parts.memory[key] for key in unchanged} == {key: whole.memory[key] for key in unchanged}
 
@@ -200,6 +201,51 @@ def test_fewer_identities_than_a_batch_can_be_measured() -> None:
     assert all(row.head_seconds > 0 for row in plan.rows)
 
 
+def test_a_measured_head_gets_the_gallery_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many images of each identity, shared by as many probes as `AttentionLoader` gives them."""
+    calls = []
+
+    class Recorded(AttFC):
+        def forward(self, x: torch.Tensor, labels: torch.Tensor, gallery: torch.Tensor, **options: torch.Tensor):
+            calls.append((labels, gallery, options["gallery_rows"]))
+            return super().forward(x, labels, gallery, **options)
+
+    monkeypatch.setattr(rates, "AttFC", Recorded)
+    heads = (Head("a", "attfc", 0.5),)
+    options = {"gallery_size": 3, "probes_per_identity": 4, "gallery_steps": 2, "heads": heads, "measure": True}
+    make_plan(10**6, 16, 10, "small", 16, 2**40, device="cpu", **options)
+    labels, gallery, rows = calls[-1]
+    assert len(labels) == 10 and len(gallery) == 3 * 3  # two identities of four probes, one of two
+    assert rows.tolist() == [[3 * (b // 4), 3 * (b // 4) + 1, 3 * (b // 4) + 2] for b in range(10)]
+    assert torch.equal(labels, labels[torch.arange(10) // 4 * 4])
+
+
+def test_a_plan_says_which_precision_slows_the_network_down(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_cpu_arithmetic", set)
+    said = "warning: this CPU has no arithmetic for bf16:"
+    for bits, device, measure, told in (
+        ("bf16", "cpu", False, True),
+        ("bf16", "cuda", False, False),  # of another machine
+        ("bf16", "cuda", True, True),  # whose step is timed on this CPU
+        ("fp32", "cpu", True, False),
+    ):
+        plan = make_plan(20, 16, 8, "small", 16, 2**30, bits, device, heads=HEADS[:1], measure=measure)
+        report.print_table(plan)
+        assert (said in capsys.readouterr().out) == told == (len(json.loads(plan.to_json())["notes"]) == 1)
+
+
+def test_a_batch_in_parts_is_that_of_training() -> None:
+    """Parts of probes and of gallery images are those that the networks are given."""
+    for rows, count in ((10, 4), (10, 5), (9, 2), (3, 4), (1, 3), (2, 1)):
+        given: list[int] = []
+        network = torch.nn.Identity()
+        network.register_forward_hook(lambda module, inputs, output, given=given: given.append(len(output)))
+        parts.through(network, torch.zeros(rows, 1), count)
+        assert parts.sizes(rows, count) == (max(given), given[-1])
+
+
 def test_measured_times_are_there_and_positive(capsys: pytest.CaptureFixture) -> None:
     heads = (
         Head("a", "attfc", 0.5),
@@ -222,6 +268,10 @@ def test_measured_times_are_there_and_positive(capsys: pytest.CaptureFixture) ->
         (["--identities", "inf"], "plan: identities must be a finite number, got inf"),
         (["--gallery-size", "0"], "plan: gallery_size must be at least 1, got 0"),
         (["--gallery-size", "-3"], "plan: gallery_size must be at least 1, got -3"),
+        (
+            ["--batch", "8", "--accumulate", "5"],
+            "plan: accumulate must leave two probes at least to each part",
+        ),
         (["--chart", "x.txt"], "plan: chart must end in .png, .svg or .pdf, got x.txt"),
         (["--chart", "none/x.png"], "plan: chart must lie in a folder that exists, got none/x.png"),
         (["--json", "none/x.json"], "plan: json must lie in a folder that exists, got none/x.json"),

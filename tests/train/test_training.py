@@ -14,8 +14,9 @@ from attfc_cuda import margins
 from attfc_cuda.backbones import build
 from attfc_cuda.data import AttentionLoader, FaceDataset
 from attfc_cuda.heads import AttFC
+from attfc_cuda.ops import precision
 from attfc_cuda.presets import ADDITIVE_MARGINS, DEFAULT
-from attfc_cuda.train import AttFCObjective, TrainConfig, checks
+from attfc_cuda.train import AttFCObjective, TrainConfig
 from attfc_cuda.train import training as setup
 from attfc_cuda.train.checks import check_settings
 from attfc_cuda.train.objective import OBJECTIVES, build_margin
@@ -233,10 +234,9 @@ def test_a_folder_may_be_called_procedural_faces(tiny_config: Tiny, faces: Path,
 
 def test_a_cpu_without_16_bit_arithmetic_is_said(tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, warned in ((set(), True), ({"fp16"}, False)):
-        monkeypatch.setattr(checks, "_cpu_arithmetic", lambda flags=flags: flags)
+        monkeypatch.setattr(precision, "_cpu_arithmetic", lambda flags=flags: flags)
         report = Training(tiny_config(precision="fp16"), AttFCObjective).report()
         assert ("no arithmetic for fp16" in report) == warned
-        assert checks.slow_precision("fp32", torch.device("cpu")) is None
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:
