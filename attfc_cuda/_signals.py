@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from types import FrameType
 
 STOP_SIGNALS = tuple(
@@ -10,17 +13,28 @@ STOP_SIGNALS = tuple(
 )
 
 
-def ignore_stop_signals(worker: int = 0) -> None:
-    """Leave a signal that was sent to the whole process group to the process that can save; for worker processes.
+def start_worker(worker: int = 0) -> None:
+    """Ready a worker process: stop signals are its parent's business, and it ends when its parent has gone.
 
-    A second SIGTERM ends the worker: the process that it works for may have to end it by that.
+    A signal that was sent to the whole process group is left to the process that can save; a second SIGTERM ends the
+    worker, as the process that it works for may have to end it by that. Of a parent that was killed torch tells a
+    worker only once what it had prepared is taken, and nobody takes it.
 
     Args:
         worker: Its number, which a `DataLoader` gives.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, _obey_the_next if number == signal.SIGTERM else signal.SIG_IGN)
+    if multiprocessing.parent_process() is not None:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _obey_the_next(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # nobody is left to tell why, and an orderly end would wait for the reader of our queue

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from attfc_cuda._check import error
-from attfc_cuda._signals import ignore_stop_signals
+from attfc_cuda._signals import start_worker
 from attfc_cuda.data._checks import checked_int
 from attfc_cuda.data.augment import Augmentation, mirror_images, normalize_images
 from attfc_cuda.data.faces import FaceDataset, UnreadableImage
@@ -258,7 +258,7 @@ class AttentionLoader:
                 persistent_workers=self.num_workers > 0,  # starting them anew would hold up every epoch
                 collate_fn=_as_is,
                 generator=torch.Generator(),  # else each iteration draws from the global one
-                worker_init_fn=ignore_stop_signals,
+                worker_init_fn=start_worker,
             )
         gallery_readable = np.ones(0, dtype=bool)
         for batch_index, item in enumerate(self._loader, first):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from attfc_cuda._check import error
-from attfc_cuda._signals import ignore_stop_signals
+from attfc_cuda._signals import start_worker
 from attfc_cuda.data._checks import checked_int
 from attfc_cuda.data.faces import SlowNotice, UnreadableImage
 from attfc_cuda.data.images import decode_image
@@ -113,7 +113,7 @@ def _encoded_images(encoder: _Encoder, workers: int) -> Generator[tuple[int, byt
         num_workers=workers,
         collate_fn=list,
         generator=torch.Generator(),  # else the global one moves
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=start_worker,
     )
     for turn in loader:
         yield from turn

@@ -2,6 +2,11 @@
 
 import io
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +67,31 @@ def test_an_unreadable_image_found_by_a_worker_is_raised_and_leaves_nothing(fold
     with pytest.raises(UnreadableImage, match=r"name20/1\.png"):
         pack(faces, tmp_path / "out" / "a.rec", workers=2)
     assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists child processes through Linux's /proc")
+def test_workers_end_with_a_packing_that_was_killed(tmp_path):
+    script = (
+        "from attfc_cuda.data import ProceduralFaces, pack\n"
+        f"pack(ProceduralFaces(10000, 9, 64), {str(tmp_path / 'a.rec')!r}, workers=2)"
+    )
+    packing = subprocess.Popen([sys.executable, "-c", script])
+    children = Path(f"/proc/{packing.pid}/task/{packing.pid}/children")
+
+    def eventually(holds):
+        until = time.monotonic() + 100
+        while not holds():
+            assert time.monotonic() < until and packing.poll() in (None, -signal.SIGKILL)
+            time.sleep(0.05)
+
+    try:  # the first images are written: both have begun, and what they draw next fills their pipes
+        eventually(lambda: any(part.stat().st_size for part in tmp_path.glob(".a.rec.*")))
+        workers = [int(pid) for pid in children.read_text().split()]
+        assert len(workers) == 2
+    finally:
+        packing.kill()
+    packing.wait()
+    eventually(lambda: not any(Path(f"/proc/{pid}").is_dir() for pid in workers))
 
 
 def test_command_draws_with_its_seed(tmp_path, capsys):

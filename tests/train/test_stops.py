@@ -167,10 +167,10 @@ def test_data_that_go_away_stop_the_run_and_earlier_checkpoints_stay(tiny_config
     assert steps[0] == 5 and 4 in steps
 
 
-def test_workers_ignore_stop_signals() -> None:
+def test_workers_start_worker() -> None:
     script = (
-        "import os, signal; from attfc_cuda._signals import STOP_SIGNALS, ignore_stop_signals\n"
-        "ignore_stop_signals(0)\n"
+        "import os, signal; from attfc_cuda._signals import STOP_SIGNALS, start_worker\n"
+        "start_worker(0)\n"
         "for number in STOP_SIGNALS: os.kill(os.getpid(), number)\n"
         "print(len(STOP_SIGNALS), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM)"
