@@ -21,7 +21,7 @@ from attfc_cuda.data.sources.skipped import Skipped
 PathLike = str | os.PathLike
 _SLASH = ord("/")
 # What file systems, file managers and notebooks put beside people's files. No identity is called so.
-_TOOL_FOLDERS = frozenset(
+TOOL_FOLDERS = frozenset(
     ["@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found", "system volume information", "__pycache__"]
 )
 
@@ -30,7 +30,7 @@ def is_hidden(path: str) -> bool:
     """Whether a file's or folder's path, by `/`, has a part that no person gave an image: a leading dot (`._1.jpg`,
     `.ipynb_checkpoints`) or a tool's folder (`@eaDir`, `__MACOSX`)."""
     return any(
-        part.lower() in _TOOL_FOLDERS or (part[:1] == "." and part not in (".", "..")) for part in path.split("/")
+        part.lower() in TOOL_FOLDERS or (part[:1] == "." and part not in (".", "..")) for part in path.split("/")
     )
 
 

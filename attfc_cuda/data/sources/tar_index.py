@@ -16,6 +16,8 @@ from attfc_cuda.data.sources.skipped import Skipped
 from attfc_cuda.data.sources.tar_members import BLOCK
 from attfc_cuda.data.sources.tar_samples import samples
 
+_TOLD = 1024  # images
+
 
 class ShardIndex(NamedTuple):
     """The N images of a shard in its order.
@@ -86,15 +88,20 @@ def _build(shard: CheckedFile, label_field: str, strict: bool, tell: Callable[[i
     starts, checks, identities = array("q"), array("B"), array("q")
     names: dict[str, int] = {}
     first: tuple[type, str] | None = None
-    for member, identity in samples(shard, label_field, skipped.add, damage):
+    for found in samples(shard, label_field, skipped.add, damage):
+        here = type(found.identities[0])
         if first is None:
-            first = type(identity), _place(identity, shard.path, member.start)
-        elif first[0] is not type(identity):
-            raise mixed(first[1], _place(identity, shard.path, member.start))
-        starts.append(member.start)
-        checks.append(member.check)
-        identities.append(identity if isinstance(identity, int) else names.setdefault(identity, len(names)))
-        if len(starts) % 1024 == 0:
+            first = here, _place(found.identities[0], shard.path, found.starts[0])
+        elif first[0] is not here:
+            raise mixed(first[1], _place(found.identities[0], shard.path, found.starts[0]))
+        told = len(starts) // _TOLD
+        starts.extend(found.starts)
+        checks.extend(found.checks)
+        if here is int:
+            identities.extend(found.identities)
+        else:
+            identities.extend([names.setdefault(name, len(names)) for name in found.identities])
+        if len(starts) // _TOLD > told:
             tell(len(starts))
     arrays: dict[str, np.ndarray] = {
         "starts": np.array(starts, dtype=np.int64),

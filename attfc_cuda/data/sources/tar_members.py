@@ -1,8 +1,8 @@
 """The members of a tar file: name, place and kind of each, without reading what lies between the headers.
 
-A shard of a million images has millions of headers. The plain ones (ustar or GNU, and pax headers that only refine a
-time or an owner) are taken apart here, a few microseconds each; anything else (long names, sparse files, pax names) is
-left to Python's tarfile, which knows it all and is twenty times slower.
+Plain headers (ustar or GNU, and pax headers that only refine a time or an owner) are taken apart here, one at a time
+(`tar_plain`: thousands at a time); anything else (long names, sparse files, pax names) is left to Python's tarfile,
+which knows it all and is slower still.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _FILE, _HARD_LINK, _SYMLINK = b"0\0", b"1", b"2"
 _PAX, _PAX_GLOBAL = b"x", b"g"
 _PLAIN_OTHERS = b"23456"  # links, devices, folders, pipes: headers without content
 # What a pax header may change of the next member that matters here.
-_PAX_KEYS = (b"path=", b"linkpath=", b"size=", b"GNU.sparse", b"hdrcharset=")
+PAX_KEYS = (b"path=", b"linkpath=", b"size=", b"GNU.sparse", b"hdrcharset=")
 _MAX_PAX = 2**16
 
 
 class Member(NamedTuple):
     """A regular file (`link` empty) or a link; start and size are of the content in bytes, check is of the header right
-    before it, see `header_at`."""
+    before it, see `header_at`. begin: where its headers begin, with those that refine it."""
 
     name: str
     start: int
@@ -34,19 +34,23 @@ class Member(NamedTuple):
     link: str
     symbolic: bool
     check: int
+    begin: int
 
 
-def walk(file: CheckedFile, left_out: Callable[[str, str], None] = lambda what, name: None) -> Iterator[Member]:
+def walk(
+    file: CheckedFile, left_out: Callable[[str, str], None] = lambda what, name: None, start: int = 0
+) -> Iterator[Member]:
     """Each regular file, hard link and symbolic link that lies within the file, in order.
 
     Args:
         file: The shard.
         left_out: Told of a kind of file that cannot be read in place, and its name.
+        start: Of the first header.
 
     Raises:
         DamagedFile: At the first damage; nearly any type that tarfile raises on a hostile header may come instead.
     """
-    at, archive = 0, None
+    at, begin, archive = start, start, None
     while True:
         if at == file.size:
             return  # no block of zeros at the end: some writers leave it out
@@ -60,7 +64,7 @@ def walk(file: CheckedFile, left_out: Callable[[str, str], None] = lambda what, 
         kind = header[156:157]
         if kind in (_PAX, _PAX_GLOBAL) and _plain(header):
             size = _size(header)
-            if size <= _MAX_PAX and not any(key in file.read(at + BLOCK, size) for key in _PAX_KEYS):
+            if size <= _MAX_PAX and not any(key in file.read(at + BLOCK, size) for key in PAX_KEYS):
                 at += BLOCK + _padded(size)
                 continue
         elif (kind in _FILE or kind in _PLAIN_OTHERS or kind == _HARD_LINK) and _plain(header):
@@ -72,10 +76,10 @@ def walk(file: CheckedFile, left_out: Callable[[str, str], None] = lambda what, 
                 if at + BLOCK + size > file.size:
                     file.read(at + BLOCK, size)
                 if kind in _FILE:
-                    yield Member(name, at + BLOCK, size, "", False, _check(header))
+                    yield Member(name, at + BLOCK, size, "", False, _check(header), begin)
                 elif kind in (_HARD_LINK, _SYMLINK):
-                    yield Member(name, at + BLOCK, 0, _text(header[157:257]), kind == _SYMLINK, 0)
-                at += BLOCK + _padded(size)
+                    yield Member(name, at + BLOCK, 0, _text(header[157:257]), kind == _SYMLINK, 0, begin)
+                at = begin = at + BLOCK + _padded(size)
                 continue
         if archive is None:
             archive = tarfile.TarFile(fileobj=_Stream(file))
@@ -92,12 +96,12 @@ def walk(file: CheckedFile, left_out: Callable[[str, str], None] = lambda what, 
             size, check = header_at(file, member.offset_data)
             if size != member.size:
                 raise tarfile.ReadError(f"two headers of {member.name!r} give it different sizes")
-            yield Member(member.name, member.offset_data, member.size, "", False, check)
+            yield Member(member.name, member.offset_data, member.size, "", False, check, begin)
         elif member.islnk() or member.issym():
-            yield Member(member.name, member.offset_data, 0, member.linkname, member.issym(), 0)
+            yield Member(member.name, member.offset_data, 0, member.linkname, member.issym(), 0, begin)
         elif member.issparse():
             left_out("sparse files", member.name)
-        at = archive.offset
+        at = begin = archive.offset
 
 
 def header_at(file: CheckedFile, start: int) -> tuple[int, int]:

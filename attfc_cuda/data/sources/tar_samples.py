@@ -6,20 +6,22 @@ import json
 import posixpath
 import re
 import tarfile
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
 
 from attfc_cuda._check import error
 from attfc_cuda.data.images import IMAGE_EXTENSIONS
-from attfc_cuda.data.sources.checked_file import CheckedFile
+from attfc_cuda.data.sources.checked_file import CheckedFile, DamagedFile
 from attfc_cuda.data.sources.folder_index import is_hidden
 from attfc_cuda.data.sources.tar_members import Member, walk
+from attfc_cuda.data.sources.tar_plain import FEW_HEADERS, MOST_HEADERS, plain_run
 
 LABEL_FIELDS = ("auto", "cls", "json", "folder")
 # A label's file holds a number or a small JSON object; a larger one is not read.
 _MAX_LABEL_BYTES = 2**16
 _DIGITS = re.compile(rb"\s*(\d{1,19})\s*")
 _MAX_LINKS = 40
+_MOST_APART = 1024
 _IMAGE_FIELDS = frozenset(extension[1:] for extension in IMAGE_EXTENSIONS)
 _SORT = "labels must lie beside their images: sort the shard, as in tar --sort=name -cf sorted.tar FOLDER"
 
@@ -27,10 +29,16 @@ LeftOut = Callable[[str, str], None]
 Damage = Callable[[str, CheckedFile, int, str, Any], None]
 
 
-def samples(
-    shard: CheckedFile, label_field: str, left_out: LeftOut, damage: Damage
-) -> Iterator[tuple[Member, int | str]]:
-    """Each image of a shard, and its identity: a number, or the name of a folder.
+class Found(NamedTuple):
+    """Images of neighbouring samples: starts and checks as in `Member`, identities that are numbers or folders."""
+
+    starts: list[int]
+    checks: list[int]
+    identities: list[Any]
+
+
+def samples(shard: CheckedFile, label_field: str, left_out: LeftOut, damage: Damage) -> Iterator[Found]:
+    """The images of a shard in order.
 
     Args:
         shard: The shard.
@@ -41,20 +49,48 @@ def samples(
     Raises:
         ValueError: For a sample with two different labels.
     """
-    current = _Sample(shard, ("", ""), label_field, left_out, damage)
-    for member in _members(shard, left_out, damage):
+    members, at = _Members(shard, left_out, damage), 0
+    headers, apart = FEW_HEADERS, 1  # to look at together; samples to take by themselves where that gave nothing
+    while True:
+        try:
+            run = plain_run(shard, at, label_field, headers)
+        except DamagedFile:  # the walk meets it again, and reports it
+            run = None
+        if run is None:
+            headers, apart = FEW_HEADERS, min(2 * apart, _MOST_APART)
+        else:
+            yield Found(run.starts, run.checks, run.identities)
+            headers, apart, at = min(2 * headers, MOST_HEADERS), 1, run.end
+            if run.whole:
+                continue
+        resumed = yield from _apart(members, at, apart, label_field)
+        if resumed is None:
+            return
+        at = resumed
+
+
+def _apart(members: _Members, at: int, count: int, label_field: str) -> Generator[Found, None, int | None]:
+    """So many samples from `at`; returns where the next one begins, None at the end of the shard."""
+    current = None
+    for member in members.since(at):
         folder, _, file = member.name.rpartition("/")
         stem, dot, field = file.partition(".")
         if is_hidden(member.name) or not stem:
-            left_out("hidden files and files of tools", f"{member.name} of {shard.path}")
+            members.left_out("hidden files and files of tools", f"{member.name} of {members.shard.path}")
             continue
         field = field.lower()
-        if (folder, stem) != current.key or field in current.fields:
-            yield from current.images()
-            current = _Sample(shard, (folder, stem), label_field, left_out, damage)
+        if current is None or (folder, stem) != current.key or field in current.fields:
+            if current is not None:
+                yield from current.images()
+                count -= 1
+                if count == 0:
+                    return member.begin
+            current = _Sample(members.shard, (folder, stem), label_field, members.left_out, members.damage)
         if dot:
             current.fields[field] = member
-    yield from current.images()
+    if current is not None:
+        yield from current.images()
+    return None
 
 
 class _Sample:
@@ -65,7 +101,7 @@ class _Sample:
         self.left_out, self.damage = left_out, damage
         self.fields: dict = {}
 
-    def images(self) -> Iterator[tuple[Member, int | str]]:
+    def images(self) -> Iterator[Found]:
         fields = self.fields
         own = [field for field in fields if field in _IMAGE_FIELDS]
         dotted = [field for field in fields if field not in own and field.rpartition(".")[2] in _IMAGE_FIELDS]
@@ -88,8 +124,8 @@ class _Sample:
             got = f"no .cls, no label in a .json, no folder; {_SORT}"
             self.damage("images without an identity", self.shard, fields[taken[0]].start, rule, got)
             return
-        for field in taken:
-            yield fields[field], identity
+        images = [fields[field] for field in taken]
+        yield Found([image.start for image in images], [image.check for image in images], [identity] * len(images))
 
     def _identity(self) -> int | str | None:
         labels = {}
@@ -140,32 +176,35 @@ def _json_label(content: bytes) -> int | None:
     return label
 
 
-def _members(shard: CheckedFile, left_out: LeftOut, damage: Damage) -> Iterator[Member]:
-    """The files of a shard until the first damage, links as the file that they lead to."""
-    table, last = None, 0
-
-    def sparse(what: str, name: str) -> None:
-        left_out(what, f"{name} of {shard.path}")
-
-    try:
-        for member in walk(shard, sparse):
-            last = member.start
-            if member.link:
-                table = _table(shard) if table is None else table
-                found = _follow(member, table)
-                if found is None:
-                    left_out("links that lead to no file of their shard", f"{member.name} of {shard.path}")
-                    continue
-                member = member._replace(start=found.start, size=found.size, check=found.check)
-            yield member._replace(name=member.name.removeprefix("./"))
-    except _TAR_ERRORS as cause:
-        text = " ".join(str(cause).split())[:200]
-        rule, got = "be followed by tar members", f"{type(cause).__name__}: {text}"
-        damage("damaged ends of shards", shard, last, rule, got)
-
-
 # A hostile header makes tarfile raise nearly any type; what the caller raises must not be taken for damage.
 _TAR_ERRORS = (tarfile.TarError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, EOFError, OSError)
+
+
+class _Members:
+    def __init__(self, shard: CheckedFile, left_out: LeftOut, damage: Damage) -> None:
+        self.shard, self.left_out, self.damage = shard, left_out, damage
+        self._table: dict[str, Member] | None = None
+        self._last = 0
+
+    def since(self, at: int) -> Iterator[Member]:
+        """The files of the shard from `at` until the first damage, links as the file that they lead to."""
+        shard = self.shard
+        try:
+            for member in walk(shard, lambda what, name: self.left_out(what, f"{name} of {shard.path}"), at):
+                self._last = member.start
+                if member.link:
+                    self._table = _table(shard) if self._table is None else self._table
+                    found = _follow(member, self._table)
+                    if found is None:
+                        what = "links that lead to no file of their shard"
+                        self.left_out(what, f"{member.name} of {shard.path}")
+                        continue
+                    member = member._replace(start=found.start, size=found.size, check=found.check)
+                yield member._replace(name=member.name.removeprefix("./"))
+        except _TAR_ERRORS as cause:
+            text = " ".join(str(cause).split())[:200]
+            rule, got = "be followed by tar members", f"{type(cause).__name__}: {text}"
+            self.damage("damaged ends of shards", shard, self._last, rule, got)
 
 
 def _table(shard: CheckedFile) -> dict[str, Member]:
