@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,3 +34,22 @@ def write_text(path: Path, text: str) -> None:
     """`path.write_text(text)` in UTF-8, all of it or nothing."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Not every system can open one; then the files' own syncs have to do."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def checksum(path: Path) -> int:
+    """The CRC-32 of a file's bytes."""
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc

@@ -2,21 +2,18 @@
 
 A checkpoint is one dict of tensors, numbers and strings (`torch.load(weights_only=True)` suffices), at
 `<run>/checkpoints/step_00001234.pt`. A file of that name is complete: the name appears only once its bytes are on the
-disk. Where a run has several processes, the folder `step_00001234.shards` beside it holds what is split over them
-(`split_state`), and is complete before the file appears. Loading checks a checksum of every byte of both: the file is
-a zip archive, which has one for each tensor, and it holds those of the shards. Only files that the run's manifest names
-are ever deleted.
+disk. Where a run has several processes, a folder beside it that it names (`step_00001234.shards`) holds what is split
+over them (`split_state`), and is complete before the file appears. Loading checks a checksum of every byte of both: the
+file is a zip archive, which has one for each tensor, and it holds those of the shards. Only files that the run's
+manifest names are ever deleted.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
 import re
 import shutil
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -25,13 +22,14 @@ import numpy as np
 import torch
 
 from attfc_cuda._check import error, printable
-from attfc_cuda._files import replacing
+from attfc_cuda._files import checksum, replacing, sync_folder
 from attfc_cuda._tensors_from_files import require_plain, require_stored
 from attfc_cuda.train import archive
 from attfc_cuda.train.manifest import Manifest
 
 FORMAT = "attfc-checkpoint-1"
 _NAME = re.compile(r"step_(\d{8,})\.pt")
+SHARDS = ".shards", ".again.shards"  # the second where a whole checkpoint of that step has the first
 _PART = re.compile(r"\.(step_\d{8,}\.pt)\.\d+\.tmp")  # as `replacing` names what it writes
 
 
@@ -76,18 +74,19 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, step)
-    if shards_of(path).is_dir():
-        state = {**state, "shards_crc32": _checksums(shards_of(path))}
     try:
         announce(folder, step)
         own = Manifest(folder.parent)
-        _sweep(folder, path, own)
+        sweep(folder, path)
         with replacing(path) as part, open(part, "wb") as file:
             archive.write({"format": FORMAT, "step": step, **state}, file, streamed)
     except OSError as cause:
         remedy = "the checkpoints before it are whole: make room, then --resume"
         raise error("checkpoint", str(path), "be written", cause, remedy, OSError) from cause
-    _sync_folder(folder)
+    sync_folder(folder)
+    for shards in _shard_folders(path):
+        if shards != path.with_suffix(state.get("shards", "")):
+            shutil.rmtree(shards, ignore_errors=True)
     paths = [p for p in find(folder) if p in own]
     newest = paths.index(path)
     old = paths[:newest] + paths[newest + keep :]
@@ -100,12 +99,30 @@ def delete(paths: list[Path]) -> None:
     """Remove checkpoints, each with what is beside it."""
     for path in paths:
         path.unlink(missing_ok=True)
-        shutil.rmtree(shards_of(path), ignore_errors=True)
+        for shards in _shard_folders(path):
+            shutil.rmtree(shards, ignore_errors=True)
 
 
-def shards_of(path: Path) -> Path:
-    """The folder beside a checkpoint for what is split over processes."""
-    return path.with_suffix(".shards")
+def shards_of(path: Path, state: Mapping[str, Any]) -> Path:
+    """The folder beside a checkpoint for what is split over processes.
+
+    state: What the file at `path` holds. Those of earlier releases do not say which of the two: there was one.
+    """
+    return path.with_suffix(state.get("shards", SHARDS[0]))
+
+
+def free_shards(path: Path) -> str:
+    """Of `SHARDS` that which no whole checkpoint at `path` uses, for one that is to be written there."""
+    first, second = SHARDS
+    try:
+        return second if path.exists() and load(path, mapped=True).get("shards", first) == first else first
+    except CheckpointError:
+        return first
+
+
+def _shard_folders(path: Path) -> list[Path]:
+    """All that a save to `path` may have made there."""
+    return [path.with_suffix(suffix) for suffix in (*SHARDS, ".shards.tmp", ".shards.old")]
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -161,14 +178,17 @@ def load(path: Path, mapped: bool = False) -> dict[str, Any]:
         number = state.get(name, 1 if name == "processes" else None)
         if type(number) is not int or not 0 <= number < 2**62:
             raise CheckpointError(f"checkpoint: {path} must hold a whole number as {name}, got {number!r:.80}")
-    if state.get("processes", 1) > 1 and not (shards_of(path) / ".metadata").is_file():
-        raise CheckpointError(f"checkpoint: {path} must have its shards beside it, got no {shards_of(path).name}")
+    if (suffix := state.get("shards", SHARDS[0])) not in SHARDS:
+        raise CheckpointError(f"checkpoint: {path} must have its shards in one of {SHARDS}, got {suffix!r:.80}")
+    shards = shards_of(path, state)
+    if state.get("processes", 1) > 1 and not (shards / ".metadata").is_file():
+        raise CheckpointError(f"checkpoint: {path} must have its shards beside it, got no {shards.name}")
     checksums = state.get("shards_crc32", {})
     if not isinstance(checksums, dict) or not all(isinstance(name, str) for name in checksums):
         raise CheckpointError(f"checkpoint: {path} must hold the checksums of its shards, got {checksums!r:.80}")
     for name, crc in checksums.items():
-        part = shards_of(path) / name
-        if not part.is_file() or _checksum(part) != crc:
+        part = shards / name
+        if not part.is_file() or checksum(part) != crc:
             got = "a damaged file" if part.is_file() else "no such file"
             raise CheckpointError(f"checkpoint: {part} must be as it was written, got {got}")
     return state
@@ -229,37 +249,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal.tolist()), gauss))
 
 
-def _sweep(folder: Path, path: Path, own: Manifest) -> None:
+def sweep(folder: Path, path: Path) -> None:
     """Remove what killed or failed writes of the run have left, but for the shards that `path` is to be the file of.
     The run's lock says that nobody is writing them."""
+    own = Manifest(folder.parent)
     for left in [p for p in own.paths() if p.parent == folder and p != path and not p.exists()]:
-        for shards in (shards_of(left), shards_of(left).with_suffix(".shards.tmp")):
+        for shards in _shard_folders(left):
             shutil.rmtree(shards, ignore_errors=True)
     for part in folder.glob(".step_*.tmp"):
         name = _PART.fullmatch(part.name)
         if name and folder / name[1] in own:
             part.unlink(missing_ok=True)
-
-
-def _checksums(folder: Path) -> dict[str, int]:
-    return {
-        path.relative_to(folder).as_posix(): _checksum(path) for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-
-
-def _checksum(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable. Not every system can open a folder; then the file's own sync has to do."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from attfc_cuda.heads.container import DynamicClassContainer
@@ -17,6 +18,12 @@ from attfc_cuda.train.snapshot import RowGuard, copied, copied_bytes
 COPY_BYTES = 1 << 30
 """The most that is copied for a writer in the background. Above it lie full layers of trained centres, every row of
 which changes at each step: a copy of them, momentum included, would need their memory again."""
+
+
+def containers_of(module: nn.Module) -> dict[int, DynamicClassContainer]:
+    """The containers in a module, by the address of their centres."""
+    found = (m for m in module.modules() if isinstance(m, DynamicClassContainer))
+    return {m.centers.data_ptr(): m for m in found if m.centers.numel()}
 
 
 class CheckpointWriter:
@@ -30,6 +37,30 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._guards: dict[DynamicClassContainer, RowGuard] = {}
+
+    def save(
+        self,
+        state: dict[str, Any],
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        folder: Path,
+        step: int,
+        keep: int,
+        background: bool = False,
+    ) -> None:
+        """Write the state as it is now: in the background, where that is asked for and `start` begins it, or at once.
+
+        Args:
+            state: As for `start`, as are module, folder, step and keep.
+            optimizer: Of no use here: one process has everything in `state`.
+            background: See there.
+
+        Raises:
+            OSError: Where it, or the write before, has failed.
+        """
+        self.finish()
+        if not (background and self.start(state, module, folder, step, keep)):
+            checkpoint.save(state, folder, step, keep)
 
     def start(self, state: dict[str, Any], module: nn.Module, folder: Path, step: int, keep: int) -> bool:
         """Take the state as it is now and begin to write it, once the write before has ended.
@@ -45,7 +76,7 @@ class CheckpointWriter:
             OSError: Where the write before has failed.
         """
         self.finish()
-        containers = {m.centers.data_ptr(): m for m in module.modules() if isinstance(m, DynamicClassContainer)}
+        containers = containers_of(module)
         if copied_bytes(state, containers) > COPY_BYTES:
             return False
         state = copied(state, containers)

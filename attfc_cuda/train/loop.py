@@ -253,18 +253,20 @@ def save(training: Training, own: Manifest | None, background: bool = False) -> 
     """Write a checkpoint; its path. background: see `Training.save`.
 
     Raises:
-        RunRemoved: once it is written where the run folder had been removed.
+        RunRemoved: once it is written where the run folder had been removed; on all processes.
     """
-    removed = was_removed(own)
+    removed = training.on_any_process(was_removed(own))
     if removed:
         with contextlib.suppress(OSError):  # of a write into the folder that is gone
             training.writer.finish()
-        own.add(())
-        training.config.save(own.folder / CONFIG)
+        if own is not None:
+            own.add(())
+            training.config.save(own.folder / CONFIG)
     path = training.save(background and not removed)
     if removed:
         rule, remedy = "stay where it is while a run works there", f"go on with: {training.resume_command}"
-        raise error("train", "run", rule, f"{own.folder}, which was removed; saved anew: {path}", remedy, RunRemoved)
+        got = f"{training.config.run.run}, which was removed; saved anew: {path}"
+        raise error("train", "run", rule, got, remedy, RunRemoved)
     return path
 
 
@@ -284,7 +286,7 @@ def report_failed_write(training: Training, own: Manifest | None) -> None:
     try:
         training.writer.report()
     except OSError:
-        if was_removed(own):
+        if training.on_any_process(was_removed(own)):
             save(training, own)
         raise
 

@@ -98,16 +98,29 @@ class Group:
             f"train: all {self.count} processes must get a batch, got {name} at rank {rank} ({text})"
         )
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any process."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
     def wait(self) -> None:
         """Until every process is here."""
         dist.barrier()
+
+    def until_all(self, done: Callable[[float], bool]) -> None:
+        """Until something is done on every process, which may take longer than the group's timeout: a process that
+        waits is told once a second that others are still at it.
+
+        Args:
+            done: Whether it is done here, after as many seconds at most.
+        """
+        while self.any(not done(_BEAT_S)):
+            pass
 
     def in_turn(self, make: Callable[[], _Made]) -> _Made:
         """What `make` gives, called by the first process of all, then by the first of every other machine, then by the
         rest: so that those find what others have left on the disk.
 
-        A process that waits is told once a second that the others are still at it, so that `make` may take longer than
-        the group's timeout. What it raises is raised when every process has had its turn.
+        `make` may take longer than the group's timeout. What it raises is raised when every process has had its turn.
         """
         own = 0 if self.rank == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
         made: Future[_Made] = Future()
@@ -122,10 +135,7 @@ class Group:
             if turn == own:
                 # In a thread that holds up neither the messages nor the end of an interrupted process.
                 threading.Thread(target=work, daemon=True).start()
-            busy = True
-            while busy:
-                mine = turn == own and not wait([made], _BEAT_S).done
-                busy = bool(self.sum(torch.tensor(float(mine), device=self.device)).item())
+            self.until_all((lambda seconds: bool(wait([made], seconds).done)) if turn == own else lambda seconds: True)
         return made.result()
 
     def sum(self, value: Tensor) -> Tensor:
@@ -145,6 +155,24 @@ class Group:
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
+
+    def from_first(self, make: Callable[[], _Made]) -> _Made:
+        """What `make` gives on the first process, a small object.
+
+        Raises:
+            OSError: On all processes, where it does there.
+        """
+        made: Any = None
+        failure: OSError | None = None
+        if self.rank == 0:
+            try:
+                made = make()
+            except OSError as cause:
+                failure = cause
+        made, text = self.from_all((made, failure and str(failure)))[0]
+        if text is not None:
+            raise failure or OSError(text)
+        return made
 
     def require_alike(self, what: str, values: dict[str, Any]) -> None:
         """Compare what every process must have alike.

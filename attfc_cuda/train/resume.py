@@ -113,7 +113,7 @@ def _load(training: Training, state: dict[str, Any], path: Path, show: Callable[
     training.load_state_dict(state, other_data=carry)
     if state.get("processes", 1) > 1:
         optimizer = split_state.holder(training.optimizers, objective)
-        head_checkpoint.load(objective, checkpoint.shards_of(path), optimizer, parts_only=True)
+        head_checkpoint.load(objective, checkpoint.shards_of(path, state), optimizer, parts_only=True)
     if carry:
         _carry_classes(training, then)
         kept = int((training.data_identity.mapping(then) >= 0).sum())

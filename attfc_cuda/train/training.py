@@ -18,7 +18,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch, FaceDataset, build_dataset
 from attfc_cuda.data.held_out import FEWEST_IDENTITIES
-from attfc_cuda.distributed import checkpoint as head_checkpoint
 from attfc_cuda.distributed import split_state
 from attfc_cuda.ops.precision import slow_precision
 from attfc_cuda.train import checkpoint
@@ -27,6 +26,7 @@ from attfc_cuda.train.checkpoint_writer import CheckpointWriter
 from attfc_cuda.train.checks import check_dataset, check_settings
 from attfc_cuda.train.config import TrainConfig
 from attfc_cuda.train.data_identity import DataIdentity
+from attfc_cuda.train.group_writer import GroupCheckpointWriter
 from attfc_cuda.train.initial import freeze, rate_factors, read_initial
 from attfc_cuda.train.mapped import filled
 from attfc_cuda.train.objective import DTYPES, Objective
@@ -116,7 +116,7 @@ class Training:
         self.momentum = EncoderMomentum(final, round(config.head.encoder_warmup * self.total_steps))
 
         self.step, self.seconds = 0, 0.0
-        self.writer = CheckpointWriter()
+        self.writer = CheckpointWriter() if group is None else GroupCheckpointWriter(group)
         self._guarded = [b for m in (self.backbone, self.objective) for b in _batch_norm_buffers(m)]
         self._guard = [b.clone() for b in self._guarded]
         if group is not None:
@@ -129,6 +129,10 @@ class Training:
     def first(self) -> bool:
         """Whether this process is the one that logs, verifies and writes what all have alike."""
         return self.group is None or self.group.rank == 0
+
+    def on_any_process(self, flag: bool) -> bool:
+        """Whether it is so on any process of the run."""
+        return flag if self.group is None else self.group.any(flag)
 
     def batches(self) -> Iterator[Batch]:
         """Batches on the device, epoch after epoch, from the loader's present position."""
@@ -223,25 +227,16 @@ class Training:
 
         Args:
             background: Return once the state is safe from the steps to come, and report a failure later, by `writer`.
-                With several processes, or more to copy than `checkpoint_writer.COPY_BYTES`, it is written first.
+                With more to copy in a process than `checkpoint_writer.COPY_BYTES`, it is written first.
 
         Raises:
-            OSError: Naming the file where it, or the one before it, could not be written.
+            OSError: Naming the file where it, or the one before it, could not be written; on all processes.
         """
         self.writer.finish()
         folder, state = self.config.run.run / CHECKPOINTS, self.state_dict()
-        path = checkpoint.path_of(folder, self.step)
-        if self.group is not None:
-            if self.first:
-                checkpoint.announce(folder, self.step)
-            # Before the file, whose being there says that all is.
-            optimizer = split_state.holder(self.optimizers, self.objective)
-            head_checkpoint.save(self.objective, checkpoint.shards_of(path), optimizer, parts_only=True)
-        elif background and self.writer.start(state, self.objective, folder, self.step, self.config.run.keep):
-            return path
-        if self.first:
-            checkpoint.save(state, folder, self.step, self.config.run.keep)
-        return path
+        optimizer = split_state.holder(self.optimizers, self.objective)
+        self.writer.save(state, self.objective, optimizer, folder, self.step, self.config.run.keep, background)
+        return checkpoint.path_of(folder, self.step)
 
     def resume(self, show: Callable[[str], None] = print) -> None:
         """Continue from the run's newest whole checkpoint, see `attfc_cuda.train.resume`."""

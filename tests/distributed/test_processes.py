@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from attfc_cuda.cli import main
@@ -29,6 +30,7 @@ COMMON = (
 HEADS = {
     "fc": "--head fc --margin curricularface",
     "partial_fc": "--head partial_fc --sample-rate 1 --no-fuse-optimizer --optimizer adamw --lr 0.001",
+    "partial_fc_fused": "--head partial_fc --sample-rate 0.7 --fuse-optimizer",
     "attfc": "--head attfc --capacity 33",
 }
 
@@ -56,6 +58,15 @@ def losses(run: Path) -> dict[int, tuple[float, float]]:
 def on_one_process(head: str, run: Path, *more: str) -> dict[int, tuple[float, float]]:
     assert main(["train", *COMMON, *HEADS[head].split(), "--no-progress", "--run", str(run), *more]) == 0
     return losses(run)
+
+
+def bits(value: object) -> object:
+    """A checkpoint in a form whose == compares bits."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.contiguous().flatten().view(torch.uint8).tolist()
+    if isinstance(value, dict):
+        return {key: bits(item) for key, item in value.items()}
+    return [bits(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def agree(found: dict, expected: dict) -> bool:
@@ -153,6 +164,70 @@ def test_a_killed_process_ends_the_run_and_three_go_on(tmp_path: Path) -> None:
     assert agree(losses(run), on_one_process("attfc", tmp_path / "whole"))
 
 
+def parts_and_state(run: Path, step: int) -> tuple[dict, dict[str, bytes]]:
+    """What a checkpoint of several processes holds, without what clocks and folders put in."""
+    path = checkpoint.path_of(run / "checkpoints", step)
+    state = checkpoint.load(path)
+    shards = checkpoint.shards_of(path, state)
+    for varying in ("seconds", "config", "shards", "shards_crc32"):
+        del state[varying]
+    # torch's description of the files has a number drawn for it.
+    return bits(state), {file.name: file.read_bytes() for file in shards.iterdir() if file.name != ".metadata"}
+
+
+@pytest.mark.parametrize("head", ["attfc", pytest.param("partial_fc_fused", marks=pytest.mark.proof)])
+def test_training_goes_on_while_all_write_and_resumes_bit_equal(tmp_path: Path, head: str) -> None:
+    """The parts are written three steps after they were begun; what is written is of the moment at which they were."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    code, output = torchrun(2, head, whole)
+    assert code == 0, output
+    code, output = torchrun(2, head, run, "--checkpoint-every", "4", act="* 4 late")
+    assert code == 0, output
+    assert re.findall(r"in step (\d), saved: (\[.*?\])", output) == [("7", "[]")] * 2
+    for step in (8, 9):
+        checkpoint.delete([checkpoint.path_of(run / "checkpoints", step)])
+    assert steps_saved(run) == [4]
+    code, output = torchrun(2, head, run, "--resume")
+    assert code == 0, output
+    assert losses(run) == losses(whole)
+    (state, parts), expected = parts_and_state(run, STEPS), parts_and_state(whole, STEPS)
+    assert len(parts) == (2 if head == "attfc" else 4) and all(len(part) > 1000 for part in parts.values())
+    assert (state, parts) == expected
+
+
+@pytest.mark.parametrize(
+    ("act", "where"),
+    [("1 4 full", ", at rank 1 of 2"), pytest.param("0 4 file full", "", marks=pytest.mark.proof)],
+    ids=["a part", "the file"],
+)
+def test_a_write_that_fails_on_one_process_is_the_error_of_all(tmp_path: Path, act: str, where: str) -> None:
+    run = tmp_path / "run"
+    code, output = torchrun(2, "attfc", run, "--steps", "1000", act=act)
+    assert code != 0
+    reason = rf"\[Errno 28\] No space left on device{where}; the checkpoints before it are whole: make room"
+    found = re.findall(rf"attfc: checkpoint: {run}/checkpoints/step_00000006.pt must be written, got {reason}", output)
+    assert len(found) in (1, 2), output  # torchrun may end the second one before it speaks
+    assert "LostProcess" not in output and "no answer from another" not in output
+    assert checkpoint.load(checkpoint.find(run / "checkpoints")[0])["step"] == 3 and steps_saved(run) == [3]
+    left = {path.name for path in (run / "checkpoints").iterdir()} - {"step_00000003.pt", "step_00000003.shards"}
+    assert left == ({"step_00000006.shards"} if "file" in act else set())
+    assert len(losses(run)) < 20
+
+
+@pytest.mark.parametrize("rank", ["1", pytest.param("0", marks=pytest.mark.proof), "*"])
+def test_killed_while_they_write_they_go_on_from_the_checkpoint_before(tmp_path: Path, rank: str) -> None:
+    run = tmp_path / "run"
+    code, output = torchrun(2, "attfc", run, act=f"{rank} 4 killed")
+    assert code != 0 and "done:" not in output
+    assert steps_saved(run) == [3]
+    left = checkpoint.path_of(run / "checkpoints", 6).with_suffix(".shards")
+    assert any(file.read_bytes() == b"half of it" for file in left.iterdir())
+    code, output = torchrun(2, "attfc", run, "--resume")
+    assert code == 0, output
+    assert steps_saved(run) == [9, 6, 3]
+    assert agree(losses(run), on_one_process("attfc", tmp_path / "whole"))
+
+
 def test_probes_and_steps_that_share_a_gallery_over_two_processes(tmp_path: Path) -> None:
     """With identities in both parts of a batch; and a run that stops between steps of a gallery goes on as it was."""
     run, more = tmp_path / "run", ("--probes-per-identity", "3", "--gallery-steps", "2")
@@ -187,7 +262,7 @@ def test_a_checkpoint_without_its_shards_is_passed_over(tmp_path: Path) -> None:
     state = {"processes": 2}
     for step in (1, 2):
         checkpoint.save(state, tmp_path, step, keep=3)
-    shards = checkpoint.shards_of(checkpoint.path_of(tmp_path, 1))
+    shards = checkpoint.shards_of(checkpoint.path_of(tmp_path, 1), {})
     shards.mkdir()
     (shards / ".metadata").touch()
     said: list[str] = []

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from attfc_cuda._files import checksum
 from attfc_cuda.train import archive, checkpoint
 from attfc_cuda.train.checkpoint import CheckpointError
 
@@ -94,19 +95,50 @@ def test_whatever_is_damaged_is_one_kind_of_error(tmp_path: Path) -> None:
         assert torch.equal(loaded["weights"], state(1)["weights"]) and loaded["names"] == ["a", "b"]
 
 
-def test_damaged_or_missing_shards_are_seen(tmp_path: Path) -> None:
-    shards = checkpoint.shards_of(checkpoint.path_of(tmp_path, 1))
-    shards.mkdir()
-    for name in (".metadata", "__0_0.distcp"):
-        (shards / name).write_bytes(b"0" * 1000)
-    path = checkpoint.save({**state(1), "processes": 2}, tmp_path, 1, keep=1)
-    assert checkpoint.load(path)["step"] == 1
+def shards_in(folder: Path) -> dict[str, int]:
+    """Stand-ins for the files of two processes, and their checksums."""
+    folder.mkdir()
+    names = (".metadata", "__0_0.distcp")
+    for name in names:
+        (folder / name).write_bytes(b"0" * 1000)
+    return {name: checksum(folder / name) for name in names}
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["by an earlier release", "named"])
+def test_damaged_or_missing_shards_are_seen(tmp_path: Path, named: bool) -> None:
+    folder = tmp_path / "checkpoints"
+    path = checkpoint.path_of(folder, 1)
+    folder.mkdir()
+    shards = tmp_path / "shards"
+    held = {**state(1), "processes": 2, "shards_crc32": shards_in(shards)}
+    checkpoint.save({**held, "shards": ".again.shards"} if named else held, folder, 1, keep=1)
+    shards = shards.rename(folder / f"step_00000001{'.again' if named else ''}.shards")
+    assert checkpoint.shards_of(path, checkpoint.load(path)) == shards
     (shards / "__0_0.distcp").write_bytes(b"0" * 999 + b"1")
     with pytest.raises(CheckpointError, match="__0_0.distcp must be as it was written, got a damaged file"):
         checkpoint.load(path)
     (shards / "__0_0.distcp").unlink()
     with pytest.raises(CheckpointError, match="__0_0.distcp must be as it was written, got no such file"):
         checkpoint.load(path)
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced_all_at_once(tmp_path: Path) -> None:
+    """Its shards are written beside those of the one that is there, which go once the file names the new ones."""
+    path, names = checkpoint.path_of(tmp_path, 1), []
+    for n in range(3):
+        shards = path.with_suffix(checkpoint.free_shards(path))
+        assert not shards.exists()
+        crc = shards_in(shards)
+        assert n == 0 or checkpoint.load(path)["number"] == n - 1
+        checkpoint.save(
+            {"processes": 2, "number": n, "shards": "".join(shards.suffixes), "shards_crc32": crc}, tmp_path, 1, keep=1
+        )
+        assert checkpoint.load(path)["number"] == n
+        assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [shards.name]
+        names.append(shards.name)
+    assert names == ["step_00000001.shards", "step_00000001.again.shards", "step_00000001.shards"]
+    path.write_bytes(b"damaged")
+    assert checkpoint.free_shards(path) == ".shards"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +150,8 @@ def test_damaged_or_missing_shards_are_seen(tmp_path: Path) -> None:
         ({"step": -1}, "hold a whole number as step, got -1"),
         ({"processes": "x\x1b[2J"}, r"hold a whole number as processes, got 'x\\x1b\[2J'"),
         ({"processes": torch.zeros(0)}, "hold a whole number as processes"),
+        ({"shards": "../elsewhere"}, "have its shards in one of .*, got '../elsewhere'"),
+        ({"shards": [1]}, "have its shards in one of"),
         ({"shards_crc32": [1]}, r"hold the checksums of its shards, got \[1\]"),
         ({"shards_crc32": {7: 1}}, "hold the checksums of its shards"),
         ({"format": "\x1b[2J"}, r"hold format 'attfc-checkpoint-1', got '\\x1b\[2J'"),
