@@ -11,14 +11,14 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, cache: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, cache: bool = False, shared: bool = False) -> Iterator[Path]:
     """A file to write beside `path`, synced and renamed over it at the end; after an error it is gone and what was at
     `path` stays. Two processes may write the same path at once: the last one stands.
 
-    cache: For a file that its readers can do without, and check as a whole: it is not synced, and threads and machines
-    may write it at once too.
+    shared: Threads and machines may write it at once too.
+    cache: For a file that its readers can do without, and check as a whole: it is shared, and not synced.
     """
-    number = f"{os.getpid()}-{secrets.token_hex(8)}" if cache else str(os.getpid())
+    number = f"{os.getpid()}-{secrets.token_hex(8)}" if cache or shared else str(os.getpid())
     part = path.with_name(f".{path.name}.{number}.tmp")
     try:
         yield part

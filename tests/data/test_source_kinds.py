@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
 import sqlite3
 import tarfile
@@ -135,6 +136,34 @@ def test_damaged_compressed_shards_leave_nothing(tmp_path: Path, monkeypatch: py
     with pytest.raises(ValueError, match="it unpacks to more than"):
         build_dataset(str(tmp_path / "a.tar.gz"), 12)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+def test_a_disk_that_is_full_while_a_shard_is_unpacked_leaves_nothing(tmp_path: Path) -> None:
+    packed = shard(tmp_path / "a.tar.gz", [10, 20], "w:gz")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # a write beyond it fails as on a full disk
+        with pytest.raises(ValueError, match=r"that can be written, got .*a.tar.gz .*File too large.*gunzip"):
+            build_dataset(str(packed), 12)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
+    assert shades(packed, TarFaces) == [10, 20]
+
+
+def test_who_opens_a_shard_while_it_is_unpacked_sees_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other has the same process's number, as on another machine that shares the disk."""
+    packed, replace, inner = shard(tmp_path / "a.tar.gz", [10, 20], "w:gz"), os.replace, []
+
+    def replacing(part: Path, target: Path) -> None:
+        if not inner:
+            inner.append(None)
+            inner[0] = shades(packed, TarFaces)  # the first one's file is whole, but not yet in its place
+        replace(part, target)
+
+    monkeypatch.setattr(os, "replace", replacing)
+    assert shades(packed, TarFaces) == [10, 20] and inner == [[10, 20]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "a.tar.attfc_index", "a.tar.gz"]
 
 
 def test_files_are_known_whatever_they_are_called(tmp_path: Path, record: Path) -> None:

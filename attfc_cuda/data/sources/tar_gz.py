@@ -30,7 +30,7 @@ def unpacked(shard: Path) -> Path:
     print(printable(f"attfc: unpacking {shard} to {target}, once"), file=sys.stderr, flush=True)
     most = _LARGEST_RATIO * shard.stat().st_size + _SPARE_BYTES
     try:
-        with gzip.open(shard, "rb") as packed, replacing(target) as part, open(part, "wb") as out:
+        with gzip.open(shard, "rb") as packed, replacing(target, shared=True) as part, open(part, "wb") as out:
             while chunk := packed.read(_CHUNK):
                 if out.tell() + len(chunk) > most:
                     raise ValueError(f"it unpacks to more than {most} bytes")
