@@ -45,14 +45,14 @@ def load(flags: NetworkFlags) -> nn.Module:
     return read(chosen(flags.checkpoint, flags.best))[0].to(pick_device(flags.device))
 
 
-def chosen(checkpoint: Path, best: bool) -> Path:
-    """The file or folder to read: with `best` that of a run's best network."""
+def chosen(checkpoint: Path, best: bool, flag: str = "checkpoint") -> Path:
+    """The file or folder to read: with `best` that of a run's best network. flag: which names it, for an error."""
     if not best:
         return checkpoint
     from attfc_cuda.train.best import path_of_best
 
     if checkpoint.is_file():
-        raise error("best", "checkpoint", "be a run folder", checkpoint, "a file is read as it is: leave --best out")
+        raise error("best", flag, "be a run folder", checkpoint, "a file is read as it is: leave --best out")
     return path_of_best(run_folder(checkpoint))
 
 

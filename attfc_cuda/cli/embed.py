@@ -33,10 +33,12 @@ def run(command: Command) -> int:
     if command.batch_size < 1:
         raise error("embed", "batch_size", "be at least 1", command.batch_size)
     from attfc_cuda.evaluation.embedding_files import check_path, write_embeddings
+    from attfc_cuda.evaluation.fingerprint import made_by
 
     check_path("embed", "to", command.to)
     network = load(command)
     embedded = embed(command, network, command.source, unit=command.unit, on_bad_image=command.on_bad_image)
+    embedded = embedded._replace(made_by=made_by(network, command.flip))
     files = write_embeddings(embedded, command.to, command.names)
     rows, columns = embedded.embeddings.shape
     print(f"written: {', '.join(map(str, files))}: {rows} embeddings of {columns} numbers")

@@ -42,7 +42,7 @@ def run(command: Command) -> int:
     from attfc_cuda.train import TrainConfig, checkpoint, load_backbone
     from attfc_cuda.train.config import parse_options
 
-    source = chosen(command.run, command.best)
+    source = chosen(command.run, command.best, "run")
     backbone, name = load_backbone(source)
     if command.to.suffix == ".onnx":
         kind = MIRRORED if command.flip else PLAIN

@@ -32,8 +32,8 @@ class Command(NetworkFlags):
     """An image, a folder of images, or faces as for `attfc train --data`."""
     gallery: str | None = None
     """Faces of known people, GALLERY/NAME/IMAGE or any other source of `attfc train --data`; or a .npy or .parquet of
-    `attfc embed`, which spares embedding them again (one of `--no-unit` gives the same result). A person's embedding is
-    the mean direction of the images."""
+    `attfc embed`, which spares embedding them again (one of `--no-unit` gives the same result) and is refused where it
+    is of another network. A person's embedding is the mean direction of the images."""
     ijb: Path | None = None
     """Folder of IJB-B or IJB-C with its 1:N lists, instead of probes and gallery."""
     top_k: int = 5
@@ -66,6 +66,8 @@ def run(command: Command) -> int:
     if gallery.shape[1] != network.embedding_dim:
         rule = f"hold embeddings of this network, of {network.embedding_dim} numbers"
         raise error("identify", "gallery", rule, gallery.shape[1])
+    if stored:
+        _require_same_network(command, known, network)
     probes = embed(command, network, command.probes)
     device = pick_device(command.device)
     scores, rows = search(
@@ -82,6 +84,24 @@ def run(command: Command) -> int:
     if files:
         print("written:", ", ".join(map(str, files)))
     return 0
+
+
+def _require_same_network(command: Command, known: NamedEmbeddings, network: nn.Module) -> None:
+    """Raise ValueError where a file has embeddings that those of the probes cannot be compared with."""
+    from attfc_cuda.evaluation.fingerprint import made_by
+
+    there, here = known.made_by, made_by(network, command.flip)
+    if there is None:
+        print(printable(f"attfc: {command.gallery} does not say what network its embeddings are of"), file=sys.stderr)
+        return
+    remedy = f"make it anew with `attfc embed` and {command.checkpoint}"
+    if there.network != here.network:
+        got = f"{there.network} in {command.gallery}"
+        raise error("identify", "gallery", f"hold embeddings of this network, {here.network}", got, remedy)
+    if there.embedding != here.embedding:
+        got = f"{there.embedding!r} in {command.gallery}"
+        remedy += ", or give both the same --flip or --no-flip"
+        raise error("identify", "gallery", f"hold embeddings of the kind {here.embedding!r}", got, remedy)
 
 
 def _check(command: Command) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from attfc_cuda._check import error, printable
 from attfc_cuda.data import FaceDataset, UnreadableImage, read_image
@@ -32,26 +34,45 @@ def from_list(path: Path, root: Path, image_size: int, on_bad_image: str = "rais
         OSError: Naming an image that cannot be read.
     """
     files, pairs = read_pairs(path, root, on_bad_image=on_bad_image).indices()
-    images, damaged = [], []
-    for number, file in enumerate(files):
+    images, pairs, kept = _readable(
+        str(path), lambda number: read_image(files[number], image_size), len(files), pairs, on_bad_image
+    )
+    files = [files[number] for number in kept]
+    names = list(map(str, files))
+    return VerificationSet(path.stem, images, pairs, identities_of_files(files, pairs), names)
+
+
+def _readable(
+    source: str, read: Callable[[int], Tensor], count: int, pairs: PairIndices, on_bad_image: str
+) -> tuple[Tensor, PairIndices, list[int]]:
+    """The images of pairs in memory, the pairs of those that can be read, and the numbers that these had.
+
+    Args:
+        source: For messages.
+        read: Image 0 to count - 1; `UnreadableImage`.
+        count: Of the images.
+        pairs: Of them.
+        on_bad_image: As for `from_list`.
+
+    Raises:
+        ValueError: Where no pair is left.
+    """
+    images, damaged, first = [], [], ""
+    for number in range(count):
         try:
-            images.append(read_image(file, image_size))
-        except UnreadableImage:
+            images.append(read(number))
+        except UnreadableImage as cause:
             if on_bad_image == "raise":
                 raise
             damaged.append(number)
+            first = first or str(cause)
     if damaged:
-        pairs, count = without_images(pairs, np.array(damaged), len(files))
-        text = (
-            f"{count} pairs with an image that cannot be decoded are left out, the first image is {files[damaged[0]]}"
-        )
-        warnings.warn(printable(f"verify: {path}: {text}"), stacklevel=2)
+        pairs, left_out = without_images(pairs, np.array(damaged), count)
+        text = f"{left_out} pairs with an image that cannot be decoded are left out, the first image: {first}"
+        warnings.warn(printable(f"verify: {source}: {text}"), stacklevel=3)
         if len(pairs.same) == 0:
-            raise error("verify", str(path), "hold at least one pair of two images that can be read", "none")
-        gone = set(damaged)
-        files = [file for number, file in enumerate(files) if number not in gone]
-    names = list(map(str, files))
-    return VerificationSet(path.stem, torch.stack(images), pairs, identities_of_files(files, pairs), names)
+            raise error("verify", source, "hold at least one pair of two images that can be read", "none")
+    return torch.stack(images), pairs, np.setdiff1d(np.arange(count), damaged).tolist()
 
 
 def without_images(pairs: PairIndices, images: np.ndarray, count: int) -> tuple[PairIndices, int]:
@@ -115,6 +136,8 @@ def from_dataset(
         num_pairs: Number of pairs to draw, half of them of the same identity; at most as many as there are. None: all.
         seed: Of the draw.
 
+    Drawn pairs with an image that cannot be read are left out and counted in a warning, where the data set skips such.
+
     Raises:
         ValueError: Where there are fewer than two genuine or impostor pairs.
     """
@@ -128,8 +151,11 @@ def from_dataset(
         return IdentitySet(name, ReadableImages(dataset), dataset.labels)
     pairs = make_pairs(dataset, 2 * half if half < num_pairs // 2 else num_pairs, min(FOLDS, half), seed)
     used, position = np.unique(np.concatenate([pairs.a, pairs.b]), return_inverse=True)
-    images = torch.stack([dataset[i] for i in used.tolist()])
     numbered = pairs._replace(a=position[: len(pairs.a)], b=position[len(pairs.a) :])
+    images, numbered, kept = _readable(
+        name, lambda number: dataset[int(used[number])], len(used), numbered, dataset.on_bad_image
+    )
+    used = used[kept]
     return VerificationSet(name, images, numbered, dataset.labels[used], list(map(str, used.tolist())))
 
 

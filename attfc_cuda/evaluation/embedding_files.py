@@ -1,4 +1,7 @@
-"""Embeddings in files: .npy with the names beside it in .csv or .json, or all in one .parquet."""
+"""Embeddings in files: .npy with the names beside it in .csv or .json, or all in one .parquet.
+
+What network they are of stands beside a .npy in NAME.network.json, in a .parquet in the schema's metadata.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ import torch
 
 from attfc_cuda._check import error
 from attfc_cuda._files import replacing, write_text
+from attfc_cuda.evaluation.fingerprint import MadeBy
 from attfc_cuda.evaluation.named_images import NamedEmbeddings
 
 SUFFIXES = (".npy", ".parquet")
 NAMES = ("csv", "json")
 COLUMNS = ("name", "identity")
+_BESIDE, _METADATA = ".network.json", "attfc_cuda"
 
 
 def write_embeddings(embedded: NamedEmbeddings, path: Path, names: str = "csv") -> list[Path]:
@@ -42,14 +47,18 @@ def write_embeddings(embedded: NamedEmbeddings, path: Path, names: str = "csv") 
         raise error("write_embeddings", "names", f"be {' or '.join(NAMES)}", repr(names))
     parquet = _pyarrow("write_embeddings") if path.suffix == ".parquet" else None
     path.parent.mkdir(parents=True, exist_ok=True)
+    made_by = None if embedded.made_by is None else embedded.made_by._asdict()
     columns = {"name": _as_text(embedded.names), "identity": _as_text(embedded.identities)}
     if parquet is not None:
         arrow: Any = importlib.import_module("pyarrow")
         flat = arrow.array(embedded.embeddings.numpy().reshape(-1))
         vectors = arrow.FixedSizeListArray.from_arrays(flat, embedded.embeddings.shape[1])
+        metadata = {} if made_by is None else {_METADATA: json.dumps(made_by)}
         with replacing(path) as part:
-            parquet.write_table(arrow.table({**columns, "embedding": vectors}), part)
+            parquet.write_table(arrow.table({**columns, "embedding": vectors}, metadata=metadata), part)
         return [path]
+    described = path.with_suffix(_BESIDE)
+    described.unlink(missing_ok=True)  # it was of what is replaced now
     with replacing(path) as part, open(part, "wb") as file:
         np.save(file, embedded.embeddings.numpy(), allow_pickle=False)
     beside = path.with_suffix(f".{names}")
@@ -61,7 +70,10 @@ def write_embeddings(embedded: NamedEmbeddings, path: Path, names: str = "csv") 
         writer.writerow(COLUMNS)
         writer.writerows(zip(*columns.values(), strict=True))
         write_text(beside, text.getvalue())
-    return [path, beside]
+    if made_by is None:
+        return [path, beside]
+    write_text(described, json.dumps(made_by) + "\n")
+    return [path, beside, described]
 
 
 def read_embeddings(path: Path) -> NamedEmbeddings:
@@ -77,8 +89,12 @@ def read_embeddings(path: Path) -> NamedEmbeddings:
             table = _pyarrow("read_embeddings").read_table(path)
             array = np.stack(table["embedding"].to_numpy()).astype(np.float32)
             columns = {name: table[name].to_pylist() for name in COLUMNS}
+            text = (table.schema.metadata or {}).get(_METADATA.encode())
         else:
             array, columns = np.load(path, allow_pickle=False), _read_names(path)
+            described = path.with_suffix(_BESIDE)
+            text = described.read_bytes() if described.is_file() else None
+        made_by = None if text is None else _made_by(json.loads(text))
     except ImportError:
         raise
     except Exception as cause:  # of numpy, csv, json and pyarrow, on damaged files
@@ -87,7 +103,11 @@ def read_embeddings(path: Path) -> NamedEmbeddings:
     if array.ndim != 2 or array.dtype.kind != "f" or not len(array) == len(names) == len(identities):
         got = f"{array.dtype} {list(array.shape)} with {len(names)} names in {path}"
         raise error("read_embeddings", "path", "hold float [N, D] and N names", got)
-    return NamedEmbeddings(torch.from_numpy(array).float(), names, identities, [])
+    return NamedEmbeddings(torch.from_numpy(array).float(), names, identities, [], made_by)
+
+
+def _made_by(plain: dict[str, Any]) -> MadeBy:
+    return MadeBy(*(str(plain[name]) for name in MadeBy._fields))
 
 
 def check_path(function: str, argument: str, path: Path) -> None:

@@ -1,8 +1,9 @@
-"""What a threshold is for: one network, and one kind of embedding of it."""
+"""What a threshold and a gallery are for: one network, and one kind of embedding of it."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,6 +11,23 @@ from torch import nn
 from attfc_cuda._tensors_from_files import without_wrappers
 
 PIXELS, PLAIN, MIRRORED = "pixels", "plain", "mirrored sum"
+
+
+class MadeBy(NamedTuple):
+    """What made embeddings: only those of one network and one kind are compared.
+
+    Attributes:
+        network: Its `fingerprint`.
+        embedding: The kind, see `embedding_kind`.
+    """
+
+    network: str
+    embedding: str
+
+
+def made_by(backbone: nn.Module, flip: bool) -> MadeBy:
+    """For embeddings that are made with `flip`."""
+    return MadeBy(fingerprint(backbone), embedding_kind(backbone, flip)[0])
 
 
 def embedding_kind(backbone: nn.Module | None, flip: bool) -> tuple[str, bool]:

@@ -18,6 +18,7 @@ from attfc_cuda.data.images import IMAGE_EXTENSIONS
 from attfc_cuda.data.sources.folder_index import is_hidden
 from attfc_cuda.evaluation.build import split_list
 from attfc_cuda.evaluation.embed import embed_images
+from attfc_cuda.evaluation.fingerprint import MadeBy
 
 _READ_AT_ONCE = 512
 
@@ -41,13 +42,14 @@ class NamedImages(NamedTuple):
 class NamedEmbeddings(NamedTuple):
     """Embeddings, float32 [N, D], with the N names and identities of their images, as in `NamedImages`.
 
-    `unreadable`: what was left out, one message an image.
+    `unreadable`: what was left out, one message an image. `made_by`: the network, where it is known.
     """
 
     embeddings: Tensor
     names: list[str]
     identities: list[str]
     unreadable: list[str]
+    made_by: MadeBy | None = None
 
 
 def find_images(spec: str, image_size: int, on_bad_image: str = "skip") -> NamedImages:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from attfc_cuda._check import printable
 from attfc_cuda._files import replacing
 from attfc_cuda.evaluation import VerificationResult
 from attfc_cuda.train import archive, checkpoint
@@ -42,12 +43,14 @@ class Best:
     Attributes:
         score: The best so far; None: there is none.
         step: Of it.
+        problem: What there is to say of the file that was there at the start, if it is of no use.
     """
 
     def __init__(self, own: Manifest, by: str, step: int) -> None:
         self.own, self.by, self.path = own, by, own.folder / BEST
         self.score: float | None = None
         self.step = 0
+        self.problem: str | None = None
         self._sets: list[str] | None = None
         if step and self.path in own and self.path.exists():
             self._take_over(step)
@@ -58,8 +61,11 @@ class Best:
             then = state["best"]
             if then["by"] == self.by and state["step"] <= step:
                 self.score, self.step, self._sets = float(then["score"]), state["step"], list(then["sets"])
-        except (checkpoint.CheckpointError, LookupError, TypeError, ValueError):
-            return  # damaged: the next verification writes another
+        except (checkpoint.CheckpointError, LookupError, TypeError, ValueError) as cause:
+            reason = str(cause) if isinstance(cause, checkpoint.CheckpointError) else f"{type(cause).__name__}: {cause}"
+            self.problem = printable(
+                f"the best network so far is lost, the next verification begins anew: {self.path} is damaged ({reason})"
+            )
 
     def offer(self, state: dict[str, Any], step: int, results: Mapping[str, VerificationResult]) -> str | None:
         """Keep the network where it is better than the best so far; the first of equal ones stays.

@@ -148,7 +148,11 @@ class ModelConfig:
 
 @dataclass
 class HeadConfig:
-    """The head: the loss and what it keeps between steps."""
+    """The head: the loss and what it keeps between steps.
+
+    A preset that is given here, or set later, sets the values that it stands for; what is given beside it, or set after
+    it, counts more.
+    """
 
     preset: Literal["default", "published"] = "default"
     """Where m, scale, policy, enqueue and class_code start from, which their own flags override; published: the numbers
@@ -206,6 +210,23 @@ class HeadConfig:
     split_gallery: bool = False
     """Pass gallery and negative images through the gallery encoder one after the other: less memory, and BatchNorm
     normalises each by itself."""
+
+    def __new__(cls, *given: Any, **named_values: Any) -> HeadConfig:
+        made = super().__new__(cls)
+        if named_values:  # which `__post_init__` cannot see
+            made.__dict__["_given"] = set(named_values)
+        return made
+
+    def __post_init__(self) -> None:
+        given = self.__dict__.pop("_given", ())
+        for name, value in dataclasses.asdict(named(self.preset, "train")).items():
+            if name not in given:
+                setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "preset":
+            self.__dict__.update(dataclasses.asdict(named(value, "train")))
+        super().__setattr__(name, value)
 
 
 @renamed_field("passes", "epochs")
@@ -361,8 +382,6 @@ class TrainConfig:
         groups = {g.name: g.default_factory for g in dataclasses.fields(TrainConfig)}
         _check_keys(plain, groups, "group")
         plain = {group: _with_new_names(fields, group) for group, fields in plain.items()}
-        if isinstance(head := plain.get("head"), dict) and isinstance(head.get("preset"), str):
-            plain["head"] = {**dataclasses.asdict(named(head["preset"], "train")), **head}
         if isinstance(verify := plain.get("verify"), dict) and "hold_out" not in verify and set(verify) >= _VERIFY_0_1:
             plain["verify"] = {**verify, "hold_out": 0.0}
         return TrainConfig(**{name: _group(make, plain.get(name, {}), name) for name, make in groups.items()})

@@ -147,6 +147,8 @@ def _run_steps(
             raise
 
     validation = Validation(training, own, log, tell)
+    if validation.best is not None and validation.best.problem is not None:
+        notes.append(validation.best.problem)
     # The loader closes first: while torch's handler of a child's death, which the interrupt holds, is out of the way.
     with log, Interrupt() as interrupt, training.writer.reporting(log.note), contextlib.closing(training.loader):
         report = training.report()

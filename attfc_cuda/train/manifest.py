@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from attfc_cuda._error import error
 from attfc_cuda._files import write_text
 
 NAME, FORMAT = "manifest.json", "attfc-run-1"
+_changing = threading.Lock()
 
 
 class Manifest:
@@ -49,17 +51,25 @@ class Manifest:
 
     def add(self, paths: Iterable[Path]) -> None:
         """Add paths below the folder, durably."""
-        before = set(self._names)
-        self.assume(paths)
-        if self._names != before or not self.path.exists():
-            self._write()
+        with _changing:
+            before = self._as_it_is_now()
+            self.assume(paths)
+            if self._names != before or not self.path.exists():
+                self._write()
 
     def forget(self, paths: Iterable[Path]) -> None:
         """Take paths off the list, durably."""
-        before = set(self._names)
-        self._names -= {path.relative_to(self.folder).as_posix() for path in paths}
-        if self._names != before:
-            self._write()
+        gone = {path.relative_to(self.folder).as_posix() for path in paths}
+        with _changing:
+            if self._as_it_is_now() & gone:
+                self._names -= gone
+                self._write()
+
+    def _as_it_is_now(self) -> set[str]:
+        """The names, with what others in this process have changed: the writer of checkpoints has a list of its own."""
+        if self.path.is_file():
+            self._names = self._read()
+        return set(self._names)
 
     def _read(self) -> set[str]:
         rule = f"be a list of format {FORMAT}"

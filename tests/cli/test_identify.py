@@ -15,7 +15,7 @@ from PIL import Image
 from attfc_cuda import cli
 from attfc_cuda.evaluation import embed_images
 from attfc_cuda.evaluation.named_images import NamedEmbeddings, gallery_of
-from attfc_cuda.train import load_backbone
+from attfc_cuda.train import checkpoint, load_backbone
 
 SIZE = 16
 
@@ -246,6 +246,39 @@ def test_identify_refuses_before_it_reads(capsys, flags, message) -> None:
     assert f"attfc: identify: {message}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("file", ["g.npy", "g.parquet"])
+def test_a_gallery_of_another_network_or_kind_is_refused(trained, faces, tmp_path, capsys, file) -> None:
+    """Though its embeddings are as long: a cosine between networks means nothing."""
+    if file.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    other, gallery = tmp_path / "other.pt", tmp_path / file
+    state = checkpoint.load_newest(trained / "checkpoints")
+    next(iter(state["backbone"].values())).add_(1e-3)
+    torch.save(state, other)
+    arguments = ["identify", str(faces / "probes"), "--gallery", str(gallery), "--checkpoint"]
+    made = ["embed", str(faces / "gallery"), "--to", str(gallery), "--checkpoint"]
+    for network, refused in ((trained, False), (other, True)):
+        assert cli.main([*made, str(network)]) == 0
+        capsys.readouterr()
+        assert cli.main([*arguments, str(trained)]) == (2 if refused else 0)
+        shown = capsys.readouterr().err
+        assert ("identify: gallery must hold embeddings of this network, " in shown) is refused
+        assert not refused or f"{gallery}; make it anew with `attfc embed` and {trained}" in shown
+        assert cli.main([*arguments, str(other)]) == (0 if refused else 2)
+    assert cli.main([*made, str(trained), "--no-flip"]) == 0
+    capsys.readouterr()
+    assert cli.main([*arguments, str(trained)]) == 2
+    assert "gallery must hold embeddings of the kind 'mirrored sum', got 'plain' in " in capsys.readouterr().err
+    assert cli.main([*arguments, str(trained), "--no-flip"]) == 0
+    if file == "g.npy":  # of an earlier release, or written by others
+        (tmp_path / "g.network.json").unlink()
+        assert cli.main([*arguments, str(trained)]) == 0
+        assert "g.npy does not say what network its embeddings are of" in capsys.readouterr().err
+        (tmp_path / "g.network.json").write_text('{"network": 3')
+        assert cli.main([*arguments, str(trained)]) == 2
+        assert "must be a file of `attfc embed`, got " in capsys.readouterr().err
+
+
 def test_a_gallery_without_names_or_of_another_network_is_refused(trained, faces, tmp_path, capsys) -> None:
     arguments = ["identify", str(faces / "probes"), "--checkpoint", str(trained), "--gallery"]
     assert cli.main([*arguments, str(faces / "gallery" / "ann")]) == 2
@@ -295,9 +328,9 @@ def test_a_network_in_safetensors_serves_too(trained, faces, tmp_path, capsys) -
     assert cli.main(["export", "--run", str(trained), "--to", str(tmp_path / "net.safetensors")]) == 0
     pair = [str(faces / "gallery" / "ann" / "0.jpg"), str(faces / "probes" / "bob" / "1.jpg")]
     shown = []
-    for checkpoint in (trained, tmp_path / "net.safetensors"):
+    for network in (trained, tmp_path / "net.safetensors"):
         capsys.readouterr()
-        assert cli.main(["compare", *pair, "--checkpoint", str(checkpoint), "--json"]) == 0
+        assert cli.main(["compare", *pair, "--checkpoint", str(network), "--json"]) == 0
         shown.append(json.loads(capsys.readouterr().out)["cosine"])
     assert shown[0] == pytest.approx(shown[1], abs=TOLERANCE)
 

@@ -96,6 +96,20 @@ def test_a_line_of_another_layout_is_counted_and_the_layout_is_told(images: Path
     assert "skipped: 1 lines that are not a path and a label" in faces.report()
 
 
+@pytest.mark.parametrize("others", [3, 4, 11, 12, 99, 2000])
+def test_a_list_most_of_which_does_not_fit_is_refused(others: int, images: Path) -> None:
+    """A tenth of the lines may be of another form, and three in any list."""
+    fitting = {3: 1, 4: 30, 11: 99, 12: 99, 99: 1, 2000: 3000}[others]
+    (images / "l.txt").write_text("anna/1.png 7\n" * fitting + "some words of another list\n" * others)
+    if others > 3 and others * 10 > fitting + others:
+        got = rf"{others} of {fitting + others} that are not as path label, e.g. b'some words.*at byte \d+ of .*l.txt"
+        with pytest.raises(ValueError, match=rf"have lines of one layout: at most a tenth .*, got {got}; layouts that"):
+            ListFaces(images / "l.txt", 16)
+    else:
+        faces = ListFaces(images / "l.txt", 16)
+        assert len(faces) == fitting and f"skipped: {others} lines that are not" in faces.report()
+
+
 @pytest.mark.parametrize("text", ["anna/1.png 3 4\n", "hello world\n", "a,b,c\n1,2,3\n", "{}\n"])
 def test_an_unknown_layout_is_refused_with_what_was_looked_for(text: str, images: Path) -> None:
     (images / "l.txt").write_text(text)

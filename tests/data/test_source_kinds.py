@@ -10,6 +10,7 @@ import resource
 import shutil
 import sqlite3
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from attfc_cuda.data import (
     ParquetFaces,
     RecordFaces,
     TarFaces,
+    UnreadableImage,
     build_dataset,
 )
 from attfc_cuda.data.sources import tar_gz
@@ -116,13 +118,145 @@ def test_compressed_shards_are_unpacked_once_beside_themselves(
     assert shades(folder, TarFaces) == [10, 120]
     assert capsys.readouterr().err.count("unpacking") == 2
     assert sorted(path.name for path in folder.iterdir()) == [
-        "a.tar", "a.tar.attfc_index", "a.tar.gz", "b.tar", "b.tar.attfc_index", "b.tgz",
+        "a.tar.gz", "a.tar.gz.attfc_unpacked", "a.tar.gz.attfc_unpacked.attfc_index",
+        "b.tgz", "b.tgz.attfc_unpacked", "b.tgz.attfc_unpacked.attfc_index",
     ]  # fmt: skip
-    assert shades(folder / "a.tar.gz", TarFaces) == [10] and shades(folder, TarFaces) == [10, 120]
+    for spec in (folder, folder / "*", folder / "{a.tar.gz,b.tgz}"):
+        assert shades(spec, TarFaces) == [10, 120]
+    assert shades(folder / "a.tar.gz", TarFaces) == [10]
     assert "unpacking" not in capsys.readouterr().err
-    shard(folder / "a.tar.gz", [30], "w:gz")  # a newer one
-    os.utime(folder / "a.tar.gz", ns=(2**61, 2**61))
-    assert shades(folder / "a.tar.gz", TarFaces) == [30]
+    for time in (2**61, 2**60):  # another one, newer or older
+        shard(folder / "a.tar.gz", [time >> 56], "w:gz")
+        os.utime(folder / "a.tar.gz", ns=(time, time))
+        assert shades(folder / "a.tar.gz", TarFaces) == [time >> 56]
+
+
+def test_a_tar_of_the_users_own_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for packed in ("a.tgz", "a.tar.gz"):
+        shard(tmp_path / packed, [10], "w:gz")
+    own = shard(tmp_path / "a.tar", [20]).read_bytes()
+    for time in (2**60, 2**61):  # older and newer than the compressed ones
+        for packed in ("a.tgz", "a.tar.gz"):
+            os.utime(tmp_path / packed, ns=(2**60 + 2**59, 2**60 + 2**59))
+            os.utime(tmp_path / "a.tar", ns=(time, time))
+            assert shades(tmp_path / packed, TarFaces) == [10]
+            assert (tmp_path / "a.tar").read_bytes() == own
+    assert capsys.readouterr().err.count("unpacking") == 2
+
+
+def test_of_a_tar_and_its_compressed_twin_the_newer_tar_counts(tmp_path: Path) -> None:
+    """As gunzip leaves it, which gives it the same time. An older one may be another version, and nobody guesses."""
+    shard(tmp_path / "a.tar", [10])
+    shard(tmp_path / "a.tar.gz", [20], "w:gz")
+    for time in (2**60, 2**60 + 2**40):
+        os.utime(tmp_path / "a.tar", ns=(time, time))
+        os.utime(tmp_path / "a.tar.gz", ns=(2**60, 2**60))
+        for spec in (tmp_path, tmp_path / "a.*"):
+            assert shades(spec, TarFaces) == [10]
+    assert shades(tmp_path / "a.tar.gz", TarFaces) == [20]
+    os.utime(tmp_path / "a.tar", ns=(2**60, 2**60))
+    assert shades(tmp_path / "a.tar.gz", TarFaces) == [20]  # its own unpacked one, where there is one
+    (tmp_path / "a.tar.gz.attfc_unpacked").unlink()
+    assert shades(tmp_path / "a.tar.gz", TarFaces) == [10]
+    os.utime(tmp_path / "a.tar", ns=(2**59, 2**59))
+    for spec in (tmp_path, tmp_path / "a.*"):
+        with pytest.raises(ValueError, match=r"no other version lies there, got .*a.tar that is older than a.tar.gz"):
+            build_dataset(str(spec), 12)
+    assert shades(tmp_path / "*.tar", TarFaces) == [10] and shades(tmp_path / "*gz", TarFaces) == [20]
+
+
+@pytest.mark.parametrize("names", [
+    ("train-0.tar", "test-0.tar"), ("faces-train-01.tar", "faces-val-01.tar"), ("train.tar", "dev.tar.gz"),
+    ("training0.tar", "validation0.tar"),
+], ids=" ".join)  # fmt: skip
+def test_shards_of_two_splits_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name, shade in zip(names, (10, 20), strict=True):
+        shard(tmp_path / name, [shade], "w:gz" if name.endswith("gz") else "w")
+    start = re.match(r".*(train|training)", names[0])[0]
+    words = rf"files of one split, got .*\* and .*\* in {tmp_path}.*; name those to read, '{tmp_path}/{start}"
+    for spec in (tmp_path, tmp_path / "*"):
+        with pytest.raises(ValueError, match=words):
+            build_dataset(str(spec), 12)
+    assert shades(tmp_path / f"{start}*", TarFaces) == [10]
+    assert len(build_dataset(f"{tmp_path / names[0]},{tmp_path / names[1]}", 12)) == 2
+
+
+def test_names_that_only_look_like_splits_are_read_together(tmp_path: Path) -> None:
+    for name, shade in (("train-0.tar", 10), ("train_1.tar", 20), ("valentina.tar", 30), ("contest.tar", 40)):
+        shard(tmp_path / name, [shade])
+    assert sorted(shades(tmp_path, TarFaces)) == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("name", ["@eaDir", ".snapshot", "#recycle", "lost+found", "__MACOSX"])
+def test_folders_of_tools_beside_shards_and_records(tmp_path: Path, record: Path, name: str) -> None:
+    folder = tmp_path / "shards"
+    for place in (folder, record):
+        (place / name / "a.tar").mkdir(parents=True)
+        (place / name / "a.tar" / "1.png").write_bytes(png(9))
+    shard(folder / "a.tar", [10])
+    (folder / "._a.tar").write_bytes(b"of a file manager")
+    (record / "train.rec").rename(record / "faces.rec")
+    (record / "train.idx").rename(record / "faces.idx")
+    (record / "._faces.rec").write_bytes(b"of a file manager")
+    assert shades(folder, TarFaces) == [10]
+    assert shades(record, RecordFaces) == [10, 20, 30]
+
+
+def test_a_stray_rec_beside_identities_is_named(record: Path) -> None:
+    (record / "anna").mkdir()
+    (record / "anna" / "1.png").write_bytes(png(7))
+    assert shades(record, RecordFaces) == [10, 20, 30]  # a train.rec is what the folder is for
+    for suffix in ("rec", "idx"):
+        (record / f"train.{suffix}").rename(record / f"faces.{suffix}")
+    words = r"name a folder with one data set, got faces.rec beside folders such as anna, .*; name the file, .*/faces"
+    with pytest.raises(ValueError, match=words):
+        build_dataset(str(record), 12)
+    assert shades(record / "faces.rec", RecordFaces) == [10, 20, 30]
+    (record / "faces.rec").rename(record.parent / "faces.rec")
+    assert shades(record, FolderFaces) == [7]
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """How many files this process may open, for a while: few."""
+    resource = pytest.importorskip("resource", reason="no such limit on this system")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(os.listdir("/proc/self/fd")) + 40 if os.path.isdir("/proc/self/fd") else 128
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    yield few
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_shards_than_a_process_may_open(tmp_path: Path, few_files: int) -> None:
+    count = few_files + 10
+    for number in range(count):
+        shard(tmp_path / f"{number:04d}.tar", [number % 100, 100 + number % 100])
+    faces = build_dataset(str(tmp_path), 12)
+    assert len(faces) == 2 * count
+    for number in (*range(count), *range(count)[::-7]):
+        assert int(faces[2 * number][0, 0, 0]) == number % 100
+    assert len(os.listdir(tmp_path)) == 2 * count  # an index each: writing them needs files too
+    batches = [[batch.probe.sum() for batch in AttentionLoader(faces, 16, 1, num_workers=k)] for k in (0, 2)]
+    assert len(batches[0]) > 4 and all(map(torch.equal, *batches))
+    (tmp_path / "0000.tar").unlink()
+    shard(tmp_path / "0000.tar", [50, 150, 160] * 10)  # another file in its place
+    for number in range(1, count):  # until the one that is gone is not kept open any more
+        faces[2 * number]
+    with pytest.raises(UnreadableImage, match=r"0000.tar: byte 0 must be of the file that was opened, got another"):
+        faces[0]
+
+
+def test_more_parquet_files_than_a_process_may_open(tmp_path: Path, few_files: int) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    count = few_files + 10
+    for number in range(count):
+        table = arrow.table({"image": [png(number % 250)], "label": [number % 5]})
+        parquet.write_table(table, tmp_path / f"{number:04d}.parquet")
+    faces = build_dataset(str(tmp_path), 12)
+    for number in (*range(count), *range(count)[::-7]):
+        assert int(faces[number][0, 0, 0]) == number % 250
 
 
 def test_damaged_compressed_shards_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +381,17 @@ def test_hugging_face_parquet(parquet: Path) -> None:
     assert list(faces.identities) == ["zoe", "anna"] and faces.labels.tolist() == [1, 0, 1, 0]
     assert [int(faces[k][0, 0, 0]) for k in (3, 0, 2, 1, 0)] == [40, 10, 30, 20, 10]
     assert faces.where(2).endswith("train-00000-of-00002.parquet, row 0 of row group 1")
+
+
+def test_hugging_faces_splits_are_not_mixed(parquet: Path) -> None:
+    folder = parquet / "data"
+    shutil.copy(folder / "train-00000-of-00002.parquet", folder / "test-00000-of-00001.parquet")
+    words = rf"one split, got test\* and train\* in {folder}; name those to read, '{folder}/train\*'"
+    for spec in (parquet, folder):
+        with pytest.raises(ValueError, match=words):
+            build_dataset(str(spec), 12)
+    assert shades(folder / "train*", ParquetFaces) == [10, 20, 30, 40]
+    assert shades(folder / "test*", ParquetFaces) == [10, 20, 30]
 
 
 def test_parquet_files_of_other_class_names_are_refused(parquet: Path) -> None:

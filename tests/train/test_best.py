@@ -100,6 +100,12 @@ def test_a_stop_keeps_it_and_a_damaged_one_is_replaced(tiny_config: Tiny, accura
     (config.run.run / BEST).write_bytes(b"damaged")
     train(tiny_config(verify_every=1, steps=3, resume=True))
     assert best_of(config.run.run)[:2] == (3, 0.7)
+    notes = [record["text"] for record in read_log(config.run.run / "log.jsonl") if record["kind"] == "note"]
+    assert (
+        sum(f"best network so far is lost, the next verification begins anew: {config.run.run}" in n for n in notes)
+        == 1
+    )
+    assert any("best.pt is damaged (checkpoint: " in note and "7 bytes that do not load" in note for note in notes)
 
 
 def test_a_file_of_somebody_else_stays(tiny_config: Tiny, accuracies: dict[int, float]) -> None:
@@ -197,6 +203,8 @@ def test_commands_take_the_best_by_name(
     capsys.readouterr()
     assert cli.main(["embed", images, "--checkpoint", str(run / BEST), "--best", "--to", f"{tmp_path}/x.npy"]) == 2
     assert "best: checkpoint must be a run folder" in capsys.readouterr().err
+    assert cli.main(["export", "--run", str(run / BEST), "--best", "--to", str(tmp_path / "x.onnx")]) == 2
+    assert f"best: run must be a run folder, got {run / BEST}" in capsys.readouterr().err
     (run / BEST).unlink()
     assert cli.main(["export", "--run", str(run), "--to", str(tmp_path / "x.onnx"), "--best"]) == 2
     assert f"{run} must hold best.pt, got no such file" in capsys.readouterr().err

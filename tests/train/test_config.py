@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 import typing
 from pathlib import Path
 
 import pytest
 
 from attfc_cuda.train import TrainConfig
-from attfc_cuda.train.config import HOW_A_RUN_STARTS, RANGES, OptimizerConfig, parse_options
+from attfc_cuda.train.config import HOW_A_RUN_STARTS, RANGES, HeadConfig, OptimizerConfig, parse_options
 
 
 def fields_of_all_groups() -> list[tuple[str, str]]:
@@ -37,6 +39,32 @@ def test_how_a_run_starts_is_not_saved() -> None:
 def test_field_names_are_unique_across_groups() -> None:
     names = [name for _, name in fields_of_all_groups()]
     assert len(set(names)) == len(names)
+
+
+def test_a_preset_sets_what_it_stands_for_however_it_is_given() -> None:
+    def values(head: HeadConfig) -> tuple:
+        return head.scale, head.m, head.policy, head.enqueue, head.class_code
+
+    config, published = TrainConfig(), (64.0, None, "fifo", "after", 0.0)
+    config.head.preset = "published"
+    assert values(config.head) == published
+    config.head.scale = 32.0  # what is set after it counts
+    assert values(config.head) == (32.0, *published[1:])
+    assert values(pickle.loads(pickle.dumps(config)).head) == values(copy.deepcopy(config).head) == values(config.head)
+    assert vars(copy.deepcopy(config.head)) == vars(config.head)
+    assert values(dataclasses.replace(config.head, m=0.5)) == (32.0, 0.5, *published[2:])
+    config.head.preset = "default"
+    assert values(config.head) == values(HeadConfig()) == (24.0, 0.2, "refresh", "before", 1.0)
+    assert values(HeadConfig(preset="published")) == published
+    assert values(HeadConfig(preset="published", scale=24.0)) == (24.0, *published[1:])
+    assert values(TrainConfig.from_dict({"head": {"preset": "published", "m": 0.3}}).head) == (
+        64.0,
+        0.3,
+        *published[2:],
+    )
+    with pytest.raises(ValueError, match="preset must be one of default, published, got 'publishd'"):
+        config.head.preset = "publishd"
+    assert config == TrainConfig()
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from attfc_cuda.data import ListFaces, build_dataset, held_out
+from attfc_cuda.data import ListFaces, UnreadableImage, build_dataset, held_out
 from attfc_cuda.data.held_out import hold_out
-from attfc_cuda.evaluation.sets import IdentitySet
+from attfc_cuda.evaluation.build import from_dataset
+from attfc_cuda.evaluation.sets import IdentitySet, VerificationSet
 from attfc_cuda.train import TrainConfig, train
 from attfc_cuda.train.objective import AttFCObjective
 from attfc_cuda.train.training import Training
@@ -62,6 +63,33 @@ def test_few_identities_are_all_trained_on_and_many_images_are_capped(
     assert len(hold_out(faces, 0.9)[1].identities) == 5  # of three images each
     monkeypatch.setattr(held_out, "FEWEST_IDENTITIES", 29)  # 28 have two images
     assert hold_out(faces, 0.5) == (faces, None)
+
+
+def test_drawn_pairs_leave_out_what_cannot_be_read(folder: Path, tiny_config: Callable[..., TrainConfig]) -> None:
+    """A damaged image among the held-out ones costs its pairs and not the run."""
+    config = tiny_config(data=str(folder), verify_num_pairs=40, hold_out=0.3, cache="off")
+    whole = Training(config, AttFCObjective).sets[0]
+    held = hold_out(build_dataset(str(folder), 16), 0.3)[1]
+    damaged = held.identities[0]
+    (folder / damaged / "1.png").write_bytes(b"no image")
+    words = rf"verify: held-out: \d+ pairs with an image that cannot be decoded are left out, .*{damaged}/1.png"
+    with pytest.warns(UserWarning, match=words):
+        (found,) = Training(config, AttFCObjective).sets
+
+    def colour(data: VerificationSet, image: int) -> tuple:
+        return tuple(data.images[image][:, 0, 0].tolist())
+
+    def pairs(data: VerificationSet) -> list:
+        columns = zip(data.pairs.a.tolist(), data.pairs.b.tolist(), data.pairs.same.tolist(), strict=True)
+        return [(colour(data, a), colour(data, b), int(data.identity[a]), same) for a, b, same in columns]
+
+    gone = (8 * int(damaged.removeprefix("id")), 80, 7)
+    expected = [pair for pair in pairs(whole) if gone not in pair]
+    assert pairs(found) == expected and 0 < len(expected) < len(pairs(whole))
+    assert len(found.names) == len(found.images) == len(whole.images) - 1
+    strict = build_dataset(str(folder), 16, on_bad_image="raise")
+    with pytest.raises(UnreadableImage, match=f"{damaged}/1.png"):
+        from_dataset("held-out", strict, 2000)
 
 
 def test_a_run_on_a_folder_verifies_without_a_flag(folder: Path, tiny_config: Callable[..., TrainConfig]) -> None:

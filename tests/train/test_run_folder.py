@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -118,6 +119,29 @@ def test_a_manifest_names_nothing_outside_its_folder(tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(json.dumps({"format": "attfc-run-1", "files": names}))
         with pytest.raises(ValueError, match="manifest.json must be a list of format attfc-run-1"):
             Manifest(tmp_path)
+
+
+def test_two_lists_of_one_folder_lose_none_of_each_others_names(tmp_path: Path) -> None:
+    """The run has one for its pictures and the writer of checkpoints another."""
+    first, second = Manifest(tmp_path), Manifest(tmp_path)
+    first.add([tmp_path / "a"])
+    second.add([tmp_path / "b"])
+    first.add([tmp_path / "c"])
+    second.forget([tmp_path / "a"])
+    first.add([tmp_path / "d"])
+    assert [path.name for path in Manifest(tmp_path).paths()] == ["b", "c", "d"]
+    shutil.rmtree(tmp_path)
+    first.add(())  # of a folder that was removed
+    assert [path.name for path in Manifest(tmp_path).paths()] == ["b", "c", "d"]
+
+
+def test_checkpoints_before_the_first_verification_are_pruned_too(tmp_path: Path, tiny_config: Tiny) -> None:
+    config = tiny_config(steps=5, checkpoint_every=1, verify_every=3, keep=1, pictures=True)
+    train(config)
+    left = sorted(path.name for path in (config.run.run / "checkpoints").iterdir())
+    assert left == ["step_00000005.pt"]
+    own = Manifest(config.run.run)
+    assert all(config.run.run / name in own for name in ("checkpoints/step_00000005.pt", "best.pt", "training.png"))
 
 
 def test_a_config_file_cannot_say_how_a_run_starts() -> None:

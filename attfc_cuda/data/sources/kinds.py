@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attfc_cuda._check import error
+from attfc_cuda.data.sources.folder_index import is_hidden
 from attfc_cuda.data.sources.index_cache import SUFFIX
 
 KINDS = ("folder", "record", "list", "tar", "gzip", "lmdb", "parquet")
@@ -35,8 +36,15 @@ LOOKED_FOR = (
     ".tar.gz, .parquet or LMDB file, or a text with a path and a label in each line"
 )
 _SHARDS = {"tar": (".tar", ".tar.gz", ".tgz"), "parquet": (".parquet",)}
+UNPACKED_SUFFIX = ".attfc_unpacked"
 _WILD = "*?["
+SAME_TIME_NS = 2 * 10**9  # times of files as coarse as file systems keep them
 _MOST_SHARDS = 10**6
+# As files of a split are named: train-00000-of-00002.parquet (Hugging Face), test.parquet, faces_val_003.tar.
+_SPLIT = re.compile(
+    r"(?<![^\W_])(train|training|test|testing|valid|validation|val|dev|eval)(?![^\W\d_])", re.IGNORECASE
+)
+_ONE_SPLIT = {"training": "train", "testing": "test", "valid": "validation", "val": "validation"}
 _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.-?\d+)?\}")
 
 
@@ -82,13 +90,13 @@ def find_sources(source: str) -> list[Source]:
     paths = []
     for path in expanded:
         wild = any(mark in str(path) for mark in _WILD)
-        found = (name for name in glob.glob(str(path)) if not name.endswith(SUFFIX))
+        found = (name for name in glob.glob(str(path)) if not name.endswith((SUFFIX, UNPACKED_SUFFIX)))
         paths += sorted(map(Path, found)) if wild else [path]
     if not paths:
         raise error("build_dataset", "spec", "name files that exist", f"no match of {source}")
     kinds = {_shard_kind(path) for path in paths}
     if len(kinds) == 1 and None not in kinds:
-        return [Source(str(kinds.pop()), without_packed_twins(paths))]
+        return [_shards(str(kinds.pop()), paths, source)]
     return [source_of(path) for path in paths]
 
 
@@ -132,23 +140,52 @@ def source_of(path: Path) -> Source:
     return Source(kind, [path])
 
 
-def without_packed_twins(paths: Sequence[Path]) -> list[Path]:
+def _shards(kind: str, paths: Sequence[Path], source: str) -> Source:
+    """Shards that were found together, as one data set.
+
+    Raises:
+        ValueError: For files of several splits, and for a .tar that is older than the .tar.gz of its name.
+    """
+    splits: dict[str, Path] = {}
+    for path in paths:
+        if (found := _SPLIT.search(path.name)) is not None:
+            split = found[1].lower()
+            splits.setdefault(_ONE_SPLIT.get(split, split), path.with_name(path.name[: found.end()]))
+    if len(splits) > 1:
+        first = splits.get("train") or next(iter(splits.values()))
+        got = f"{' and '.join(f'{path.name}*' for path in splits.values())} in {source}"
+        remedy = f"name those to read, '{first}*'; several, separated by commas, are joined"
+        raise error("build_dataset", "spec", "name files of one split", got, remedy)
+    return Source(kind, _without_packed_twins(paths))
+
+
+def _without_packed_twins(paths: Sequence[Path]) -> list[Path]:
     """Without the .tar.gz of which the unpacked .tar is there too."""
-    there = set(paths)
-    return [
-        path
-        for path in paths
-        if _shard_kind(path) != "tar" or path.suffix == ".tar" or unpacked_name(path) not in there
-    ]
+    there, kept = set(paths), []
+    for path in paths:
+        twin = tar_name(path)
+        if twin == path or twin not in there:
+            kept.append(path)
+        elif _time_ns(path) - _time_ns(twin) > SAME_TIME_NS:
+            remedy = "remove one of them, or name the files to read: '*.tar' or '*gz'"
+            got = f"{twin} that is older than {path.name}"
+            raise error("build_dataset", "spec", "name shards of which no other version lies there", got, remedy)
+    return kept
 
 
-def unpacked_name(path: Path) -> Path:
-    """`a.tar.gz`, `a.tgz` -> `a.tar`; another name with `.tar` behind it."""
-    name = path.name
-    for suffix in (".tar.gz", ".tgz"):
-        if name.lower().endswith(suffix):
-            return path.with_name(name[: -len(suffix)] + ".tar")
-    return path.with_name(name + ".tar")
+def _time_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0  # the reader says that it is not there
+
+
+def tar_name(path: Path) -> Path:
+    """`a.tar.gz`, `a.tgz` -> `a.tar`; other names as they are."""
+    for suffix in _SHARDS["tar"][1:]:
+        if path.name.lower().endswith(suffix):
+            return path.with_name(path.name[: -len(suffix)] + ".tar")
+    return path
 
 
 def is_gzip(path: Path) -> bool:
@@ -161,19 +198,26 @@ def _in_folder(folder: Path) -> Source:
         return Source("lmdb", [folder])
     if (folder / "train.rec").is_file():
         return Source("record", [folder / "train.rec"])
-    records = sorted(folder.glob("*.rec"))
+    records = [path for path in sorted(folder.glob("*.rec")) if not is_hidden(path.name)]
     if len(records) == 1:
+        if (beside := _a_folder_in(folder)) is not None:
+            remedy = f"name the file, {records[0]}, or move it out of the folder"
+            got = f"{records[0].name} beside folders such as {beside}, in {folder}"
+            raise error("build_dataset", "spec", "name a folder with one data set", got, remedy)
         return Source("record", records)
     for place in (folder, folder / "data"):  # the second as Hugging Face lays data sets out
-        files = sorted(entry for entry in place.iterdir() if _shard_kind(entry)) if place.is_dir() else []
+        found = place.iterdir() if place.is_dir() else ()
+        files = sorted(entry for entry in found if _shard_kind(entry) and not is_hidden(entry.name))
         kinds = {_shard_kind(file) for file in files}
-        if len(kinds) == 1 and (place != folder or not _holds_folders(folder, files)):
-            return Source(str(kinds.pop()), without_packed_twins(files))
+        if len(kinds) == 1 and (place != folder or _a_folder_in(folder) is None):
+            return _shards(str(kinds.pop()), files, str(place))
     return Source("folder", [folder])
 
 
-def _holds_folders(folder: Path, files: Sequence[Path]) -> bool:
-    return any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)) if files else True
+def _a_folder_in(folder: Path) -> str | None:
+    """The name of a folder that it holds, but for hidden ones and those of tools; None where there is none."""
+    with os.scandir(folder) as entries:
+        return min((entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)), default=None)
 
 
 def _shard_kind(path: Path) -> str | None:

@@ -16,13 +16,14 @@ from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.images import read_bytes
 from attfc_cuda.data.sources.folders import is_inside
 from attfc_cuda.data.sources.index_cache import Index, load_index, small, stamp
-from attfc_cuda.data.sources.list_layouts import KNOWN, SAMPLED_LINES, layout_of
+from attfc_cuda.data.sources.list_layouts import KNOWN, SAMPLED_LINES, Layout, layout_of
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.skipped import Skipped
 from attfc_cuda.data.sources.stored import StoredFaces
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAX_LINE = 2**16
+_MOST_OTHERS = 3  # lines of another form, in a short list
 
 
 class ListFaces(StoredFaces):
@@ -39,13 +40,14 @@ class ListFaces(StoredFaces):
         path: The list.
         image_size: As for `FolderFaces`, as are cache and check.
         root: The folder that its paths start from; None: the list's own.
-        on_bad_image: "skip" leaves out and counts a line of another form; "raise" makes the first an error.
+        on_bad_image: "skip" leaves out and counts a line of another form, where it is one of a few; "raise" makes the
+            first an error.
         cache: See there.
         check: See there; without it whether a file exists shows when it is read.
 
     Raises:
-        ValueError: For a list that cannot be read, is of no such layout or names no image, or (on_bad_image "raise")
-            for a line of another one.
+        ValueError: For a list that cannot be read, that is of no such layout in more than a tenth of its first thousand
+            or of all lines, or that names no image; (on_bad_image "raise") for the first line of another form.
     """
 
     @renamed_keyword("on_error", "on_bad_image")
@@ -90,13 +92,15 @@ class ListFaces(StoredFaces):
             layout, heading = found
             named = layout.named
             facts.append(f"lines read as: {layout.name}")
-            for offset, text in itertools.chain(first[heading:], lines):
-                parts = layout.parse(text) if b"\0" not in text else None
-                if parts is None:
-                    self._bad_line(offset, text, skipped)
-                    continue
-                paths.append(os.fsdecode(parts[0]))
-                labels.append(parts[1])
+            for some in (first[heading:], lines):
+                for offset, text in some:
+                    parts = layout.parse(text) if b"\0" not in text else None
+                    if parts is None:
+                        self._bad_line(offset, text, skipped)
+                        continue
+                    paths.append(os.fsdecode(parts[0]))
+                    labels.append(parts[1])
+                self._require_most(len(labels), layout, skipped)
         elif first:
             rule = f"have lines of one of these layouts: {KNOWN}"
             raise error("ListFaces", "path", rule, self._got(*first[0]))
@@ -120,6 +124,15 @@ class ListFaces(StoredFaces):
         if self.on_bad_image == "raise":
             raise error("ListFaces", "every line", "be a path and a label", got, 'on_bad_image="skip" leaves it out')
         skipped.add("lines that are not a path and a label", got)
+
+    def _require_most(self, fitting: int, layout: Layout, skipped: Skipped) -> None:
+        """Raise ValueError where so many lines are of another form that the list is another one than it was read as."""
+        for what, others in skipped.counts.items():
+            if others > max(_MOST_OTHERS, (fitting + others) // 10):
+                rule = f"have lines of one layout: at most a tenth of them (or {_MOST_OTHERS}) may be left out"
+                got = f"{others} of {fitting + others} that are not as {layout.name}, e.g. {skipped.examples[what]}"
+                remedy = f"layouts that are known: {KNOWN}"
+                raise error("ListFaces", "path", rule, got, remedy)
 
     def _path(self, item: int) -> Path:
         return self.root / self._names[item]

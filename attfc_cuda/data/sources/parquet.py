@@ -19,10 +19,12 @@ from attfc_cuda.data.images import read_bytes
 from attfc_cuda.data.limits import TooLarge, require_bytes
 from attfc_cuda.data.sources.folders import is_inside
 from attfc_cuda.data.sources.list_layouts import LABEL_COLUMNS
+from attfc_cuda.data.sources.open_files import most_open
 from attfc_cuda.data.sources.stored import StoredFaces
 
 _IMAGES = ("image", "img", "jpg", "png", "picture", "face", "bytes")
 _KEPT_GROUPS = 4
+_MOST_OPEN = 256  # an open file keeps what its end says of all its row groups
 
 
 class ParquetFaces(StoredFaces):
@@ -61,7 +63,7 @@ class ParquetFaces(StoredFaces):
         super().__init__(image_size, on_bad_image)
         self._files = [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
         self._lock, self._groups = threading.Lock(), OrderedDict[tuple[int, int], Any]()
-        self._open: dict[tuple[int, int], Any] = {}
+        self._open = OrderedDict[tuple[int, int], Any]()
         columns, classes, labels, places = set(), None, [], []
         for number, path in enumerate(self._files):
             file = self._parquet(number)
@@ -106,19 +108,21 @@ class ParquetFaces(StoredFaces):
 
     def _parquet(self, number: int) -> Any:
         key = os.getpid(), number  # a forked process opens its own
-        if key not in self._open:
-            try:
-                parquet = importlib.import_module("pyarrow.parquet")
-            except ImportError as cause:
-                remedy = 'pip install pyarrow, the extra "parquet"'
-                raise error(
-                    "ParquetFaces", "pyarrow", "be installed", f"none ({cause})", remedy, ImportError
-                ) from cause
-            try:
-                self._open[key] = parquet.ParquetFile(self._files[number])
-            except Exception as cause:  # pyarrow's own, on damage
-                got = f"{self._files[number]} ({_words(cause)})"
-                raise error("ParquetFaces", "files", "be readable Parquet files", got) from cause
+        if key in self._open:
+            self._open.move_to_end(key)
+            return self._open[key]
+        try:
+            parquet = importlib.import_module("pyarrow.parquet")
+        except ImportError as cause:
+            remedy = 'pip install pyarrow, the extra "parquet"'
+            raise error("ParquetFaces", "pyarrow", "be installed", f"none ({cause})", remedy, ImportError) from cause
+        while len(self._open) >= min(_MOST_OPEN, most_open()):
+            self._open.popitem(last=False)[1].close()
+        try:
+            self._open[key] = parquet.ParquetFile(self._files[number])
+        except Exception as cause:  # pyarrow's own, on damage
+            got = f"{self._files[number]} ({_words(cause)})"
+            raise error("ParquetFaces", "files", "be readable Parquet files", got) from cause
         return self._open[key]
 
     def _read(self, number: int, group: int, column: str) -> Any:
@@ -178,7 +182,7 @@ class ParquetFaces(StoredFaces):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock, self._groups, self._open = threading.Lock(), OrderedDict(), {}
+        self._lock, self._groups, self._open = threading.Lock(), OrderedDict(), OrderedDict()
 
 
 def _column(path: Path, schema: Any, names: Sequence[str], what: str) -> str:

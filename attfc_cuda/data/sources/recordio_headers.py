@@ -68,7 +68,7 @@ def _heads(records: RecordFile, offsets: np.ndarray):  # noqa: ANN202 (an iterat
         raw = np.zeros((len(part), _BYTES), dtype=np.uint8)
         inside = (part >= 0) & (part + _BYTES <= file.size) & (part % 4 == 0)
         file.read(file.size - 1, 1)  # a file that was cut is an error before its mapping is touched
-        with mmap.mmap(file.descriptor, file.size, access=mmap.ACCESS_READ) as view:
+        with file.descriptor() as opened, mmap.mmap(opened, file.size, access=mmap.ACCESS_READ) as view:
             # Records start at multiples of 4: a word at a time is a quarter of the work.
             content = np.frombuffer(view, dtype="<u4", count=file.size // 4)
             words = content[part[inside][:, None] // 4 + np.arange(_BYTES // 4)]
