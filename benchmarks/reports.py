@@ -1,7 +1,7 @@
 """The JSON files of the benchmarks: read with a check, written whole or not at all, their numbers put in words.
 
-A report is {"schema": "heads/1" | "sweep/1" | "scaling/1" | "training/1" | "data/1", "environment": {...},
-"command": str, "rows": [{...}]}; one without a schema that has one shape is a sweep's.
+A report is {"schema": "heads/1" | "sweep/1" | "scaling/1" | "training/1" | "data/1" | "storage/1",
+"environment": {...}, "command": str, "rows": [{...}]}; one without a schema that has one shape is a sweep's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from attfc_cuda._check import error
 from attfc_cuda._files import write_text
 
 SWEEP, HEADS, SCALING, TRAINING, DATA = "sweep/1", "heads/1", "scaling/1", "training/1", "data/1"
+STORAGE = "storage/1"
 # Of a measured row of heads, sweep and scaling. x_best: multiple of the faster of the bare products in float32 and in
 # the row's dtype; x_product: of the one in its dtype, which a processor without 16-bit arithmetic makes slow.
 NUMBERS = ("median_s", "p20_s", "p80_s", "best_s", "x_best", "x_product", "tflop_per_s", "gb_per_s", "peak_mib")
@@ -24,6 +25,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     HEADS: ("case", "identities", "batch", "dim", "contender", "margin", "dtype", "backend"),
     SWEEP: ("contender", "dtype"),
     SCALING: ("centers", "batch", "dim", "dtype"),
+    STORAGE: ("inputs", "what", "centers", "batch", "dim", "threads", "dtype"),
     DATA: ("format", "images", "batch", "what"),
     TRAINING: ("head", "identities", "batch", "image_size", "backbone", "flags"),
 }
