@@ -25,9 +25,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     HEADS: ("case", "identities", "batch", "dim", "contender", "margin", "dtype", "backend"),
     SWEEP: ("contender", "dtype"),
     SCALING: ("centers", "batch", "dim", "dtype"),
-    STORAGE: ("inputs", "what", "centers", "batch", "dim", "threads", "dtype"),
     DATA: ("format", "images", "batch", "what"),
     TRAINING: ("head", "identities", "batch", "image_size", "backbone", "flags"),
+    STORAGE: ("inputs", "what", "centers", "batch", "dim", "threads", "dtype"),
 }
 
 

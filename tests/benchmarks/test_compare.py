@@ -221,7 +221,10 @@ def test_the_table_shows_what_happened(tmp_path: Path, capsys: pytest.CaptureFix
         ("{", "must be a readable JSON file"),
         ("[1]", "must be a benchmark's JSON with rows, got a list; give a file that"),
         ('{"a": 1}', "must be a benchmark's JSON with rows, got an object of 'a'"),
-        ('{"rows": [], "schema": "x/1"}', "heads/1 or sweep/1 or scaling/1 or data/1 or training/1, got 'x/1'"),
+        (
+            '{"rows": [], "schema": "x/1"}',
+            "heads/1 or sweep/1 or scaling/1 or data/1 or training/1 or storage/1, got 'x/1'",
+        ),
         ('{"rows": []}', "got None"),
         ('{"rows": [], "schema": "heads/1", "environment": 3}', "must be a JSON object, got 3"),
         ('{"rows": [{"dtype": "x"}], "schema": "scaling/1"}', "row 0 of"),
