@@ -32,14 +32,15 @@ def unpacked(shard: Path) -> Path:
     print(printable(f"attfc: unpacking {shard} to {target}, once"), file=sys.stderr, flush=True)
     most = _LARGEST_RATIO * shard.stat().st_size + _SPARE_BYTES
     try:
-        with gzip.open(shard, "rb") as packed, replacing(target, shared=True) as part, open(part, "wb") as out:
-            while chunk := packed.read(_CHUNK):
-                if out.tell() + len(chunk) > most:
-                    raise ValueError(f"it unpacks to more than {most} bytes")
-                out.write(chunk)
+        with gzip.open(shard, "rb") as packed, replacing(target, shared=True) as part:
+            with open(part, "wb") as out:
+                while chunk := packed.read(_CHUNK):
+                    if out.tell() + len(chunk) > most:
+                        raise ValueError(f"it unpacks to more than {most} bytes")
+                    out.write(chunk)
+            shutil.copystat(shard, part)  # by whose time it is known
     except (OSError, EOFError, ValueError, zlib.error) as cause:
         remedy = f"unpack it yourself, gunzip -k {shard}, and give the .tar"
         got = f"{shard} ({' '.join(str(cause).split())[:200]})"
         raise error("TarFaces", "shards", "be whole gzip files in a folder that can be written", got, remedy) from cause
-    shutil.copystat(shard, target)
     return target
