@@ -20,9 +20,11 @@ from attfc_cuda.data.sources.folder_index import TOOL_FOLDERS, is_hidden
 from attfc_cuda.data.sources.tar_members import BLOCK, PAX_KEYS
 
 FEW_HEADERS, MOST_HEADERS = 64, 2048  # of a run
-_WINDOW = 16 * BLOCK  # read at once: a header or two, and the small files between images
+# Read at once: a header or two and the small files between images; more where many headers lie in it.
+_WINDOW, _LARGEST_WINDOW = 2**13, 2**17
 _SMALL = 2 * BLOCK  # labels and pax headers that are looked at
 _FILE, _OLD_FILE, _FOLDER, _PAX, _PAX_GLOBAL = b"0\x005xg"
+_OCTAL = 8 ** np.arange(5, -1, -1)
 _SLASH = ord("/")
 _DIGITS = 18  # of a label that is surely small enough
 _IMAGE, _LABEL = 1, 2
@@ -103,12 +105,13 @@ def _headers(file: CheckedFile, at: int, most: int) -> _Headers:
     places: list[int] = []
     blocks: list[bytes] = []
     contents: list[bytes] = []
-    window, base, last = b"", 0, -1
+    window, base, last, length = b"", at, -1, _WINDOW
     while len(places) < most:
         if at > last:
             if at + BLOCK > file.size:
                 return _Headers(places, blocks, contents, False)
-            window = file.read(at, min(_WINDOW, file.size - at))
+            length = min(2 * length, _LARGEST_WINDOW) if at - base - len(window) < _WINDOW else _WINDOW
+            window = file.read(at, min(length, file.size - at))
             base = at
             # The last place whose small content is in the window too, or all of the file's end.
             last = at + len(window) - (BLOCK if at + len(window) == file.size else BLOCK + _SMALL)
@@ -130,17 +133,18 @@ def _headers(file: CheckedFile, at: int, most: int) -> _Headers:
 
 def _sound(table: np.ndarray, headers: _Headers) -> int:
     """How many headers are whole and of the kinds that are taken apart here, up to the first that is not."""
-    kinds = table[:, 156]
+    fields = np.ascontiguousarray(table[:, 124:157])  # size, time, checksum, kind: side by side in the cache
+    sizes, checksums, kinds = fields[:, :11], fields[:, 24:30], fields[:, 32]
     is_pax = (kinds == _PAX) | (kinds == _PAX_GLOBAL)
     good = is_pax | (kinds == _FILE) | (kinds == _OLD_FILE) | (kinds == _FOLDER)
-    for first, count in ((148, 6), (124, 11)):  # digits of the checksum and of the size; what is below "0" wraps around
-        good &= (table[:, first : first + count] - ord("0") < 8).all(axis=1)
-    for end in (154, 155, 135):
-        good &= (table[:, end] == 0) | (table[:, end] == ord(" "))
-    expected = (table[:, 148:154] - ord("0")).astype(np.int64) @ (8 ** np.arange(5, -1, -1))
+    for digits in (sizes, checksums):  # what is below "0" wraps around
+        good &= (digits - ord("0") < 8).all(axis=1)
+    for end in (fields[:, 11], fields[:, 30], fields[:, 31]):
+        good &= (end == 0) | (end == ord(" "))
+    expected = (checksums - ord("0")) @ _OCTAL
     # As in tar_members: Adler's lower half is 1 + the sum of the bytes, and the checksum's field counts as 8 spaces.
     sums = np.fromiter(map(zlib.adler32, headers.blocks), np.int64, len(table)) & 0xFFFF
-    sums += 8 * ord(" ") - 1 - table[:, 148:156].sum(axis=1, dtype=np.int64)
+    sums += 8 * ord(" ") - 1 - fields[:, 24:32].sum(axis=1, dtype=np.int64)
     good &= (sums - expected) % 65521 == 0
     good &= (table[:, 345] == 0) | (table[:, 262] != 0)  # where ustar has the first part of a long name
     for place in np.flatnonzero(is_pax & good):
