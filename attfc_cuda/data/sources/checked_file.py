@@ -42,7 +42,7 @@ class CheckedFile:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path, self.refused = Path(path), False
         self._begin(_Opening(self.path))
-        with self._kept.used():
+        with self._kept:
             self.size = self.info.st_size
         if self.size == 0:
             raise self.damaged(0, "hold data", "an empty file")
@@ -65,7 +65,7 @@ class CheckedFile:
             DamagedFile: Where another file has taken its place.
             OSError: Where it cannot be opened (any more).
         """
-        with self._kept.used() as file:
+        with self._kept as file:
             yield file.fileno()
 
     def read(self, start: int, length: int) -> bytes:
@@ -76,7 +76,8 @@ class CheckedFile:
         """
         if start >= 0 and length >= 0 and start + length <= self.size:  # else a hostile length would be allocated first
             try:
-                with self.descriptor() as descriptor:
+                with self._kept as file:
+                    descriptor = file.fileno()
                     content = os.pread(descriptor, length, start)
                     while 0 < len(content) < length and (more := _more(descriptor, start, content, length)):
                         content += more
