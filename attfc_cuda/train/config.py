@@ -200,7 +200,7 @@ class HeadConfig:
     backend: str = "auto"
     """Kernel: auto, eager, cpu, triton or cuda (`attfc info` lists what can run here)."""
     encoder_momentum: float | None = None
-    """Momentum of the gallery encoder; None: 1 - 7/steps, at least 0.9 and at most 0.999."""
+    """Momentum of the gallery encoder; None: 1 - 7/steps, at least 0.9 and at most 0.98."""
     encoder_warmup: float = 0.1
     """Share of the run over which 1 - momentum falls from 0.1 to its value: early weights are not worth remembering."""
     encoder_buffers: Literal["own", "copy"] = "own"

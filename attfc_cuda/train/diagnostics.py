@@ -1,8 +1,9 @@
-"""What a validation shows beside verification: the run so far and cosines to centres as pictures, and a warning that
-the latter mislead."""
+"""What a validation shows beside verification: the run so far and cosines to centres as pictures, and warnings that
+the latter mislead or that the run loses what it had learned."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from attfc_cuda._deprecated import renamed_attributes
@@ -16,6 +17,7 @@ from attfc_cuda.train.run_folder import LOG
 SATURATED = 0.8  # mean cosine to the own centre
 GOOD = 0.95  # accuracy from which there is nothing to warn of
 RISE = 0.002  # accuracy: less than this is no rise
+FALL = 0.03  # accuracy; of a short list three standard errors of a difference, where that is more
 PICTURE, COSINES = "training.png", "cosines"
 __getattr__ = renamed_attributes(__name__, {"SaturationWatch": "train.diagnostics.SaturationCheck"})
 
@@ -73,10 +75,8 @@ class SaturationCheck:
             positive_cosine: Mean since the validation before.
             results: Of the validation, by pair list.
         """
-        accuracies = [result.accuracy for result in results.values() if result.accuracy is not None]
-        if not accuracies:
+        if (accuracy := mean_accuracy(results)) is None:
             return None
-        accuracy = sum(accuracies) / len(accuracies)
         stuck = positive_cosine > SATURATED and accuracy < min(self._best + RISE, GOOD)
         self._stuck = self._stuck + 1 if stuck else 0
         self._best = max(self._best, accuracy)
@@ -89,3 +89,37 @@ class SaturationCheck:
             f"from older centres instead of faces; look at cosines/*.png and try --enqueue before, a larger "
             f"--capacity, a slower gallery encoder (--encoder-momentum nearer to 1), a lower --lr or a lower --scale"
         )
+
+
+class FallCheck:
+    """Warns once when the mean accuracy of the pair lists has fallen far below the best that the run had. The threshold
+    is our choice; what it looks for is measured in docs/learning.md."""
+
+    def __init__(self) -> None:
+        self._best, self._warned = 0.0, False
+
+    def warning(self, results: Mapping[str, VerificationResult]) -> str | None:
+        """The warning that the validation at hand calls for, or None.
+
+        Args:
+            results: Of the validation, by pair list.
+        """
+        if (accuracy := mean_accuracy(results)) is None:
+            return None
+        pairs = sum(result.num_pairs for result in results.values() if result.accuracy is not None)
+        fallen = self._best - accuracy > max(FALL, 3 * math.sqrt(2 * accuracy * (1 - accuracy) / pairs))
+        self._best = max(self._best, accuracy)
+        if not fallen or self._warned:
+            return None
+        self._warned = True
+        return (
+            f"warning: verification has fallen (mean accuracy {accuracy:.3f}, best {self._best:.3f}): the network "
+            f"loses what it had learned; under AttFC a gallery encoder that lags too far behind does this: try a lower "
+            f"--encoder-momentum, else a lower --lr"
+        )
+
+
+def mean_accuracy(results: Mapping[str, VerificationResult]) -> float | None:
+    """Of the pair lists that have one; None where none has."""
+    accuracies = [result.accuracy for result in results.values() if result.accuracy is not None]
+    return sum(accuracies) / len(accuracies) if accuracies else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FIRST_MOMENTUM = 0.9
+HIGHEST_MOMENTUM = 0.98
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class LearningRate:
 
 
 def auto_momentum(steps: int) -> float:
-    """Momentum of the gallery encoder for a run of `steps`: clamp(1 - 7 / steps, 0.9, 0.999).
+    """Momentum of the gallery encoder for a run of `steps`: clamp(1 - 7 / steps, 0.9, 0.98).
 
-    The average then reaches back over about a seventh of the run. 0.999, the published value, is for 10^5 steps: in a
-    run of a thousand the encoder would still be mostly random weights at the end. Our choice.
+    The average then reaches back over a seventh of a short run, and over 50 steps of any other. An encoder that lags
+    further is left behind by the network: at 0.996 and full learning rate it went round after it, all embeddings in
+    one direction (docs/learning.md). 0.999, the published value, comes with 10^5 steps. Our choice.
     """
-    return min(max(1 - 7 / steps, FIRST_MOMENTUM), 0.999)
+    return min(max(1 - 7 / steps, FIRST_MOMENTUM), HIGHEST_MOMENTUM)
 
 
 @dataclass(frozen=True)

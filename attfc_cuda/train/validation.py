@@ -21,7 +21,7 @@ from attfc_cuda.evaluation.measure import AnySet, measure_set
 from attfc_cuda.train.best import Best
 from attfc_cuda.train.card import write_card
 from attfc_cuda.train.config import TrainConfig
-from attfc_cuda.train.diagnostics import SaturationCheck, draw_training, record_cosines
+from attfc_cuda.train.diagnostics import FallCheck, SaturationCheck, draw_training, record_cosines
 from attfc_cuda.train.log import NoLog, RunLog, read_log
 from attfc_cuda.train.manifest import Manifest
 from attfc_cuda.train.run_folder import LOG
@@ -131,7 +131,7 @@ class Validation:
         self.training, self.own, self.log, self.tell = training, own, log, tell
         self.results: dict[str, VerificationResult] = {}
         self.best = None if own is None else Best(own, training.config.verify.best_by, training.step)
-        self._saturation, self._positives = SaturationCheck(), list[float]()
+        self._saturation, self._fall, self._positives = SaturationCheck(), FallCheck(), list[float]()
         self._verified_at: int | None = None
         if own is not None and training.step:
             self._recall(own)
@@ -160,6 +160,8 @@ class Validation:
             record_cosines(sample, step, log, self.own if training.config.run.pictures else None)  # type: ignore[arg-type]
         positives = self._positives
         if positives and (warning := self._saturation.warning(sum(positives) / len(positives), self.results)):
+            log.note(warning, step=step)
+        if warning := self._fall.warning(self.results):
             log.note(warning, step=step)
         positives.clear()
         self._keep_best()

@@ -3,9 +3,11 @@
     python examples/recipes/report.py runs/adasin_* runs/fc_*  # a row for each recipe, over its seeds
     python examples/recipes/report.py runs/* --json results.json  # every run's numbers
     python examples/recipes/report.py runs/cap*_0 runs/fc_0 --plot container_size  # container_size.png and .svg
+    python examples/recipes/report.py share/runs/* --far 1e-4  # the true accept rate at another false accept rate
 
 Runs whose settings differ in nothing but the seed form a row; the row is named after the folders without `_<seed>`.
-Read are each run's `log.jsonl`: settings, the last verification on each pair list, the training time.
+Read are each run's `log.jsonl`: settings, the last verification on each pair list, the training time. Behind a rate of
+a single run stands the interval over identities that holds 95 % of it, where the identities are known.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from attfc_cuda.evaluation.plots import COLORS
 from attfc_cuda.train.log import read_log
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
-FAR = "0.01"
 TEXTBOOK = re.compile(r"^head .*class weights", re.MULTILINE)  # the start-up report of examples/full_fc_arcface.py
 
 
@@ -37,7 +38,8 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     if end is None:
         return None
     config = records[0]["config"]
-    verification = {r["name"]: {k: r[k] for k in ("accuracy", "accuracy_std", "auc", "eer", "tar_at_far")}
+    numbers = ("accuracy", "accuracy_std", "auc", "eer", "tar_at_far", "at_far")
+    verification = {r["name"]: {k: r[k] for k in numbers if k in r}
                     for r in records if r["kind"] == "verify" and r["step"] == end["step"]}  # fmt: skip
     last = [r for r in records if r["kind"] == "step"][-1]
     report = records[0]["report"]
@@ -90,8 +92,14 @@ def mean(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f}{spread}"
 
 
-def table(runs: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table of accuracy / TAR at FAR 1e-2, mean and standard deviation over seeds."""
+def interval(found: Sequence[dict[str, Any]], far: str) -> str:
+    """What a single run's rate lies between, as text; empty where that is not known."""
+    ends = found[0].get("at_far", {}).get(far, {}).get("tar_interval") if len(found) == 1 else None
+    return f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
+
+
+def table(runs: Sequence[dict[str, Any]], far: str) -> str:
+    """A Markdown table of accuracy / TAR at this FAR, mean and standard deviation over seeds."""
     lists = list(dict.fromkeys(name for run in runs for name in run["verification"]))
     lines = [
         "| recipe | " + " | ".join(lists) + " | head MiB | seeds | min |",
@@ -104,23 +112,23 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
             if not found:
                 cells.append("")
                 continue
-            accuracy, rate = mean([v["accuracy"] for v in found]), mean([v["tar_at_far"][FAR] for v in found])
-            cells.append(f"{accuracy} / {rate}")
+            accuracy, rate = mean([v["accuracy"] for v in found]), mean([v["tar_at_far"][far] for v in found])
+            cells.append(f"{accuracy} / {rate}{interval(found, far)}")
         cells += [f"{group[0]['head_mib']:.2f}", str(len(group)), f"{min(r['training_s'] for r in group) / 60:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def plot(runs: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
+def plot(runs: Sequence[dict[str, Any]], stem: Path, far: str) -> list[Path]:
     """Accuracy and TAR over the centres of a step: AttFC as curves, Partial FC as squares, full FC as dashed lines;
     means and standard deviations over seeds; PNG and SVG."""
     lists = list(dict.fromkeys(name for run in runs for name in run["verification"]))
     figure = Figure(figsize=(11.0, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
-    for axes, label in zip(panels, ("accuracy", f"TAR at FAR {FAR}"), strict=True):
+    for axes, label in zip(panels, ("accuracy", f"TAR at FAR {far}"), strict=True):
         for name, color in zip(lists, COLORS, strict=False):
-            draw_list(axes, rows_of(runs), name, label == "accuracy", color)
+            draw_list(axes, rows_of(runs), name, None if label == "accuracy" else far, color)
         sizes = sorted({(r["centers"], r["head_mib"]) for r in runs if r["head"] == "attfc"})
         axes.set_xscale("log")
         axes.set_xticks([s for s, _ in sizes], [f"{s}\n{mib:.2g} MiB" for s, mib in sizes], fontsize="small")
@@ -137,14 +145,14 @@ def plot(runs: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
     return files
 
 
-def draw_list(axes: Axes, groups: Sequence[list[dict[str, Any]]], name: str, accuracy: bool, color: str) -> None:
-    """One verification list's results under every head."""
+def draw_list(axes: Axes, groups: Sequence[list[dict[str, Any]]], name: str, far: str | None, color: str) -> None:
+    """One verification list's results under every head: the true accept rate at `far`, or accuracy."""
     points: dict[str, list[tuple[int, float, float]]] = {"attfc": [], "partial_fc": []}
     for group in groups:
         results = [run["verification"][name] for run in group if name in run["verification"]]
         if not results:
             continue
-        values = [r["accuracy"] if accuracy else r["tar_at_far"][FAR] for r in results]
+        values = [r["accuracy"] if far is None else r["tar_at_far"][far] for r in results]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         head = group[0]["head"]
         if head in ("fc", "textbook"):
@@ -164,15 +172,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders; unfinished ones are left out")
     parser.add_argument("--json", type=Path, help="write every run's numbers there")
     parser.add_argument("--plot", type=Path, help="draw results over container size into PLOT.png and PLOT.svg")
+    parser.add_argument("--far", type=float, default=0.01, help="false accept rate, one that the runs verified at")
     options = parser.parse_args(arguments)
+    far = str(options.far)
     runs = [run for run in map(read_run, options.runs) if run is not None]
     if not runs:
         parser.error("none of the runs is finished")
-    print(table(runs))
+    print(table(runs, far))
     if options.json:
         options.json.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
     if options.plot:
-        print("written:", *plot(runs, options.plot))
+        print("written:", *plot(runs, options.plot, far))
 
 
 if __name__ == "__main__":

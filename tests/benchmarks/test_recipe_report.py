@@ -64,3 +64,21 @@ def config(**changes: object) -> dict:
 )
 def test_memory_of_a_head_follows_format_and_optimizer(head: str, changes: dict, bytes_a_number: int) -> None:
     assert REPORT["head_bytes"](config(**changes), head, 16) == bytes_a_number * NUMBERS
+
+
+def run_of(name: str, seed: int, rates: dict[str, float], interval: list[float] | None = None) -> dict:
+    at_far = {far: {"tar": rate, "tar_interval": interval} for far, rate in rates.items()}
+    held_out = {"accuracy": 0.9 + seed / 100, "tar_at_far": rates, "at_far": at_far}
+    return {
+        "name": name, "head": "attfc", "seed": seed, "config": {"of": name[:-2]}, "centers": 16, "head_mib": 1.0,
+        "training_s": 60.0, "verification": {"held-out": held_out},
+    }  # fmt: skip
+
+
+def test_table_shows_the_rate_asked_for_with_its_interval_or_the_spread_over_seeds() -> None:
+    rates = {"0.01": 0.7, "0.0001": 0.3}
+    runs = [run_of("one_0", 0, rates, [0.25, 0.35]), run_of("two_0", 0, rates), run_of("two_1", 1, rates)]
+    _, _, one, two = REPORT["table"](runs, "0.0001").splitlines()
+    assert one == "| one | 0.900 / 0.300 [0.250, 0.350] | 1.00 | 1 | 1.0 |"
+    assert two == "| two | 0.905 ± 0.007 / 0.300 ± 0.000 | 1.00 | 2 | 1.0 |"
+    assert "0.900 / 0.700" in REPORT["table"](runs, "0.01")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attfc_cuda.data import Batch
 from attfc_cuda.heads.attfc import CosineSample
 from attfc_cuda.train import AttFCObjective, TrainConfig, diagnostics, train
-from attfc_cuda.train.diagnostics import SaturationCheck, record_cosines
+from attfc_cuda.train.diagnostics import FallCheck, SaturationCheck, record_cosines
 from attfc_cuda.train.log import RunLog, read_log
 from attfc_cuda.train.manifest import Manifest
 
@@ -60,6 +60,39 @@ def test_the_accuracy_is_the_mean_of_the_lists_and_none_says_nothing() -> None:
     assert "mean cosine of 0.91" in (text := check.warning(0.91, lists)) and "accuracy 0.600, best 0.600" in text
     for setting in ("--enqueue before", "--capacity", "--encoder-momentum", "--scale"):
         assert setting in text
+
+
+def test_a_fall_far_below_the_best_warns_once() -> None:
+    def falls(*accuracies: float | None, pairs: int = 6000) -> list[bool]:
+        check = FallCheck()
+        lists = [{"set": SimpleNamespace(accuracy=value, num_pairs=pairs)} for value in accuracies]
+        return [check.warning(results) is not None for results in lists]
+
+    assert falls(0.818, 0.657, 0.779, 0.639) == [False, True, False, False]  # a run whose gallery encoder lagged
+    assert falls(0.60, 0.72, 0.70, 0.71, 0.80, 0.775) == [False] * 6
+    assert falls(0.9, 0.8, pairs=20) == [False, False]  # 0.38 would be three standard errors
+    assert falls(0.9, 0.8, pairs=600) == [False, True]
+    assert falls(None, None) == [False, False]
+    check = FallCheck()
+    assert (
+        check.warning({name: SimpleNamespace(accuracy=a, num_pairs=600) for name, a in (("a", 0.9), ("b", 0.7))})
+        is None
+    )
+    without = {"a": SimpleNamespace(accuracy=0.8, num_pairs=600), "b": SimpleNamespace(accuracy=None, num_pairs=600)}
+    assert check.warning(without) is None  # 0.8, as before
+    told = check.warning({"a": SimpleNamespace(accuracy=0.65, num_pairs=600)})
+    assert "mean accuracy 0.650, best 0.800" in told and "--encoder-momentum" in told and "--lr" in told
+
+
+def test_the_loop_notes_a_fall(tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fallen(self: FallCheck, results: object) -> str:
+        return f"warning: fallen on {', '.join(results)}"
+
+    monkeypatch.setattr(FallCheck, "warning", fallen)
+    config = tiny_config(verify_every=10)
+    train(config)
+    notes = [(r["step"], r["text"]) for r in read_log(config.run.run / "log.jsonl") if r["kind"] == "note"]
+    assert notes == [(10, "warning: fallen on held-out"), (20, "warning: fallen on held-out")]
 
 
 def test_the_loop_warns_and_notes_it(tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

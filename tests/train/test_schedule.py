@@ -27,7 +27,7 @@ def test_runs_of_one_step_and_all_warm_up_have_a_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "momentum"), [(1, 0.9), (70, 0.9), (140, 0.95), (700, 0.99), (7000, 0.999), (10**6, 0.999)]
+    ("steps", "momentum"), [(1, 0.9), (70, 0.9), (140, 0.95), (350, 0.98), (7000, 0.98), (10**6, 0.98)]
 )
 def test_momentum_suits_the_length_of_the_run(steps: int, momentum: float) -> None:
     assert auto_momentum(steps) == pytest.approx(momentum)
