@@ -26,8 +26,7 @@ from attfc_cuda.train.log import read_log
 IMAGES, HELD_OUT, FIRST_HELD_OUT = 6, 1000, 2**20  # of each identity; identities, from far behind those trained on
 SIDE, DIM, BATCH = 32, 128, 256
 FULL_FC = ("--head", "fc", "--no-fuse-optimizer", "--lr", "0.1")
-# Without class codes: drawn faces are all of one kind, and codes only cost there.
-ATTFC = ("--head", "attfc", "--container-dtype", "float32", "--class-code", "0")
+ATTFC = ("--head", "attfc", "--container-dtype", "float32")
 FIVE = (*ATTFC, "--margin", "adasin", "--capacity-share", "0.05")
 
 ROWS: dict[str, tuple[str, ...]] = {
@@ -39,7 +38,9 @@ ROWS: dict[str, tuple[str, ...]] = {
         for per_cent in (0.5, 1, 5, 10, 50)
     },
     "attfc_arcface_5": (*FIVE, "--margin", "arcface"),
-    "attfc_adasin_5_codes": (*FIVE, "--class-code", "1"),
+    "attfc_adasin_5_no_codes": (*FIVE, "--class-code", "0"),
+    "attfc_adasin_50_no_codes": (*ATTFC, "--margin", "adasin", "--capacity-share", "0.5", "--class-code", "0"),
+    "attfc_adasin_5_no_codes_momentum_996": (*FIVE, "--class-code", "0", "--encoder-momentum", "0.996"),
     "attfc_adasin_5_gallery_steps_4": (*FIVE, "--gallery-steps", "4"),
 }
 """The rows by name: what of `attfc train` differs from row to row."""
