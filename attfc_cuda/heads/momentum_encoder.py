@@ -31,9 +31,9 @@ class MomentumEncoder(nn.Module):
         module: the probe encoder, not wrapped: copy first, then wrap it in DistributedDataParallel or torch.compile, or
             shard it by FSDP's fully_shard; `update` accepts what comes out. Its parameters must be float32 or float64:
             in 16 bits a step of (1 - momentum) times the difference is rounded away, and the copy would stand still.
-        momentum: in [0, 1], the weight of the past. An attribute; assign to it to follow a schedule. 0.999 suits some
-            10^5 steps: the copy lags by about 1 / (1 - momentum) steps, which must stay a small part of the run. Short
-            runs want less (0.99 for 10^4).
+        momentum: in [0, 1], the weight of the past. An attribute; assign to it to follow a schedule. The copy lags by
+            about 1 / (1 - momentum) steps, which must stay a small part of the run: 0.9 for some hundred steps. At a
+            high learning rate AdaSin goes astray from 0.99 on (docs/learning.md); ArcFace only learns more slowly.
         buffers: `"own"`: buffers (the running statistics of BatchNorm) are this module's own, moved by its own forward
             passes; `"copy"`: `update` overwrites them with those of the source.
 
@@ -43,14 +43,14 @@ class MomentumEncoder(nn.Module):
 
     Source:
         AttFC, arXiv 2503.06839 (momentum 0.999 in its public code), after MoCo, arXiv 1911.05722, equation 2. The
-        choice about buffers is ours.
+        default and the choice about buffers are ours.
 
     Raises:
         ValueError: for momentum or buffers out of range.
         TypeError: for 16-bit parameters.
     """
 
-    def __init__(self, module: nn.Module, momentum: float = 0.999, buffers: str = "own") -> None:
+    def __init__(self, module: nn.Module, momentum: float = 0.98, buffers: str = "own") -> None:
         super().__init__()
         if not 0.0 <= momentum <= 1.0:
             raise error("MomentumEncoder", "momentum", "lie in [0, 1]", momentum)

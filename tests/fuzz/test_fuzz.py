@@ -44,7 +44,8 @@ sys.path.insert(0, sys.argv.pop(1))
 import attfc_cuda.data.sources.checked_file as m
 
 def read(self, start, length):
-    content = os.pread(self.descriptor, min(length, 2**20), start)
+    with self.descriptor() as descriptor:
+        content = os.pread(descriptor, min(length, 2**20), start)
     return content if len(content) == length else content[length]
 
 m.CheckedFile.read = read
