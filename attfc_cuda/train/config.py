@@ -382,6 +382,8 @@ class TrainConfig:
         groups = {g.name: g.default_factory for g in dataclasses.fields(TrainConfig)}
         _check_keys(plain, groups, "group")
         plain = {group: _with_new_names(fields, group) for group, fields in plain.items()}
+        if isinstance(head := plain.get("head"), dict) and isinstance(head.get("preset"), str):
+            named(head["preset"], "train")  # its error says more than that of a setting's type
         if isinstance(verify := plain.get("verify"), dict) and "hold_out" not in verify and set(verify) >= _VERIFY_0_1:
             plain["verify"] = {**verify, "hold_out": 0.0}
         return TrainConfig(**{name: _group(make, plain.get(name, {}), name) for name, make in groups.items()})
@@ -473,5 +475,10 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
             return float(value)
         elif isinstance(option, type) and isinstance(value, option) and (option is bool) == isinstance(value, bool):
             return value
-    kinds = " or ".join(getattr(o, "__name__", str(o)) if typing.get_origin(o) is None else str(o) for o in options)
-    raise error("train", f"config {name}", f"be {kinds}", repr(value))
+    raise error("train", f"config {name}", f"be {' or '.join(map(_in_words, options))}", repr(value))
+
+
+def _in_words(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return f"one of {', '.join(map(repr, typing.get_args(option)))}"
+    return getattr(option, "__name__", str(option)) if typing.get_origin(option) is None else str(option)

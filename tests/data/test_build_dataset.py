@@ -34,7 +34,11 @@ def test_folders(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "identities", "message"),
     [
-        ("procedural:200", None, 'spec must be "procedural" or "procedural:<identities>x<images>[@<first identity>]"'),
+        (
+            "procedural:200",
+            None,
+            'spec must be "procedural", or with any of these in this order: ":<identities>x<images>',
+        ),
         ("procedural:-2x3", None, "got 'procedural:-2x3'"),
         ("procedural", "ids.txt", "identities must be left out for procedural faces, got 'ids.txt'"),
         (" , ", None, "spec must name procedural faces, folders or files, got ' , '"),
