@@ -442,7 +442,11 @@ def _finish_panel(axes: Axes, label: str) -> None:
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color="0.5")
         axes.set_yticks([])
     elif len(by_label) > 1:
-        legend = axes.legend(by_label.values(), by_label.keys(), fontsize="small", framealpha=0.85)
+        # Above the panel, where it hides no curve.
+        legend = axes.legend(
+            by_label.values(), by_label.keys(), fontsize="small",
+            loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False,
+        )  # fmt: skip
         if len(handles) > len(by_label):
             for line in legend.get_lines():
                 line.set_color("0.35")
