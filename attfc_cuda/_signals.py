@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 STOP_SIGNALS = tuple(
@@ -25,16 +26,14 @@ def start_worker(worker: int = 0) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, _obey_the_next if number == signal.SIGTERM else signal.SIG_IGN)
-    if multiprocessing.parent_process() is not None:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _obey_the_next(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # nobody is left to tell why, and an orderly end would wait for the reader of our queue
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)  # nobody is left to tell why, and an orderly end would wait for the reader of our queue

@@ -11,11 +11,9 @@ that dies or cannot write leaves the checkpoint before as the newest.
 from __future__ import annotations
 
 import contextlib
-import functools
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from attfc_cuda.distributed.shards import Shards
 from attfc_cuda.distributed.split_state import Part, SplitOptimizer, parts_of
 from attfc_cuda.heads.container import DynamicClassContainer
 from attfc_cuda.train import checkpoint, checkpoint_writer, part_files
-from attfc_cuda.train.process_group import Group
+from attfc_cuda.train.process_group import Group, in_thread
 from attfc_cuda.train.snapshot import RowGuard, copied, copied_bytes
 
 
@@ -111,7 +109,7 @@ class GroupCheckpointWriter:
             whole = {**state, "shards": suffix, "shards_crc32": checksums}
             checkpoint.save(whole, folder, step, keep)
 
-        self._work, self._then = _started(write, f"parts of the checkpoint of step {step}"), complete
+        self._work, self._then = in_thread(write, f"parts of the checkpoint of step {step}"), complete
         if not background:
             self.finish()
 
@@ -131,7 +129,7 @@ class GroupCheckpointWriter:
             OSError: As in `report`.
         """
         while self._work is not None:
-            self._group.until_all(functools.partial(_has_ended, self._work))
+            self._group.until_all(self._work)
             self._go_on()
 
     @contextlib.contextmanager
@@ -176,17 +174,12 @@ class GroupCheckpointWriter:
                 then(checksums)
             return {}
 
-        self._work = _started(complete, "the checkpoint's file")
+        self._work = in_thread(complete, "the checkpoint's file")
 
     def _release(self) -> None:
         for container in self._containers:
             container.overwriting = None
         self._containers, self._guards = [], []
-
-
-def _has_ended(work: Future[dict[str, int]], seconds: float) -> bool:
-    """Whether it has, after as many seconds at most."""
-    return bool(wait([work], seconds).done)
 
 
 def _prepared(folder: Path, step: int) -> str:
@@ -211,17 +204,3 @@ def _not_written(path: Path, got: str) -> Exception:
 
 def _shards_of(parts: dict[str, Part]) -> Shards | None:
     return next((part.shards for part in parts.values()), None)
-
-
-def _started(work: Callable[[], dict[str, int]], name: str) -> Future[dict[str, int]]:
-    """What a thread of that name makes of `work`. It does not hold up the end of an interrupted process."""
-    made: Future[dict[str, int]] = Future()
-
-    def run() -> None:
-        try:
-            made.set_result(work())
-        except BaseException as failure:
-            made.set_exception(failure)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return made

@@ -37,8 +37,21 @@ from attfc_cuda.train.interrupt import LostWorker
 _BROKEN = ("gloo", "nccl", "connection", "timed out", "timeout", "broken pipe", "socket")
 _BEAT_S = 1.0
 _Made = TypeVar("_Made")
-
 __getattr__ = renamed_attributes(__name__, {"Silence": "train.log.NoLog"})
+
+
+def in_thread(make: Callable[[], _Made], name: str) -> Future[_Made]:
+    """What a thread of that name makes, which holds up neither messages nor the end of an interrupted process."""
+    made: Future[_Made] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as failure:
+            made.set_exception(failure)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return made
 
 
 class LostProcess(ConnectionError):
@@ -106,14 +119,14 @@ class Group:
         """Until every process is here."""
         dist.barrier()
 
-    def until_all(self, done: Callable[[float], bool]) -> None:
-        """Until something is done on every process, which may take longer than the group's timeout: a process that
+    def until_all(self, work: Future[Any] | None) -> None:
+        """Until the work of every process has ended, which may take longer than the group's timeout: a process that
         waits is told once a second that others are still at it.
 
         Args:
-            done: Whether it is done here, after as many seconds at most.
+            work: This process's; None where it has none.
         """
-        while self.any(not done(_BEAT_S)):
+        while self.any(work is not None and not wait([work], _BEAT_S).done):
             pass
 
     def in_turn(self, make: Callable[[], _Made]) -> _Made:
@@ -123,19 +136,10 @@ class Group:
         `make` may take longer than the group's timeout. What it raises is raised when every process has had its turn.
         """
         own = 0 if self.rank == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
-        made: Future[_Made] = Future()
-
-        def work() -> None:
-            try:
-                made.set_result(make())
-            except BaseException as cause:
-                made.set_exception(cause)
-
         for turn in range(3):
             if turn == own:
-                # In a thread that holds up neither the messages nor the end of an interrupted process.
-                threading.Thread(target=work, daemon=True).start()
-            self.until_all((lambda seconds: bool(wait([made], seconds).done)) if turn == own else lambda seconds: True)
+                made = in_thread(make, "turn of this process")
+            self.until_all(made if turn == own else None)
         return made.result()
 
     def sum(self, value: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from attfc_cuda.data import ProceduralFaces, build_dataset
-from attfc_cuda.data.procedural import drawing
 from attfc_cuda.data.procedural.hard import (
     CLAN,
     CLANS_TRAITS,
@@ -79,14 +78,6 @@ def test_image_depends_on_seed_identity_and_image_alone():
             assert torch.equal(few[identity * 2 + image], many[identity * 7 + image])
     assert torch.equal(late[0], many[7])
     assert not torch.equal(few[0], ProceduralFaces(1, 1, 32, seed=5)[0])
-
-
-def test_windows_clip_nothing_in_wilder_poses(monkeypatch):
-    chosen = [(identity, image) for identity in range(60) for image in range(3)]
-    windowed = [hard_face(0, *which, 64) for which in chosen]
-    monkeypatch.setattr(drawing._Camera, "window", lambda self, *corners: (slice(0, self.size),) * 2)
-    for which, picture in zip(chosen, windowed, strict=True):
-        np.testing.assert_array_equal(picture, hard_face(0, *which, 64), err_msg=f"identity, image {which}")
 
 
 def test_few_pixels_are_enlarged_to_the_size_asked_for():

@@ -10,6 +10,7 @@ import torch
 from attfc_cuda.data import ProceduralFaces, normalize_images
 from attfc_cuda.data.procedural import drawing as face_drawing
 from attfc_cuda.data.procedural.dataset import _traits, procedural_face
+from attfc_cuda.data.procedural.hard import hard_face
 from attfc_cuda.data.procedural.traits import IDENTITY_TRAITS, SHOT_FACTORS
 
 
@@ -50,13 +51,14 @@ def test_shape_labels_and_report():
     assert "identities with a single image: 2" in ProceduralFaces(2, 1, 8).report()
 
 
-def test_windows_clip_nothing(monkeypatch):
+@pytest.mark.parametrize(("draw", "identities", "images"), [(procedural_face, 45, 2), (hard_face, 60, 3)])
+def test_windows_clip_nothing(monkeypatch, draw, identities, images):
     # A feature is painted only in the pixels its window allows; with windows as large as the image nothing may change.
-    chosen = [(identity, image) for identity in range(45) for image in range(2)]
-    windowed = [procedural_face(0, *which, 64) for which in chosen]
+    chosen = [(identity, image) for identity in range(identities) for image in range(images)]
+    windowed = [draw(0, *which, 64) for which in chosen]
     monkeypatch.setattr(face_drawing._Camera, "window", lambda self, *corners: (slice(0, self.size),) * 2)
     for which, picture in zip(chosen, windowed, strict=True):
-        np.testing.assert_array_equal(picture, procedural_face(0, *which, 64), err_msg=f"identity, image {which}")
+        np.testing.assert_array_equal(picture, draw(0, *which, 64), err_msg=f"identity, image {which}")
 
 
 def test_every_image_has_contrast_and_differs():
