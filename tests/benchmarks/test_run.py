@@ -237,8 +237,6 @@ def test_a_sweep_measures_writes_and_shows(here: None, tmp_path, monkeypatch, ca
 def test_files_of_an_earlier_version_are_read_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     results = ROOT / "benchmarks" / "results"
     for path in sorted(results.glob("*.json")):
-        if path.name.startswith("real_faces"):
-            continue
         report = reports.read("test", path)
         if report["schema"] in (reports.HEADS, reports.SWEEP):
             table.show(report["rows"])
