@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,12 +36,13 @@ class Command:
 def run(command: Command) -> int:
     """Write the file and say what is in it; exit code 0."""
     from attfc_cuda.data import ProceduralFaces, StoredFaces, build_dataset, pack
+    from attfc_cuda.data.processes import spare_workers
 
     on_bad_image = command.on_bad_image
     dataset = build_dataset(command.source, command.image_size or 112, seed=command.seed, on_bad_image=on_bad_image)
     if not isinstance(dataset, (StoredFaces, ProceduralFaces)):
         raise error("pack", "source", "be one source of stored images, or drawn faces", repr(command.source))
-    workers = len(os.sched_getaffinity(0)) if command.workers is None else command.workers
+    workers = spare_workers() if command.workers is None else command.workers
     outside = command.allow_outside
     print(pack(dataset, command.out, image_size=command.image_size, allow_outside=outside, workers=workers))
     return 0

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Generator
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 from attfc_cuda._check import error
-from attfc_cuda._signals import start_worker
 from attfc_cuda.data._checks import checked_int
 from attfc_cuda.data.faces import SlowNotice, UnreadableImage
 from attfc_cuda.data.images import decode_image
 from attfc_cuda.data.procedural.dataset import ProceduralFaces
+from attfc_cuda.data.processes import in_processes
 from attfc_cuda.data.sources.recordio import MAX_LABEL
 from attfc_cuda.data.sources.recordio_writer import RecordWriter
 from attfc_cuda.data.sources.skipped import Skipped
@@ -75,7 +72,8 @@ def pack(
     with_header = len(dataset) + len(dataset.identities) + 1 <= MAX_LABEL
     key = int(with_header)
     spans: list[tuple[int, int]] = []
-    images = _encoded_images(_Encoder(dataset, image_size, allow_outside), workers)
+    encode = _Encoder(dataset, image_size, allow_outside)
+    images = in_processes(encode, len(dataset), workers, a_turn=IMAGES_A_TURN)
     with closing(images), RecordWriter(path) as writer:
         if with_header:  # its numbers are known at the end only
             writer.write(0, [0, 0], layout="vector")
@@ -105,30 +103,13 @@ def pack(
     return f"{path}: {count} images of {len(spans)} identities, {size:.1f} MiB{skipped.text(chr(10) + '  ')}"
 
 
-def _encoded_images(encoder: _Encoder, workers: int) -> Generator[tuple[int, bytes | UnreadableImage], None, None]:
-    """Every image's label and content, by identity; what worker processes it takes end with the iteration."""
-    loader = DataLoader(
-        encoder,
-        batch_size=IMAGES_A_TURN,
-        num_workers=workers,
-        collate_fn=list,
-        generator=torch.Generator(),  # else the global one moves
-        worker_init_fn=start_worker,
-    )
-    for turn in loader:
-        yield from turn
-
-
-class _Encoder(Dataset):
+class _Encoder:
     """Slot of `order` -> the image's label and the bytes to store, or why there are none."""
 
     def __init__(self, dataset: StoredFaces | ProceduralFaces, image_size: int | None, allow_outside: bool) -> None:
         self.dataset, self.image_size, self.allow_outside = dataset, image_size, allow_outside
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, slot: int) -> tuple[int, bytes | UnreadableImage]:
+    def __call__(self, slot: int) -> tuple[int, bytes | UnreadableImage]:
         index = int(self.dataset.images_at(np.array([slot]))[0])
         label = int(self.dataset.labels[index])
         try:

@@ -78,22 +78,41 @@ def load_index(
         variant: A word for the index's name, where one source has several.
         strict: Search anew where something damaged was left out, so that `build` raises it.
     """
-    of = {"release": __version__, **of}
-    if source.is_symlink():
-        of["file"] = os.path.realpath(source)
-    places = list(_places(source, variant))
-    for place in places:
-        with contextlib.suppress(OSError, DamagedFile):
-            index = _read(place, source, of)
-            if index is not None and not (strict and index.damaged) and _is_sound(sound, index.arrays):
-                return index
+    index = kept_index(source, of, sound, variant=variant, strict=strict)
+    if index is not None:
+        return index
+    of = _with_surroundings(source, of)  # before the search
     index = build()
     if index.lasting:
-        for place in places:
+        for place in _places(source, variant):
             with contextlib.suppress(OSError):
                 _write(place, source, of, index)
                 break
     return index
+
+
+def kept_index(
+    source: Path,
+    of: dict[str, Any],
+    sound: Callable[[dict[str, np.ndarray]], bool],
+    *,
+    variant: str = "",
+    strict: bool = False,
+) -> Index | None:
+    """The kept index of a source; None where there is none that still fits. Args as for `load_index`."""
+    of = _with_surroundings(source, of)
+    for place in _places(source, variant):
+        with contextlib.suppress(OSError, DamagedFile):
+            index = _read(place, source, of)
+            if index is not None and not (strict and index.damaged) and _is_sound(sound, index.arrays):
+                return index
+    return None
+
+
+def _with_surroundings(source: Path, of: dict[str, Any]) -> dict[str, Any]:
+    """What an index of a source depends on, with the release and the file behind a link."""
+    behind = {"file": os.path.realpath(source)} if source.is_symlink() else {}
+    return {"release": __version__, **of, **behind}
 
 
 def stamp(info: os.stat_result) -> list[int]:

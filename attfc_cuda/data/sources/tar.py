@@ -17,7 +17,7 @@ from attfc_cuda.data.faces import SlowNotice, UnreadableImage
 from attfc_cuda.data.limits import TooLarge, require_bytes
 from attfc_cuda.data.sources.checked_file import CheckedFile, DamagedFile
 from attfc_cuda.data.sources.stored import StoredFaces
-from attfc_cuda.data.sources.tar_index import ShardIndex, mixed, shard_index
+from attfc_cuda.data.sources.tar_index import ShardIndex, mixed, shard_indexes
 from attfc_cuda.data.sources.tar_members import BLOCK, header_at
 from attfc_cuda.data.sources.tar_samples import LABEL_FIELDS
 
@@ -66,24 +66,20 @@ class TarFaces(StoredFaces):
         if label_field not in LABEL_FIELDS:
             raise error("TarFaces", "label_field", f"be one of {', '.join(LABEL_FIELDS)}", repr(label_field))
         paths = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
-        self._shards, indexes, total = [], [], 0
-        notice = SlowNotice("looking for images")
+        self._shards = []
         for path in paths:
             try:
-                shard = CheckedFile(path)
+                self._shards.append(CheckedFile(path))
             except (OSError, DamagedFile) as cause:
                 raise error("TarFaces", "shards", "be readable tar files", f"{path} ({cause})") from cause
-            self._shards.append(shard)
-            before = total
+        notice = SlowNotice("looking for images")
 
-            def tell(found: int, before: int = before) -> None:
-                notice(f"{len(self._shards)} of {len(paths)} shards, {before + found} images")
+        def tell(shards: int, images: int) -> None:
+            notice(f"{shards} of {len(paths)} shards, {images} images")
 
-            index = shard_index(shard, label_field, on_bad_image == "raise", tell)
+        indexes = shard_indexes(self._shards, label_field, on_bad_image == "raise", tell)
+        for index in indexes:
             self.skipped.update(index.skipped)
-            indexes.append(index)
-            total += len(index.starts)
-            tell(len(index.starts))
         self._ends = np.cumsum([shard.size for shard in self._shards], dtype=np.int64)  # of the shards laid end to end
         bases = [0, *self._ends[:-1].tolist()]
         starts = [index.starts + base for index, base in zip(indexes, bases, strict=False)]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from attfc_cuda._check import error
+from attfc_cuda.data.processes import in_processes, spare_workers
 from attfc_cuda.data.sources.checked_file import CheckedFile
-from attfc_cuda.data.sources.index_cache import Index, load_index, small, stamp
+from attfc_cuda.data.sources.index_cache import Index, kept_index, load_index, small, stamp
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.skipped import Skipped
 from attfc_cuda.data.sources.tar_members import BLOCK
 from attfc_cuda.data.sources.tar_samples import samples
 
 _TOLD = 1024  # images
+_LONG_S = 4.0  # worth the start of worker processes, which import torch where they are not forked
 
 
 class ShardIndex(NamedTuple):
@@ -36,37 +39,90 @@ class ShardIndex(NamedTuple):
     names: list[str] | None
     skipped: Skipped
 
+    @classmethod
+    def of(cls, index: Index) -> ShardIndex:
+        """From what `_build` found, or was kept of it."""
+        found = index.arrays
+        names = list(PackedNames.of_arrays(found["name_ends"], found["names"])) if "names" in found else None
+        return cls(found["starts"], found["checks"], found["identities"], names, index.skipped)
+
     def first(self, path: Any) -> str:
         """The first image, and whose it is, in words."""
         identity = self.identities[0] if self.names is None else self.names[self.identities[0]]
         return _place(identity, path, int(self.starts[0]))
 
 
-def shard_index(shard: CheckedFile, label_field: str, strict: bool, tell: Callable[[int], None]) -> ShardIndex:
-    """The index of a shard, kept or made.
+def shard_indexes(
+    shards: Sequence[CheckedFile], label_field: str, strict: bool, tell: Callable[[int, int], None]
+) -> list[ShardIndex]:
+    """The indexes of shards, kept or made; by worker processes, one for each core, where making them takes long.
 
     Args:
-        shard: The file.
+        shards: The files.
         label_field: As for `TarFaces`.
         strict: Whether damage is an error.
-        tell: Called now and then with the number of images found so far, while it is made.
+        tell: Called now and then with the number of shards that are done and of images found so far.
 
     Raises:
         ValueError: As `TarFaces`.
     """
-    index = load_index(
-        shard.path,
-        {"shard": stamp(shard.info), "label_field": label_field},
-        lambda: _build(shard, label_field, strict, tell),
-        lambda arrays: _sound(arrays, shard.size),
-        variant="" if label_field == "auto" else label_field,
-        strict=strict,
-    )
-    found = index.arrays
-    names = PackedNames.of_arrays(found["name_ends"], found["names"]) if "names" in found else None
-    return ShardIndex(
-        found["starts"], found["checks"], found["identities"], None if names is None else list(names), index.skipped
-    )
+    search = _Search(shards, label_field, strict)
+    indexes = {number: index for number in range(len(shards)) if (index := search.kept(number)) is not None}
+    missing = [number for number in range(len(shards)) if number not in indexes]
+    total = sum(len(index.arrays["starts"]) for index in indexes.values())
+    searched = _searched(search.of(missing), lambda found: tell(len(indexes), total + found))
+    for number, index in zip(missing, searched, strict=True):
+        indexes[number] = index
+        total += len(index.arrays["starts"])
+        tell(len(indexes), total)
+    return [ShardIndex.of(indexes[number]) for number in range(len(shards))]
+
+
+def _searched(search: _Search, tell: Callable[[int], None]) -> Generator[Index, None, None]:
+    """The indexes of all its shards. The first ones are made here, and tell how long the others will take."""
+    done, begin, workers = 0, time.monotonic(), spare_workers()
+    while done < len(search.shards):
+        left = len(search.shards) - done
+        if min(workers, left) > 1 and done and (time.monotonic() - begin) / done * left > _LONG_S:
+            rest = search.of(range(done, len(search.shards)))
+            yield from in_processes(rest, left, min(workers, left))
+            return
+        yield search(done, tell)
+        done += 1
+
+
+class _Search:
+    """Finds what lies in shards; can be pickled.
+
+    Args:
+        shards, label_field, strict: As for `shard_indexes`.
+    """
+
+    def __init__(self, shards: Sequence[CheckedFile], label_field: str, strict: bool) -> None:
+        self.shards, self.label_field, self.strict = shards, label_field, strict
+
+    def of(self, numbers: Iterable[int]) -> _Search:
+        """The same among fewer shards."""
+        return _Search([self.shards[number] for number in numbers], self.label_field, self.strict)
+
+    def kept(self, number: int) -> Index | None:
+        """The index of a shard, if there is one that fits."""
+        return kept_index(**self._asked(number))
+
+    def __call__(self, number: int, tell: Callable[[int], None] = lambda found: None) -> Index:
+        """The index of a shard, kept from now on."""
+        shard = self.shards[number]
+        return load_index(build=lambda: _build(shard, self.label_field, self.strict, tell), **self._asked(number))
+
+    def _asked(self, number: int) -> dict[str, Any]:
+        shard = self.shards[number]
+        return {
+            "source": shard.path,
+            "of": {"shard": stamp(shard.info), "label_field": self.label_field},
+            "sound": lambda arrays: _sound(arrays, shard.size),
+            "variant": "" if self.label_field == "auto" else self.label_field,
+            "strict": self.strict,
+        }
 
 
 def mixed(first: str, here: str) -> Exception:
