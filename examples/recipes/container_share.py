@@ -3,6 +3,7 @@
     python examples/recipes/container_share.py draw --identities 20000             # share/train_20000.rec, held_out.rec
     python examples/recipes/container_share.py run --identities 20000 --seeds 0 1 2 --minutes 60
     python examples/recipes/report.py share/runs/20000_* --far 1e-4 --json results.json --plot share
+    python examples/recipes/container_share.py ages --identities 20000             # of the centres that a step meets
 
 Hard drawn faces (`--data procedural:...:hard`), 6 images of each identity; 1000 identities that no run trains on are
 verified over all pairs of images. Every head sees the same images in the same order. `run` takes the rows one after the
@@ -21,13 +22,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from attfc_cuda.heads.container import DynamicClassContainer
 from attfc_cuda.train.log import read_log
+from attfc_cuda.train.objective import container_slots
 
 IMAGES, HELD_OUT, FIRST_HELD_OUT = 6, 1000, 2**20  # of each identity; identities, from far behind those trained on
 SIDE, DIM, BATCH = 32, 128, 256
 FULL_FC = ("--head", "fc", "--no-fuse-optimizer", "--lr", "0.1")
 ATTFC = ("--head", "attfc", "--container-dtype", "float32")
 FIVE = (*ATTFC, "--margin", "adasin", "--capacity-share", "0.05")
+SHARES = (0.5, 1, 5, 10, 50)  # per cent of the identities
 
 ROWS: dict[str, tuple[str, ...]] = {
     "fc_arcface": (*FULL_FC, "--margin", "arcface"),
@@ -35,15 +42,17 @@ ROWS: dict[str, tuple[str, ...]] = {
     "partial_fc_10": ("--head", "partial_fc", "--sample-rate", "0.1", *FULL_FC[2:], "--margin", "arcface"),
     **{
         f"attfc_adasin_{per_cent}": (*ATTFC, "--margin", "adasin", "--capacity-share", str(per_cent / 100))
-        for per_cent in (0.5, 1, 5, 10, 50)
+        for per_cent in SHARES
     },
+    "attfc_adasin_one_batch": (*ATTFC, "--margin", "adasin", "--capacity", str(BATCH)),
     "attfc_arcface_5": (*FIVE, "--margin", "arcface"),
+    "attfc_curricularface_5": (*FIVE, "--margin", "curricularface"),
     "attfc_adasin_5_no_codes": (*FIVE, "--class-code", "0"),
     "attfc_adasin_50_no_codes": (*ATTFC, "--margin", "adasin", "--capacity-share", "0.5", "--class-code", "0"),
     "attfc_adasin_5_no_codes_momentum_996": (*FIVE, "--class-code", "0", "--encoder-momentum", "0.996"),
     "attfc_adasin_5_gallery_steps_4": (*FIVE, "--gallery-steps", "4"),
 }
-"""The rows by name: what of `attfc train` differs from row to row."""
+"""The rows by name: what of `attfc train` differs from row to row. Shares of less than four batches are the same run."""
 
 
 def draw(folder: Path, identities: int, label_noise: float) -> None:
@@ -105,9 +114,33 @@ def run(folder: Path, given: argparse.Namespace) -> None:
                 raise SystemExit(code)
 
 
+def ages(identities: int, epochs: int = 4) -> str:
+    """A Markdown table of how old centres are, in steps, after some epochs of random batches, by the container's share;
+    and of the probes' classes how many it holds from before. No training: ages depend on labels alone."""
+    lines = [
+        f"| share of {identities} | centres | 10 % are younger than | median | 90 % | oldest | own class held |",
+        "| --- " * 7 + "|",
+    ]
+    rng = np.random.default_rng(0)
+    for per_cent in SHARES:
+        slots = container_slots(per_cent / 100, identities, BATCH)
+        container, held = DynamicClassContainer(slots, 1, num_classes=identities, policy="refresh"), 0.0
+        for _ in range(epochs):
+            order = torch.from_numpy(rng.permutation(np.repeat(np.arange(identities), IMAGES)))
+            batches = order[: len(order) // BATCH * BATCH].split(BATCH)
+            held = 0.0
+            for labels in batches:
+                held += float(container.lookup(labels)[1].float().mean()) / len(batches)
+                container.enqueue(torch.ones(BATCH, 1), labels)
+        steps = (container.age[container.labels >= 0] / BATCH).numpy()
+        found = " | ".join(f"{age:.0f}" for age in np.quantile(steps, [0.1, 0.5, 0.9, 1.0]))
+        lines.append(f"| {per_cent:g} % | {slots} | {found} | {held:.1%} |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Accuracy over container share, on hard drawn faces.")
-    parser.add_argument("what", choices=("draw", "run"))
+    parser.add_argument("what", choices=("draw", "run", "ages"))
     parser.add_argument("--folder", type=Path, default=Path("share"), help="where faces and runs lie")
     parser.add_argument("--identities", type=int, default=20000, help="identities to train on")
     parser.add_argument("--label-noise", type=float, default=0.0, help="share of the images under a wrong label")
@@ -119,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.what == "draw":
         draw(given.folder, given.identities, given.label_noise)
+    elif given.what == "ages":
+        print(ages(given.identities))
     else:
         run(given.folder, given)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import runpy
 from argparse import Namespace
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attfc_cuda.cli import main
 from attfc_cuda.train import TrainConfig
 
 RECIPE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "recipes" / "container_share.py"))
+KINDS = ("adasin", "arcface", "curricularface")
 
 
 def given(**changes: object) -> Namespace:
@@ -50,6 +53,30 @@ def test_the_trainer_takes_every_row(row: str, tmp_path: Path, monkeypatch: pyte
     assert main(RECIPE["command"](tmp_path, row, 3, given(flags=["--epochs", "9"]))[3:]) == 0
     (config,) = taken
     assert config.head.head == row.split("_")[0].replace("partial", "partial_fc") and config.optim.epochs == 9
-    assert config.head.margin == ("adasin" if "adasin" in row else "arcface") and config.run.seed == 3
-    if config.head.head == "attfc":
+    assert config.head.margin == next((word for word in row.split("_") if word in KINDS), "arcface") and config.run.seed == 3
+    if row.endswith("one_batch"):
+        assert config.head.capacity == config.dataset.batch_size
+    elif config.head.head == "attfc":
         assert config.head.capacity_share == float(row.split("_")[2]) / 100
+
+
+def test_ages_are_those_of_a_list_of_the_last_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    identities, images, batch, slots = 50, 4, 8, 32
+    for name, value in {"IMAGES": images, "BATCH": batch, "SHARES": (2,)}.items():
+        monkeypatch.setitem(RECIPE["ages"].__globals__, name, value)
+    rng, seen, held = np.random.default_rng(0), OrderedDict(), 0
+    for _ in range(2):
+        order, held = rng.permutation(np.repeat(np.arange(identities), images)), 0
+        for step in range(len(order) // batch):
+            labels = order[step * batch : (step + 1) * batch]
+            held += sum(label in seen for label in labels)
+            for label in labels:
+                seen.pop(label, None)
+                seen[label] = None
+            while len(seen) > slots:
+                seen.popitem(last=False)
+            seen = OrderedDict((label, (age or 0) + 1 if label not in labels else 0) for label, age in seen.items())
+    row = RECIPE["ages"](identities, epochs=2).splitlines()[-1].split("|")
+    assert row[2].strip() == str(slots) and row[-2].strip() == f"{held / (len(order) // batch * batch):.1%}"
+    oldest = max(seen.values())
+    assert abs(int(row[6]) - oldest) <= 1  # ages are counted in rows, and rounded
