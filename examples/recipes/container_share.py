@@ -34,6 +34,7 @@ SIDE, DIM, BATCH = 32, 128, 256
 FULL_FC = ("--head", "fc", "--no-fuse-optimizer", "--lr", "0.1")
 ATTFC = ("--head", "attfc", "--container-dtype", "float32")
 FIVE = (*ATTFC, "--margin", "adasin", "--capacity-share", "0.05")
+PUBLISHED = ("--scale", "64", "--m", "0.5", "--warmup", "0.25")  # with a long warm-up
 SHARES = (0.5, 1, 5, 10, 50)  # per cent of the identities
 
 ROWS: dict[str, tuple[str, ...]] = {
@@ -50,6 +51,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "attfc_adasin_5_no_codes": (*FIVE, "--class-code", "0"),
     "attfc_adasin_50_no_codes": (*ATTFC, "--margin", "adasin", "--capacity-share", "0.5", "--class-code", "0"),
     "attfc_adasin_5_no_codes_momentum_996": (*FIVE, "--class-code", "0", "--encoder-momentum", "0.996"),
+    "attfc_adasin_5_as_published": (*FIVE, *PUBLISHED),
+    "fc_arcface_as_published": (*FULL_FC, "--margin", "arcface", *PUBLISHED),
     "attfc_adasin_5_gallery_steps_4": (*FIVE, "--gallery-steps", "4"),
 }
 """The rows by name: what of `attfc train` differs from row to row. Shares of less than four batches are the same run."""
