@@ -55,7 +55,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "fc_arcface_as_published": (*FULL_FC, "--margin", "arcface", *PUBLISHED),
     "attfc_adasin_5_gallery_steps_4": (*FIVE, "--gallery-steps", "4"),
 }
-"""The rows by name: what of `attfc train` differs from row to row. Shares of less than four batches are the same run."""
+"""The rows by name: what of `attfc train` differs. Shares of less than four batches are one and the same run."""
 
 
 def draw(folder: Path, identities: int, label_noise: float) -> None:
@@ -85,7 +85,7 @@ def command(folder: Path, row: str, seed: int, given: argparse.Namespace) -> lis
     if (run / "log.jsonl").is_file():
         if any(record["kind"] == "end" for record in read_log(run / "log.jsonl")):
             return []
-        if any((run / "checkpoints").glob("*")):
+        if any((run / "checkpoints").glob("step_*.pt")):
             return [*attfc, "--resume", "--run", str(run)]
     settings = {
         "data": faces, "image-size": SIDE, "embedding-dim": DIM, "batch-size": BATCH, "epochs": given.epochs,

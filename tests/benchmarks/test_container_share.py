@@ -26,7 +26,7 @@ def started(run: Path, *records: dict, checkpoint: bool = False) -> None:
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if checkpoint:
-        (run / "checkpoints" / "step_1").touch()
+        (run / "checkpoints" / "step_00000001.pt").touch()
 
 
 def test_a_row_is_started_gone_on_with_or_left_out(tmp_path: Path) -> None:
@@ -53,7 +53,10 @@ def test_the_trainer_takes_every_row(row: str, tmp_path: Path, monkeypatch: pyte
     assert main(RECIPE["command"](tmp_path, row, 3, given(flags=["--epochs", "9"]))[3:]) == 0
     (config,) = taken
     assert config.head.head == row.split("_")[0].replace("partial", "partial_fc") and config.optim.epochs == 9
-    assert config.head.margin == next((word for word in row.split("_") if word in KINDS), "arcface") and config.run.seed == 3
+    assert (
+        config.head.margin == next((word for word in row.split("_") if word in KINDS), "arcface")
+        and config.run.seed == 3
+    )
     if row.endswith("one_batch"):
         assert config.head.capacity == config.dataset.batch_size
     elif config.head.head == "attfc":
