@@ -24,8 +24,14 @@ def start_worker(worker: int = 0) -> None:
     Args:
         worker: Its number, which a `DataLoader` gives.
     """
-    for number in STOP_SIGNALS:
-        signal.signal(number, _obey_the_next if number == signal.SIGTERM else signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _obey_the_next)
+    start_helper()
+
+
+def start_helper(worker: int = 0) -> None:
+    """As `start_worker`, for a process without which nothing is lost: the first SIGTERM ends it."""
+    for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

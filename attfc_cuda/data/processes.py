@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from attfc_cuda._signals import start_worker
+from attfc_cuda._signals import start_helper
 
 Result = TypeVar("Result")
 
@@ -23,6 +23,11 @@ def spare_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def start_method() -> str:
+    """How processes are started here. To ask settles nothing: a program may still call `set_start_method`."""
+    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+
+
 def in_processes(
     work: Callable[[int], Result], count: int, workers: int, *, a_turn: int = 1
 ) -> Generator[Result, None, None]:
@@ -31,7 +36,8 @@ def in_processes(
     Args:
         work: A function that can be pickled. What it raises is raised here, in its turn.
         count: How often it is called.
-        workers: Processes that call it; 0: this one. They end with the iteration, or when this process has gone.
+        workers: Processes that call it; 0: this one. They end with the iteration, at once where it is given up, or when
+            this process has gone.
         a_turn: Items that a worker takes at once.
     """
     loader = DataLoader(
@@ -40,13 +46,19 @@ def in_processes(
         num_workers=workers,
         collate_fn=list,
         generator=torch.Generator(),  # else the global one moves
-        worker_init_fn=start_worker,
+        worker_init_fn=start_helper,
+        multiprocessing_context=start_method() if workers else None,  # else the program's way of starting is settled
     )
-    for turn in loader:
-        for result in turn:
-            if isinstance(result, _Raised):
-                raise result.cause
-            yield result
+    turns = iter(loader)
+    try:
+        for turn in turns:
+            for result in turn:
+                if isinstance(result, _Raised):
+                    raise result.cause
+                yield result
+    finally:  # a DataLoader would wait for what its workers are at, seconds for each of them
+        for worker in getattr(turns, "_workers", ()):
+            worker.terminate()
 
 
 class _Raised(NamedTuple):

@@ -2,7 +2,10 @@
 
 import io
 import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -39,6 +42,7 @@ def two_workers(monkeypatch):
 
     monkeypatch.setattr(tar_index, "_LONG_S", -1.0)
     monkeypatch.setattr(tar_index, "spare_workers", lambda: 2)
+    monkeypatch.setattr(tar_index, "start_method", lambda: "fork")
     monkeypatch.setattr(tar_index, "in_processes", counted)
     return given
 
@@ -78,6 +82,12 @@ def test_damage_that_a_worker_finds_is_the_error_of_one_process(tmp_path, monkey
     assert str(found.value) == str(expected.value) and two_workers == [(4, 2)]
 
 
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_no_worker_is_started_where_it_would_run_the_main_file(tmp_path, monkeypatch, two_workers, method):
+    monkeypatch.setattr(tar_index, "start_method", lambda: method)
+    assert len(TarFaces(write_shards(tmp_path / "a"), 8)) == 25 and two_workers == []
+
+
 def test_a_search_goes_to_processes_that_are_not_forked(tmp_path):
     search = tar_index._Search([CheckedFile(path) for path in write_shards(tmp_path / "a")], "auto", False)
     there = pickle.loads(pickle.dumps(search))
@@ -91,6 +101,33 @@ def test_items_come_in_order_and_an_error_in_its_turn():
         assert [next(results) for _ in range(5)] == [1 / (5 - k) for k in range(5)]
         with pytest.raises(ZeroDivisionError, match="^division by zero$"):
             next(results)
+
+
+ENDLESS = """
+import multiprocessing, threading
+from torch.utils.data import _utils
+from attfc_cuda.data.processes import in_processes
+
+_utils.MP_STATUS_CHECK_INTERVAL = 1e6  # what a DataLoader waits for each of its workers, in seconds
+
+def endless(item):
+    return threading.Event().wait() if item else item
+
+if __name__ == "__main__":
+    results = in_processes(endless, 3, 2)
+    assert next(results) == 0 and len(multiprocessing.active_children()) == 2
+    results.close()
+    assert multiprocessing.active_children() == []
+    multiprocessing.set_start_method("spawn")
+"""
+
+
+def test_workers_end_at_once_when_they_are_given_up_and_settle_no_start_method(tmp_path):
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 def _inverse(item):

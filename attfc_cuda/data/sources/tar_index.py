@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attfc_cuda._check import error
-from attfc_cuda.data.processes import in_processes, spare_workers
+from attfc_cuda.data.processes import in_processes, spare_workers, start_method
 from attfc_cuda.data.sources.checked_file import CheckedFile
 from attfc_cuda.data.sources.index_cache import Index, kept_index, load_index, small, stamp
 from attfc_cuda.data.sources.packed_names import PackedNames
@@ -19,7 +19,7 @@ from attfc_cuda.data.sources.tar_members import BLOCK
 from attfc_cuda.data.sources.tar_samples import samples
 
 _TOLD = 1024  # images
-_LONG_S = 4.0  # worth the start of worker processes, which import torch where they are not forked
+_LONG_S = 4.0  # worth the start of worker processes
 
 
 class ShardIndex(NamedTuple):
@@ -55,7 +55,8 @@ class ShardIndex(NamedTuple):
 def shard_indexes(
     shards: Sequence[CheckedFile], label_field: str, strict: bool, tell: Callable[[int, int], None]
 ) -> list[ShardIndex]:
-    """The indexes of shards, kept or made; by worker processes, one for each core, where making them takes long.
+    """The indexes of shards, kept or made; by worker processes, one for each core, where making them takes long and
+    processes are forked. Elsewhere a worker would begin by running the program's main file, which need not expect that.
 
     Args:
         shards: The files.
@@ -80,7 +81,7 @@ def shard_indexes(
 
 def _searched(search: _Search, tell: Callable[[int], None]) -> Generator[Index, None, None]:
     """The indexes of all its shards. The first ones are made here, and tell how long the others will take."""
-    done, begin, workers = 0, time.monotonic(), spare_workers()
+    done, begin, workers = 0, time.monotonic(), spare_workers() if start_method() == "fork" else 0
     while done < len(search.shards):
         left = len(search.shards) - done
         if min(workers, left) > 1 and done and (time.monotonic() - begin) / done * left > _LONG_S:
