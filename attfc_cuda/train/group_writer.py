@@ -101,11 +101,10 @@ class GroupCheckpointWriter:
                     guard.end()
 
         def complete(checksums: dict[str, int]) -> None:
-            if split_by is not None:
-                try:
-                    checksums = checksums | part_files.write_metadata(parts, split_by, shards)
-                except OSError as cause:
-                    raise _not_written(path, str(cause)) from cause
+            try:
+                checksums = checksums | part_files.write_metadata(parts, split_by, shards)
+            except OSError as cause:
+                raise _not_written(path, str(cause)) from cause
             whole = {**state, "shards": suffix, "shards_crc32": checksums}
             checkpoint.save(whole, folder, step, keep)
 
@@ -164,7 +163,9 @@ class GroupCheckpointWriter:
             if self._group.rank == 0 and then is not None:  # no file names them yet
                 shutil.rmtree(self._shards, ignore_errors=True)
             of_system, text = failures[0]
-            raise failure or (OSError if of_system else RuntimeError)(text)
+            if failure is not None and own == failures[0]:
+                raise failure
+            raise (OSError if of_system else RuntimeError)(text) from failure  # all raise alike, and go on alike
         if then is None:
             return
         checksums = {name: crc for _, files in everyones for name, crc in files.items()}

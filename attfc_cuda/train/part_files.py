@@ -69,12 +69,12 @@ def write_parts(
     return checksums
 
 
-def write_metadata(parts: Mapping[str, Part], shards: Shards, folder: Path) -> dict[str, int]:
-    """Write what the files of all processes hold, once they are all there; {the file's name: its CRC-32}.
+def write_metadata(parts: Mapping[str, Part], shards: Shards | None, folder: Path) -> dict[str, int]:
+    """Write, durably, what the files of all processes hold, once they are all there; {the file's name: its CRC-32}.
 
     Args:
-        parts: Those whose tensors `write_parts` was given.
-        shards: As there.
+        parts: Those whose tensors `write_parts` was given; none where nothing is split.
+        shards: As there; None without parts.
         folder: As there.
 
     Raises:
@@ -83,6 +83,7 @@ def write_metadata(parts: Mapping[str, Part], shards: Shards, folder: Path) -> d
     entries: dict[str, Any] = {}
     written = []
     for number, (name, part) in enumerate(sorted(parts.items())):
+        assert shards is not None
         chunks = []
         for rank in range(shards.count):
             first, last = shards.bounds(part.total, rank)
@@ -96,6 +97,7 @@ def write_metadata(parts: Mapping[str, Part], shards: Shards, folder: Path) -> d
         properties = TensorProperties.create_from_tensor(torch.empty(0, dtype=part.tensor.dtype))
         entries[name] = TensorStorageMetadata(properties, part.whole_shape, chunks)
     dcp.FileSystemWriter(folder).finish(Metadata(entries), [written])
+    sync_folder(folder)
     return {METADATA: checksum(folder / METADATA)}
 
 
