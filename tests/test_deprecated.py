@@ -48,6 +48,7 @@ def test_a_renamed_keyword():
         ("train.diagnostics", "SaturationWatch", "train.diagnostics.SaturationCheck"),
         ("train.process_group", "Silence", "train.log.NoLog"),
         ("demo", "PASSES", "demo.EPOCHS"),
+        ("data.sources.recordio_writer", "pack", "data.packing.pack"),
     ],
 )
 def test_an_old_name_of_a_function_or_class(module, old, new):

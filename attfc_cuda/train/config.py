@@ -213,8 +213,9 @@ class HeadConfig:
 
     def __new__(cls, *given: Any, **named_values: Any) -> HeadConfig:
         made = super().__new__(cls)
-        if named_values:  # which `__post_init__` cannot see
-            made.__dict__["_given"] = set(named_values)
+        if given or named_values:  # which `__post_init__` cannot see
+            in_order = [field_.name for field_ in dataclasses.fields(cls)]
+            made.__dict__["_given"] = {*in_order[: len(given)], *named_values}
         return made
 
     def __post_init__(self) -> None:

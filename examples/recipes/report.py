@@ -87,7 +87,9 @@ def rows_of(runs: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return list(groups.values())
 
 
-def mean(values: Sequence[float]) -> str:
+def mean(values: Sequence[float | None]) -> str:
+    if None in values:
+        return "-"
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{spread}"
 
@@ -99,7 +101,8 @@ def interval(found: Sequence[dict[str, Any]], far: str) -> str:
 
 
 def table(runs: Sequence[dict[str, Any]], far: str) -> str:
-    """A Markdown table of accuracy / TAR at this FAR, mean and standard deviation over seeds."""
+    """A Markdown table of accuracy / TAR at this FAR, mean and standard deviation over seeds; "-" where a run's pairs
+    support no such rate."""
     lists = list(dict.fromkeys(name for run in runs for name in run["verification"]))
     lines = [
         "| recipe | " + " | ".join(lists) + " | head MiB | seeds | min |",
@@ -112,7 +115,7 @@ def table(runs: Sequence[dict[str, Any]], far: str) -> str:
             if not found:
                 cells.append("")
                 continue
-            accuracy, rate = mean([v["accuracy"] for v in found]), mean([v["tar_at_far"][far] for v in found])
+            accuracy, rate = mean([v["accuracy"] for v in found]), mean([v["tar_at_far"].get(far) for v in found])
             cells.append(f"{accuracy} / {rate}{interval(found, far)}")
         cells += [f"{group[0]['head_mib']:.2f}", str(len(group)), f"{min(r['training_s'] for r in group) / 60:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
@@ -150,9 +153,9 @@ def draw_list(axes: Axes, groups: Sequence[list[dict[str, Any]]], name: str, far
     points: dict[str, list[tuple[int, float, float]]] = {"attfc": [], "partial_fc": []}
     for group in groups:
         results = [run["verification"][name] for run in group if name in run["verification"]]
-        if not results:
+        values = [r["accuracy"] if far is None else r["tar_at_far"].get(far) for r in results]
+        if not values or None in values:
             continue
-        values = [r["accuracy"] if far is None else r["tar_at_far"][far] for r in results]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         head = group[0]["head"]
         if head in ("fc", "textbook"):
@@ -178,6 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [run for run in map(read_run, options.runs) if run is not None]
     if not runs:
         parser.error("none of the runs is finished")
+    known = {rate for run in runs for found in run["verification"].values() for rate in found["tar_at_far"]}
+    if known and far not in known:
+        parser.error(f"--far must be one that the runs verified at, {', '.join(sorted(known, key=float))}, got {far}")
     print(table(runs, far))
     if options.json:
         options.json.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")

@@ -82,3 +82,16 @@ def test_table_shows_the_rate_asked_for_with_its_interval_or_the_spread_over_see
     assert one == "| one | 0.900 / 0.300 [0.250, 0.350] | 1.00 | 1 | 1.0 |"
     assert two == "| two | 0.905 ± 0.007 / 0.300 ± 0.000 | 1.00 | 2 | 1.0 |"
     assert "0.900 / 0.700" in REPORT["table"](runs, "0.01")
+
+
+def test_a_rate_that_pairs_do_not_support_is_left_out_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [run_of("many_0", 0, {"0.01": 0.7, "0.0001": 0.3}), run_of("few_0", 0, {"0.01": 0.7})]
+    monkeypatch.setitem(REPORT["main"].__globals__, "read_run", lambda folder: runs[folder.name == "few"])
+    REPORT["main"](["many", "few", "--far", "1e-4", "--plot", str(tmp_path / "sizes")])
+    assert "| few | 0.900 / - | 1.00 | 1 | 1.0 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        REPORT["main"](["many", "few", "--far", "1e-5"])
+    message = "--far must be one that the runs verified at, 0.0001, 0.01, got 1e-05"
+    assert message in capsys.readouterr().err

@@ -57,6 +57,8 @@ def test_a_preset_sets_what_it_stands_for_however_it_is_given() -> None:
     assert values(config.head) == values(HeadConfig()) == (24.0, 0.2, "refresh", "before", 1.0)
     assert values(HeadConfig(preset="published")) == published
     assert values(HeadConfig(preset="published", scale=24.0)) == (24.0, *published[1:])
+    in_order = ("published", "attfc", 0.1, True, "adasin", "", 0.3, 24.0)
+    assert values(HeadConfig(*in_order)) == (24.0, 0.3, *published[2:])
     assert values(TrainConfig.from_dict({"head": {"preset": "published", "m": 0.3}}).head) == (
         64.0,
         0.3,

@@ -9,7 +9,10 @@ from pathlib import Path
 from types import TracebackType
 
 from attfc_cuda._check import error
+from attfc_cuda._deprecated import renamed_attributes
 from attfc_cuda.data.sources.recordio import FIRST, LAST, MAGIC, MAX_LENGTH, MIDDLE, WHOLE
+
+__getattr__ = renamed_attributes(__name__, {"pack": "data.packing.pack"})
 
 
 class RecordWriter:
