@@ -122,9 +122,13 @@ def _as_text(names: list[str]) -> list[str]:
 
 
 def _read_names(path: Path) -> dict[str, list[str]]:
-    beside = next((p for p in (path.with_suffix(f".{kind}") for kind in NAMES) if p.is_file()), None)
-    if beside is None:
-        raise FileNotFoundError(f"no {' or '.join(path.with_suffix(f'.{kind}').name for kind in NAMES)} beside it")
+    places = [path.with_suffix(f".{kind}") for kind in NAMES]
+    found = [place for place in places if place.is_file()]
+    if not found:
+        raise FileNotFoundError(f"no {' or '.join(place.name for place in places)} beside it")
+    if len(found) > 1:  # one may be of an earlier array, with other names
+        raise ValueError(f"{' and '.join(place.name for place in found)} beside it: remove the older one")
+    (beside,) = found
     with open(beside, encoding="utf-8", newline="") as file:
         if beside.suffix == ".json":
             columns = json.load(file)
