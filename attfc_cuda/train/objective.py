@@ -27,6 +27,7 @@ from attfc_cuda.train.config import OptimizerConfig, TrainConfig, parse_options
 from attfc_cuda.train.schedule import EncoderMomentum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_LEAST_BATCHES, _MOST_BATCHES = 4, 20  # of centres in a container, unless it is said otherwise
 
 
 class Objective(nn.Module):
@@ -319,19 +320,21 @@ def build_margin(config: TrainConfig) -> margins.Margin:
         raise error("train", "margin_options", rule, f"{config.head.margin_options!r} ({cause})") from cause
 
 
-def container_slots(share: float, identities: int, probes: int, negatives: int = 0) -> int:
+def container_slots(share: float | None, identities: int, probes: int, negatives: int = 0) -> int:
     """Slots of a container that holds a share of the identities, and at least four batches. Our choice.
 
     A batch fills a slot a probe and one an extra negative. Fewer than four batches of centres leave too few negatives,
-    most of them of the last step.
+    most of them of the last step; many batches are centres of a network of many steps ago.
 
     Args:
-        share: Of the identities, 0.1 for 10 %.
+        share: Of the identities, 0.1 for 10 %; None: half of them, but at most twenty batches.
         identities: Number of them.
         probes: Of a batch.
         negatives: Of a batch.
     """
-    return max(4 * (probes + negatives), round(share * identities))
+    batch = probes + negatives
+    slots = min(round(identities / 2), _MOST_BATCHES * batch) if share is None else round(share * identities)
+    return max(_LEAST_BATCHES * batch, slots)
 
 
 def container_capacity(loader: AttentionLoader, config: TrainConfig) -> int:

@@ -151,8 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many, to go on at the next call")
-    parser.add_argument("flags", nargs="*", help="more flags of `attfc train`, for every row, after --")
-    given = parser.parse_args(arguments)
+    parser.epilog = "Behind -- come more flags of `attfc train`, for every row; give such runs a --folder of their own."
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    end = words.index("--") if "--" in words else len(words)  # argparse takes no positional arguments behind options
+    given = parser.parse_args(words[:end])
+    given.flags = words[end + 1 :]
     if given.what == "draw":
         draw(given.folder, given.identities, given.label_noise)
     elif given.what == "ages":

@@ -45,6 +45,14 @@ def test_a_row_is_started_gone_on_with_or_left_out(tmp_path: Path) -> None:
     assert noisy[noisy.index("--data") + 1] == str(tmp_path / "train_96_noise_0.1.rec")
 
 
+def test_more_flags_of_the_trainer_come_behind_a_double_dash(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Namespace] = []
+    monkeypatch.setitem(RECIPE["main"].__globals__, "run", lambda folder, given: taken.append(given))
+    RECIPE["main"](["run", "--rows", "fc_arcface", "--seeds", "1", "--", "--scale", "32"])
+    RECIPE["main"](["run"])
+    assert [given.flags for given in taken] == [["--scale", "32"], []] and taken[0].seeds == [1]
+
+
 @pytest.mark.parametrize("row", RECIPE["ROWS"])
 def test_the_trainer_takes_every_row(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[TrainConfig] = []
