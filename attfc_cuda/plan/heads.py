@@ -27,25 +27,28 @@ class Head:
     Attributes:
         label: what the plan calls it.
         kind: one of `KINDS`.
-        share: of the identities in its container, or sampled in a step.
+        share: of the identities in its container, or sampled in a step; None: the trainer's default container.
         fused: optimizer in the backward pass.
     """
 
     label: str
     kind: str
-    share: float = 1.0
+    share: float | None = 1.0
     fused: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise error("plan", "kind", f"be one of {', '.join(KINDS)}", repr(self.kind))
-        if not 0 < self.share <= 1:
+        if self.share is None:
+            if self.kind != "attfc":
+                raise error("plan", "share", f"be a number for {self.kind}", None)
+        elif not 0 < self.share <= 1:
             raise error("plan", "share", "lie in (0, 1]", self.share)
 
 
 HEADS = (
+    Head("AttFC, the default", "attfc", None),
     Head("AttFC 10 %", "attfc", 0.1),
-    Head("AttFC 30 %", "attfc", 0.3),
     Head("AttFC 50 %", "attfc", 0.5),
     Head("Partial FC 10 %, fused", "partial_fc", 0.1),
     Head("full FC, fused", "fc"),
@@ -69,7 +72,7 @@ def centers_met(head: Head, identities: int, batch: int) -> int:
     """Centres in the products of a step of `head`."""
     if head.kind == "attfc":
         return container_slots(head.share, identities, batch)
-    return sampled_classes(head.share, identities, batch) if head.kind == "partial_fc" else identities
+    return sampled_classes(head.share or 1.0, identities, batch) if head.kind == "partial_fc" else identities
 
 
 @dataclass

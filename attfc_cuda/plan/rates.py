@@ -48,8 +48,8 @@ def head_seconds(
         return centers_met(head, size, batch), _median(step, device)
 
     # A quarter of 16 batches: a container is never smaller than four.
-    some = math.ceil(max(_CENTERS[device], 16 * batch) / head.share)
-    if identities <= some:
+    some = math.ceil(max(_CENTERS[device], 16 * batch) / (head.share or 1))
+    if identities <= some or head.share is None:
         return measured(identities)[1]
     return on_line(centers, measured(some // 4), measured(some))
 
@@ -104,7 +104,7 @@ def head_step(
     trained = (
         FullyConnected(dim, identities, ArcFace())
         if head.kind == "fc"
-        else PartialFC(dim, identities, head.share, ArcFace())
+        else PartialFC(dim, identities, head.share or 1.0, ArcFace())
     ).to(device)
     optimizer: FusedOptimizer | torch.optim.SGD = (
         trained.fuse_optimizer(0.1) if head.fused else torch.optim.SGD(trained.parameters(), 0.1, momentum=0.9)

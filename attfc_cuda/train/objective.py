@@ -27,7 +27,7 @@ from attfc_cuda.train.config import OptimizerConfig, TrainConfig, parse_options
 from attfc_cuda.train.schedule import EncoderMomentum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_LEAST_BATCHES, _MOST_BATCHES = 4, 20  # of centres in a container, unless it is said otherwise
+_BATCHES_KEPT = 4  # in a container, unless it is said otherwise; docs/learning.md has what more and fewer of them learn
 
 
 class Objective(nn.Module):
@@ -327,14 +327,12 @@ def container_slots(share: float | None, identities: int, probes: int, negatives
     most of them of the last step; many batches are centres of a network of many steps ago.
 
     Args:
-        share: Of the identities, 0.1 for 10 %; None: half of them, but at most twenty batches.
+        share: Of the identities, 0.1 for 10 %; None: four batches, whatever the number of identities.
         identities: Number of them.
         probes: Of a batch.
         negatives: Of a batch.
     """
-    batch = probes + negatives
-    slots = min(round(identities / 2), _MOST_BATCHES * batch) if share is None else round(share * identities)
-    return max(_LEAST_BATCHES * batch, slots)
+    return max(_BATCHES_KEPT * (probes + negatives), round((share or 0) * identities))
 
 
 def container_capacity(loader: AttentionLoader, config: TrainConfig) -> int:
