@@ -180,8 +180,8 @@ class HeadConfig:
     capacity: int | None = None
     """Centres in the container; None: 4 batches, or as `capacity_share` says."""
     capacity_share: float | None = None
-    """Container size as a share of the identities, at least 4 batches; None: 4 batches. More centres are older ones, and
-    learn worse where identities are many (docs/learning.md)."""
+    """Container size as a share of the identities, at least 4 batches; None: 4 batches. More centres are older ones,
+    and learn worse where identities are many (docs/learning.md)."""
     policy: Literal["fifo", "refresh"] = DEFAULT.policy  # type: ignore[assignment]
     """fifo: newest centres, stale copies kept; refresh: one slot a class, the least recently refreshed leaves."""
     enqueue: Literal["before", "after"] = DEFAULT.enqueue  # type: ignore[assignment]

@@ -94,10 +94,15 @@ def mean(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(values):.3f}{spread}"
 
 
+def ends(found: Sequence[dict[str, Any]], far: str | None) -> list[float] | None:
+    """What a single run's rate lies between; None where that is not known, as for an accuracy (no `far`)."""
+    return found[0].get("at_far", {}).get(far, {}).get("tar_interval") if len(found) == 1 else None
+
+
 def interval(found: Sequence[dict[str, Any]], far: str) -> str:
-    """What a single run's rate lies between, as text; empty where that is not known."""
-    ends = found[0].get("at_far", {}).get(far, {}).get("tar_interval") if len(found) == 1 else None
-    return f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
+    """`ends` as text; empty where they are not known."""
+    known = ends(found, far)
+    return f" [{known[0]:.3f}, {known[1]:.3f}]" if known else ""
 
 
 def table(runs: Sequence[dict[str, Any]], far: str) -> str:
@@ -124,7 +129,7 @@ def table(runs: Sequence[dict[str, Any]], far: str) -> str:
 
 def plot(runs: Sequence[dict[str, Any]], stem: Path, far: str) -> list[Path]:
     """Accuracy and TAR over the centres of a step: AttFC as curves, Partial FC as squares, full FC as dashed lines;
-    means and standard deviations over seeds; PNG and SVG."""
+    means and standard deviations over seeds, of a single run's rate its interval; PNG and SVG."""
     lists = list(dict.fromkeys(name for run in runs for name in run["verification"]))
     figure = Figure(figsize=(11.0, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -150,24 +155,26 @@ def plot(runs: Sequence[dict[str, Any]], stem: Path, far: str) -> list[Path]:
 
 def draw_list(axes: Axes, groups: Sequence[list[dict[str, Any]]], name: str, far: str | None, color: str) -> None:
     """One verification list's results under every head: the true accept rate at `far`, or accuracy."""
-    points: dict[str, list[tuple[int, float, float]]] = {"attfc": [], "partial_fc": []}
+    points: dict[str, list[tuple[int, float, float, float]]] = {"attfc": [], "partial_fc": []}
     for group in groups:
         results = [run["verification"][name] for run in group if name in run["verification"]]
         values = [r["accuracy"] if far is None else r["tar_at_far"].get(far) for r in results]
         if not values or None in values:
             continue
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        middle, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        low, high = ends(results, far) or (middle - spread, middle + spread)
         head = group[0]["head"]
         if head in ("fc", "textbook"):
             words = "full FC" if head == "fc" else "full FC, textbook"
             text = f"{name}, {words} ({group[0]['head_mib']:.1f} MiB)"
-            axes.axhline(statistics.mean(values), color=color, linestyle="--", linewidth=1.2, label=text)
+            axes.axhline(middle, color=color, linestyle="--", linewidth=1.2, label=text)
+            axes.axhspan(low, high, color=color, alpha=0.12, linewidth=0)
         else:
-            points[head].append((group[0]["centers"], statistics.mean(values), spread))
+            points[head].append((group[0]["centers"], middle, middle - low, high - middle))
     for kind, style, text in (("attfc", "o-", "AttFC"), ("partial_fc", "s", "Partial FC")):
         if points[kind]:
-            x, y, spread = zip(*sorted(points[kind]), strict=True)
-            axes.errorbar(x, y, spread, fmt=style, color=color, markersize=5, capsize=2, label=f"{name}, {text}")
+            x, y, *spreads = zip(*sorted(points[kind]), strict=True)
+            axes.errorbar(x, y, spreads, fmt=style, color=color, markersize=5, capsize=2, label=f"{name}, {text}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

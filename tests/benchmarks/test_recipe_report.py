@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from attfc_cuda import cli
 from attfc_cuda.train import TrainConfig
@@ -82,6 +83,16 @@ def test_table_shows_the_rate_asked_for_with_its_interval_or_the_spread_over_see
     assert one == "| one | 0.900 / 0.300 [0.250, 0.350] | 1.00 | 1 | 1.0 |"
     assert two == "| two | 0.905 ± 0.007 / 0.300 ± 0.000 | 1.00 | 2 | 1.0 |"
     assert "0.900 / 0.700" in REPORT["table"](runs, "0.01")
+
+
+def test_the_plot_shows_the_interval_of_a_single_run_and_the_spread_of_several() -> None:
+    rates = {"0.0001": 0.3}
+    groups = [[run_of("one_0", 0, rates, [0.25, 0.36])], [run_of("two_0", 0, rates), run_of("two_1", 1, rates)]]
+    for group, far, expected in ((0, "0.0001", (0.25, 0.36)), (1, None, (0.905 - 0.00707, 0.905 + 0.00707))):
+        axes = Figure().subplots()
+        REPORT["draw_list"](axes, [groups[group]], "held-out", far, "black")
+        (segment,) = axes.containers[0].lines[2][0].get_segments()
+        assert segment[:, 1] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_rate_that_pairs_do_not_support_is_left_out_or_named(
