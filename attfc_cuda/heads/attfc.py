@@ -75,7 +75,7 @@ class AttFC(nn.Module):
 
     Args:
         dim: length D of an embedding.
-        capacity: slots S of the container, at least the rows enqueued per step.
+        capacity: slots S of the container, at least the rows enqueued per step; `attfc train` takes four times as many.
         margin: a `margins.Margin`, whose scale is the head's; None: AdaSin with the preset's m and scale, m 0.2 and
             scale 24 by default. A margin that you construct yourself starts with its paper's numbers.
         policy: the container's, see `DynamicClassContainer`, as are num_classes, dtype and check_labels; None: the
