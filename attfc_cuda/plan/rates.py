@@ -47,9 +47,11 @@ def head_seconds(
         step = head_step(head, size, dim, batch, device, DTYPES[precision], gallery_size, probes_per_identity)
         return centers_met(head, size, batch), _median(step, device)
 
+    if head.share is None:  # as many centres for any number of identities
+        return measured(identities)[1]
     # A quarter of 16 batches: a container is never smaller than four.
-    some = math.ceil(max(_CENTERS[device], 16 * batch) / (head.share or 1))
-    if identities <= some or head.share is None:
+    some = math.ceil(max(_CENTERS[device], 16 * batch) / head.share)
+    if identities <= some:
         return measured(identities)[1]
     return on_line(centers, measured(some // 4), measured(some))
 

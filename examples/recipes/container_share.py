@@ -127,7 +127,7 @@ def ages(identities: int, epochs: int = 4) -> str:
     rng = np.random.default_rng(0)
     for per_cent in SHARES:
         slots = container_slots(per_cent / 100, identities, BATCH)
-        container, held = DynamicClassContainer(slots, 1, num_classes=identities, policy="refresh"), 0.0
+        container = DynamicClassContainer(slots, 1, num_classes=identities, policy="refresh")
         for _ in range(epochs):
             order = torch.from_numpy(rng.permutation(np.repeat(np.arange(identities), IMAGES)))
             batches = order[: len(order) // BATCH * BATCH].split(BATCH)
@@ -142,7 +142,10 @@ def ages(identities: int, epochs: int = 4) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Accuracy over container share, on hard drawn faces.")
+    parser = argparse.ArgumentParser(
+        description="Accuracy over container share, on hard drawn faces.",
+        epilog="Behind -- come more flags of `attfc train`, for every row; give such runs a --folder of their own.",
+    )
     parser.add_argument("what", choices=("draw", "run", "ages"))
     parser.add_argument("--folder", type=Path, default=Path("share"), help="where faces and runs lie")
     parser.add_argument("--identities", type=int, default=20000, help="identities to train on")
@@ -151,7 +154,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many, to go on at the next call")
-    parser.epilog = "Behind -- come more flags of `attfc train`, for every row; give such runs a --folder of their own."
     words = list(sys.argv[1:] if arguments is None else arguments)
     end = words.index("--") if "--" in words else len(words)  # argparse takes no positional arguments behind options
     given = parser.parse_args(words[:end])

@@ -61,10 +61,8 @@ def test_the_trainer_takes_every_row(row: str, tmp_path: Path, monkeypatch: pyte
     assert main(RECIPE["command"](tmp_path, row, 3, given(flags=["--epochs", "9"]))[3:]) == 0
     (config,) = taken
     assert config.head.head == row.split("_")[0].replace("partial", "partial_fc") and config.optim.epochs == 9
-    assert (
-        config.head.margin == next((word for word in row.split("_") if word in KINDS), "arcface")
-        and config.run.seed == 3
-    )
+    assert config.head.margin == next((word for word in row.split("_") if word in KINDS), "arcface")
+    assert config.run.seed == 3
     if row.endswith("one_batch"):
         assert config.head.capacity == config.dataset.batch_size
     elif config.head.head == "attfc":
