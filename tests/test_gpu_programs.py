@@ -22,6 +22,7 @@ def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.proof
 @needs_extension
 def test_the_gpu_benchmark_runs_in_small(tmp_path):
     output = tmp_path / "results" / "gpu.json"

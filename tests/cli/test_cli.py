@@ -346,7 +346,9 @@ def test_help_documents_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
         assert match and re.search(r"[a-z]{3,}.*\(default: ", shown[match.start() : match.start() + 500]), name
 
 
-@pytest.mark.parametrize(("signal_name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(
+    ("signal_name", "code"), [pytest.param("SIGINT", 130, marks=pytest.mark.proof), ("SIGTERM", 143)]
+)
 def test_a_signal_ends_the_process_with_a_checkpoint(tmp_path: Path, signal_name: str, code: int) -> None:
     arguments = ["train", *QUICK, "--steps", "100000", "--log-every", "1", "--run", str(tmp_path / "run")]
     script = f"import sys; from attfc_cuda.cli import main; sys.exit(main({arguments!r}))"

@@ -38,6 +38,7 @@ def by_three(by_two: tuple, tmp_path_factory: pytest.TempPathFactory) -> list[di
     return run(3, go_on_sharded, folder, None)
 
 
+@pytest.mark.proof
 def test_two_one_three(by_two: tuple, by_three: list) -> None:
     folder, expected, _ = by_two
     one = go_on(folder, None, None)

@@ -105,7 +105,11 @@ def write_faces(folder: Path, count: int = 16) -> Path:
 @pytest.mark.parametrize(
     "what, words",
     [
-        ("workers", "attfc: train: the processes that prepare batches must go on, got: .*?, at rank 1 of 2; the state"),
+        pytest.param(
+            "workers",
+            "attfc: train: the processes that prepare batches must go on, got: .*?, at rank 1 of 2; the state",
+            marks=pytest.mark.proof,
+        ),
         ("data", "attfc: AttentionLoader: the data set must have at most a share of .*?, at rank 1 of 2; the state"),
     ],
 )
@@ -129,7 +133,8 @@ def test_a_process_without_a_batch_stops_all_after_the_same_step(tmp_path: Path,
     assert agree(resumed, whole) if what == "workers" else resumed.keys() == whole.keys()
 
 
-@pytest.mark.parametrize("head", ["partial_fc", pytest.param("attfc", marks=pytest.mark.proof)])
+@pytest.mark.proof
+@pytest.mark.parametrize("head", ["partial_fc", "attfc"])
 def test_two_processes_carry_classes_as_one_does(tmp_path: Path, head: str) -> None:
     """Identities are gone: the two go on from one process's checkpoint with the losses that one has. (A new one would
     have a centre that each number of processes draws anew.)"""
@@ -175,7 +180,8 @@ def parts_and_state(run: Path, step: int) -> tuple[dict, dict[str, bytes]]:
     return bits(state), {file.name: file.read_bytes() for file in shards.iterdir() if file.name != ".metadata"}
 
 
-@pytest.mark.parametrize("head", ["attfc", pytest.param("partial_fc_fused", marks=pytest.mark.proof)])
+@pytest.mark.proof
+@pytest.mark.parametrize("head", ["attfc", "partial_fc_fused"])
 def test_training_goes_on_while_all_write_and_resumes_bit_equal(tmp_path: Path, head: str) -> None:
     """The parts are written three steps after they were begun; what is written is of the moment at which they were."""
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -214,7 +220,7 @@ def test_a_write_that_fails_on_one_process_is_the_error_of_all(tmp_path: Path, a
     assert len(losses(run)) < 20
 
 
-@pytest.mark.parametrize("rank", ["1", pytest.param("0", marks=pytest.mark.proof), "*"])
+@pytest.mark.parametrize("rank", ["1", *(pytest.param(rank, marks=pytest.mark.proof) for rank in ("0", "*"))])
 def test_killed_while_they_write_they_go_on_from_the_checkpoint_before(tmp_path: Path, rank: str) -> None:
     run = tmp_path / "run"
     code, output = torchrun(2, "attfc", run, act=f"{rank} 4 killed")
@@ -228,6 +234,7 @@ def test_killed_while_they_write_they_go_on_from_the_checkpoint_before(tmp_path:
     assert agree(losses(run), on_one_process("attfc", tmp_path / "whole"))
 
 
+@pytest.mark.proof
 def test_probes_and_steps_that_share_a_gallery_over_two_processes(tmp_path: Path) -> None:
     """With identities in both parts of a batch; and a run that stops between steps of a gallery goes on as it was."""
     run, more = tmp_path / "run", ("--probes-per-identity", "3", "--gallery-steps", "2")

@@ -18,7 +18,7 @@ SPLIT = ("gradient", "centers", "center_gradient", "optimizer.momentum_buffer", 
          "optimizer.exp_avg_sq")  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=[1, 2, pytest.param(3, marks=pytest.mark.proof)])
 def sharded(request: pytest.FixtureRequest) -> list[dict[tuple, dict]]:
     """[rank]: every case's results on a group of 1, 2 and 3 processes."""
     return run(request.param, every_case, request.param != 2)

@@ -29,7 +29,12 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
+AT_ONCE = ("AttFC 100 %, bf16", "full FC, fused")
+
+
+@pytest.mark.parametrize(
+    "name", [*AT_ONCE, *(pytest.param(name, marks=pytest.mark.proof) for name in HEADS if name not in AT_ONCE)]
+)
 def test_predicted_memory_is_within_a_tenth_of_the_measured(name: str) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("no /proc/self/clear_refs: this system does not tell a process's peak memory")

@@ -2,8 +2,8 @@
 goes on from it ends bit-equal.
 
 ATTFC_TEST_KILLS sets how many SIGKILLs of each head `make proof` makes (25; and two fifths as many SIGTERMs);
-`make test` makes five in all. Each run is the command itself, `attfc train`, in a process of its own: a server that has
-imported everything forks it, so that a signal falls into the run and not into the imports.
+`make test` makes three in all. Each run is the command itself, `attfc train`, in a process of its own: a server that
+has imported everything forks it, so that a signal falls into the run and not into the imports.
 """
 
 from __future__ import annotations
@@ -124,8 +124,7 @@ KILL, TERM = signal.SIGKILL, signal.SIGTERM
     "head, number, wanted",
     [
         ("attfc", KILL, 2),
-        ("partial_fc", KILL, 1),
-        ("attfc", TERM, 2),
+        ("attfc", TERM, 1),
         *(pytest.param(head, KILL, KILLS, marks=pytest.mark.proof) for head in HEADS),
         *(pytest.param(head, TERM, TERMS, marks=pytest.mark.proof) for head in HEADS),
     ],

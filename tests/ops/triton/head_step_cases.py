@@ -277,7 +277,7 @@ def test_launches_of_a_step(policy, launches, by_triton):  # noqa: F811
     assert len(launches) + sweep == {"fifo": 9, "refresh": 12}[policy], launches
 
 
-@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+@pytest.mark.parametrize("dtype", [pytest.param(FLOAT32, marks=pytest.mark.proof), BFLOAT16], ids=str)
 def test_opcheck(dtype):
     """Schemas, fake kernels and autograd of the operators by Triton."""
     inputs, stored = rows_of(dtype, dtype, 5, DIM)

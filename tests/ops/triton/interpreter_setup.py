@@ -10,13 +10,14 @@ sums 16-bit values (test_compile.py).
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 import triton.runtime.interpreter as interpreter
 
 from attfc_cuda.ops.triton.configs import Config, padded_dim
 
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
-DTYPES = [FLOAT32, BFLOAT16, FLOAT16]
+DTYPES = [FLOAT32, BFLOAT16, pytest.param(FLOAT16, marks=pytest.mark.proof)]
 
 _create_dot = interpreter.InterpreterBuilder.create_dot
 _cast_impl = interpreter.InterpreterBuilder.cast_impl
