@@ -72,7 +72,7 @@ class SaturationCheck:
         """The warning that the validation at hand calls for, or None.
 
         Args:
-            positive_cosine: Mean since the validation before.
+            positive_cosine: Mean since the validation before; NaN where it is not known.
             results: Of the validation, by pair list.
         """
         if (accuracy := mean_accuracy(results)) is None:
@@ -86,8 +86,8 @@ class SaturationCheck:
         return (
             f"warning: rows have a mean cosine of {positive_cosine:.2f} to their own centres, yet verification does "
             f"not rise (mean accuracy {accuracy:.3f}, best {self._best:.3f}): the network may tell this step's images "
-            f"from older centres instead of faces; look at cosines/*.png and try --enqueue before, a larger "
-            f"--capacity, a slower gallery encoder (--encoder-momentum nearer to 1), a lower --lr or a lower --scale"
+            f"from older centres instead of faces; look at cosines/*.png and try --enqueue before, a --capacity of "
+            f"fewer batches, a gallery encoder that lags less (a lower --encoder-momentum), a lower --lr or --scale"
         )
 
 

@@ -137,15 +137,21 @@ class Validation:
             self._recall(own)
 
     def _recall(self, own: Manifest) -> None:
-        """Take the last verification before this start out of the run's log, for the card."""
+        """Take the verifications before this start out of the run's log: the last one for the card, all of them for
+        what later ones are compared with."""
         records = [record for record in read_log(own.folder / LOG) if record["kind"] == "verify"]
-        steps = [record["step"] for record in records if type(record.get("step")) is int]
-        if not steps:
-            return
-        last = [record for record in records if record.get("step") == steps[-1]]
-        with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):  # of another release, or damaged
-            self.results = {str(record["name"]): VerificationResult.from_dict(record) for record in last}
-            self._verified_at = steps[-1]
+        by_step: dict[int, list[dict[str, Any]]] = {}
+        for record in records:
+            if type(record.get("step")) is int and record["step"] <= self.training.step:
+                by_step.setdefault(record["step"], []).append(record)
+        for step, found in sorted(by_step.items()):
+            with contextlib.suppress(
+                AttributeError, LookupError, TypeError, ValueError
+            ):  # of another release, or damaged
+                self.results = {str(record["name"]): VerificationResult.from_dict(record) for record in found}
+                self._verified_at = step
+                self._fall.warning(self.results)  # what it has to say was said then
+                self._saturation.warning(math.nan, self.results)
 
     def remember(self, numbers: Mapping[str, float]) -> None:
         """Take the numbers of a step that is logged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,6 +94,28 @@ def test_the_loop_notes_a_fall(tiny_config: Tiny, monkeypatch: pytest.MonkeyPatc
     train(config)
     notes = [(r["step"], r["text"]) for r in read_log(config.run.run / "log.jsonl") if r["kind"] == "note"]
     assert notes == [(10, "warning: fallen on held-out"), (20, "warning: fallen on held-out")]
+
+
+def test_a_run_that_goes_on_is_compared_with_the_best_that_it_had(
+    tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: dict[type, list[tuple[float, ...]]] = {FallCheck: [], SaturationCheck: []}
+    for check in compared:
+        monkeypatch.setattr(
+            check,
+            "warning",
+            lambda self, *seen: compared[type(self)].append((*seen[:-1], seen[-1]["held-out"].accuracy)),
+        )
+    train(tiny_config(steps=6, verify_every=2))
+    before = {check: [seen[-1] for seen in each] for check, each in compared.items()}
+    assert len(before[FallCheck]) == len(before[SaturationCheck]) == 3
+    for each in compared.values():
+        each.clear()
+    train(tiny_config(steps=8, verify_every=2, resume=True))
+    assert [accuracy for (accuracy,) in compared[FallCheck]][:3] == before[FallCheck] and len(compared[FallCheck]) == 4
+    told = compared[SaturationCheck]
+    assert [accuracy for _, accuracy in told][:3] == before[SaturationCheck] and len(told) == 4
+    assert [math.isfinite(cosine) for cosine, _ in told] == [False] * 3 + [True]
 
 
 def test_the_loop_warns_and_notes_it(tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
