@@ -448,6 +448,49 @@ def test_an_image_outside_of_the_parquet_files_folder_is_not_read(tmp_path: Path
         build_dataset(str(tmp_path / "in"), 12)[0]
 
 
+def test_an_image_that_a_parquet_file_only_names_must_be_there(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    for path, got in (("gone.png", "No such file"), (b"gone.png", "holds no image"), (None, "holds no image")):
+        table = arrow.table({"image": [{"bytes": png(1), "path": None}] * 2 + [{"bytes": None, "path": path}] * 2,
+                             "label": [0, 0, 1, 1]})  # fmt: skip
+        parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+        faces = ParquetFaces(tmp_path / "a.parquet", 12)
+        assert faces[0].shape == (3, 12, 12)
+        with pytest.raises(UnreadableImage, match=f"ParquetFaces: .*a.parquet, row 1 of row group 1.*{got}"):
+            faces[3]
+
+
+def test_row_groups_with_fewer_images_than_labels_are_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    parquet.write_table(arrow.table({"image": [png(1)] * 3, "label": [0, 0, 1]}), tmp_path / "a.parquet")
+    faces = ParquetFaces(tmp_path / "a.parquet", 12)
+    whole = faces._read
+    monkeypatch.setattr(faces, "_read", lambda *place: whole(*place)[:2])
+    assert faces[1].shape == (3, 12, 12)
+    with pytest.raises(UnreadableImage, match="a.parquet, row 2 of row group 0 .*out of bounds"):
+        faces[2]
+
+
+def test_a_parquet_file_that_changes_is_an_error_that_names_it(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    for labels in ([0, 0, 1, 1], [1, 1, 0, 0]):
+        parquet.write_table(arrow.table({"image": [png(1)] * 4, "label": labels}), tmp_path / "next")
+        if path.exists():
+            faces = ParquetFaces(path, 12)
+        (tmp_path / "next").replace(path)
+    words = r"row 0 of row group 0 \(ParquetFaces: files must stay as they were .*a.parquet, which has changed since"
+    assert faces[0].shape == (3, 12, 12)  # by the file that it has open
+    with pytest.raises(UnreadableImage, match=words):
+        pickle.loads(pickle.dumps(faces))[0]
+
+
 def test_worker_processes_read_parquet_as_their_parent_does(parquet: Path) -> None:
     faces = build_dataset(str(parquet), 12)
     faces[0]  # the parent has files and row groups open

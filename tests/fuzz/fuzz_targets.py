@@ -1,4 +1,4 @@
-"""The twelve entry points for files of others, with what each may raise; whatever else comes out of one is a fault.
+"""The fourteen entry points for files of others, with what each may raise; whatever else comes out of one is a fault.
 
 | entry              | what reads it                                                   | errors                      |
 | ------------------ | --------------------------------------------------------------- | --------------------------- |
@@ -8,6 +8,8 @@
 | bin                | `read_bin` (InsightFace's verification sets: pickles)           | ValueError, UnreadableImage |
 | tar                | `TarFaces`                                                      | ValueError, UnreadableImage |
 | lmdb               | `LmdbFaces`                                                     | ValueError, UnreadableImage |
+| parquet            | `ParquetFaces`                                                  | ValueError, UnreadableImage |
+| msgpack            | `LmdbFaces`, of values in msgpack                               | ValueError, UnreadableImage |
 | image              | `decode_image`: JPEG, PNG, BMP, PPM, WEBP, TIFF                 | UnreadableImage             |
 | lists              | `ListFaces`, `read_pairs` (LFW's too), `read_ijb`               | ValueError, UnreadableImage |
 | checkpoint         | `checkpoint.load`, `load_backbone`, `attfc train --resume`      | CheckpointError             |
@@ -28,15 +30,17 @@ from fuzz_archives import BIN, LMDB, TAR, lmdb
 from fuzz_images import IMAGE
 from fuzz_parts import Target
 from fuzz_records import CACHED_INDEX, IDX, REC
+from fuzz_tables import HAS_MSGPACK, HAS_PARQUET, MSGPACK, PARQUET
 from fuzz_tensors import BACKBONE, CHECKPOINT
 from fuzz_texts import INSIGHTFACE_CONFIG, LISTS, RUN_FILES
 
 TARGETS: dict[str, Target] = {
     "rec": REC, "idx": IDX, "cached index": CACHED_INDEX, "bin": BIN, "tar": TAR, "lmdb": LMDB, "image": IMAGE,
     "lists": LISTS, "checkpoint": CHECKPOINT, "backbone": BACKBONE, "insightface config": INSIGHTFACE_CONFIG,
-    "run files": RUN_FILES,
+    "run files": RUN_FILES, "parquet": PARQUET, "msgpack": MSGPACK,
 }  # fmt: skip
-if lmdb is None:
-    del TARGETS["lmdb"]
+for _name, _there in (("lmdb", lmdb is not None), ("parquet", HAS_PARQUET), ("msgpack", HAS_MSGPACK)):
+    if not _there:
+        del TARGETS[_name]
 
 warnings.simplefilter("ignore")  # Pillow has many for damaged images

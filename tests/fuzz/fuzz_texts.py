@@ -33,6 +33,11 @@ def list_seeds(folder: Path) -> list[bytes]:
     (folder / "face.png").write_bytes(PICTURES[1])
     return [
         b"face.png 0\nface.png\t1\n# no\nnone.png 5\n",
+        b'name,path,identity\n1,face.png,ann\n2,"face.png",ben\n',
+        b"face.png,0\nface.png,1\n",
+        b"0\t3.0\tface.png\n1\t4.0\tface.png\n",
+        b"1\tface.png\t0\n1\tface.png\t1\n",
+        b"face.png 0 3 0\nface.png 0 4 0\n",
         b"1\t1\nann\t1\t2\nann\t1\tben\t1\n",
         b"2\nann 1 2\nann 3 4\nann 1 ben 1\nann 2 ben 2\n",
         b"a\tb\t1\t3\nc\td\t0\t1\n",

@@ -18,6 +18,7 @@ from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.images import read_bytes
 from attfc_cuda.data.limits import TooLarge, require_bytes
 from attfc_cuda.data.sources.folders import is_inside
+from attfc_cuda.data.sources.index_cache import settle
 from attfc_cuda.data.sources.list_layouts import LABEL_COLUMNS
 from attfc_cuda.data.sources.open_files import most_open
 from attfc_cuda.data.sources.stored import StoredFaces
@@ -35,7 +36,8 @@ class ParquetFaces(StoredFaces):
     whole number or a name, called identity, person, subject, label, class, target, name or id, the first of these that
     there is; a `ClassLabel`'s names are those of the identities. A row is read with its row group, the last few of
     which each process keeps: write small ones (100 rows, as `datasets` does), or `attfc pack` the files for random
-    order over millions. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the file and the row.
+    order over millions. `dataset[i]`: uint8 [3, image_size, image_size]; `UnreadableImage` naming the file and the row,
+    also for a file that has changed since.
 
     Args:
         files: The files, in order; all with the same two columns.
@@ -64,6 +66,7 @@ class ParquetFaces(StoredFaces):
         self._files = [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
         self._lock, self._groups = threading.Lock(), OrderedDict[tuple[int, int], Any]()
         self._open = OrderedDict[tuple[int, int], Any]()
+        self._stamps: list[tuple[int, int, int]] = []
         columns, classes, labels, places = set(), None, [], []
         for number, path in enumerate(self._files):
             file = self._parquet(number)
@@ -119,20 +122,24 @@ class ParquetFaces(StoredFaces):
         while len(self._open) >= min(_MOST_OPEN, most_open()):
             self._open.popitem(last=False)[1].close()
         try:
-            self._open[key] = parquet.ParquetFile(self._files[number])
+            info = os.stat(self._files[number])
+            found = info.st_ino, info.st_size, settle(info.st_mtime_ns)
+            opened = parquet.ParquetFile(self._files[number])
         except Exception as cause:  # pyarrow's own, on damage
             got = f"{self._files[number]} ({_words(cause)})"
             raise error("ParquetFaces", "files", "be readable Parquet files", got) from cause
-        return self._open[key]
+        if number == len(self._stamps):
+            self._stamps.append(found)
+        elif found != self._stamps[number]:  # its rows may be other people now
+            got = f"{self._files[number]}, which has changed since"
+            raise error("ParquetFaces", "files", "stay as they were when they were first opened", got)
+        self._open[key] = opened
+        return opened
 
     def _read(self, number: int, group: int, column: str) -> Any:
+        file = self._parquet(number)
         try:
-            return (
-                self._parquet(number)
-                .read_row_group(group, columns=[column], use_threads=False)
-                .column(0)
-                .combine_chunks()
-            )
+            return file.read_row_group(group, columns=[column], use_threads=False).column(0).combine_chunks()
         except Exception as cause:
             got = f"{self._files[number]}, row group {group} ({_words(cause)})"
             raise error("ParquetFaces", "files", "be readable Parquet files", got) from cause
@@ -151,22 +158,24 @@ class ParquetFaces(StoredFaces):
                     self._groups.popitem(last=False)
             else:
                 self._groups.move_to_end((number, group))
-            value = rows[row].as_py()
+            try:
+                value = rows[row].as_py()
+            except (IndexError, ValueError) as cause:  # fewer images than labels, or what is no text, by damage
+                raise UnreadableImage(printable(f"ParquetFaces: {self._where(item)} ({_words(cause)})")) from cause
         content = value.get("bytes") if isinstance(value, dict) else value
         try:
-            if content is None and isinstance(value, dict) and value.get("path"):
-                file = self._files[number].parent / value["path"]
+            beside = value.get("path") if isinstance(value, dict) else None
+            if content is None and beside and isinstance(beside, str):
+                file = self._files[number].parent / beside
                 if not is_inside(file, self._files[number].parent):
-                    raise OSError(f"names {value['path']}, outside of its folder")
+                    raise OSError(f"names {beside}, outside of its folder")
                 content = read_bytes(file)
-            if not isinstance(content, bytes):
-                raise UnreadableImage(printable(f"ParquetFaces: {self._where(item)} holds no image"))
-            require_bytes(len(content))
+            if isinstance(content, bytes):
+                require_bytes(len(content))
+                return content
         except (TooLarge, OSError) as cause:
-            if isinstance(cause, UnreadableImage):
-                raise
             raise UnreadableImage(printable(f"ParquetFaces: {self._where(item)} ({cause})")) from cause
-        return content
+        raise UnreadableImage(printable(f"ParquetFaces: {self._where(item)} holds no image"))
 
     def _where(self, item: int) -> str:
         number, group, row = self._places[item].tolist()
