@@ -64,7 +64,7 @@ class MarginSoftmaxOutput(NamedTuple):
 
     Attributes:
         loss: the rows, reduced.
-        rows: [B], loss of each row, 0 where ignored.
+        rows: [B], loss of each row, 0 where ignored or left out by the margin's trim.
         negatives: what the sweep yields.
         target_logit: [B], scale * T.
         target_cosine: [B], to the own centre, 0 where ignored.
@@ -203,7 +203,7 @@ def margin_softmax_loss(
             meet the negatives of all parts, and a row's own centre is in one part (target_slot below 0 in the others).
             The loss is the same on every process; gradients to embeddings are this part's share (`Shards.gather_rows`
             sums them).
-        reduction: "mean" over the rows that are not ignored, "sum", or "none" (loss is rows).
+        reduction: "mean" over the rows that are not ignored (nor trimmed), "sum", or "none" (loss is rows).
         grad_tolerance: as in `negative_logsumexp`.
         backend: as in `negative_logsumexp`.
 
@@ -271,7 +271,8 @@ def margin_softmax_loss(
         _check_rows(name, "norm", norm, embeddings)
         norm = torch.where(valid, norm.to(dtype), 1)
 
-    margin.update(cosine.detach(), None if norm is None else norm.detach(), valid)
+    counted = margin.counted(cosine, valid)
+    margin.update(cosine.detach(), None if norm is None else norm.detach(), counted)
     sweep_embeddings, swept_centers = _as_autocast_asks(embeddings.to(centers.dtype), swept_centers)
     sweep_target_logit = margin.scale * margin.target(cosine, norm).detach()
     rows = RowValues(sweep_target_logit, *(margin.modulation(cosine, norm) or ()))
@@ -299,10 +300,10 @@ def margin_softmax_loss(
     penalty = margin.regularizer(cosine, norm)
     if penalty is not None:
         losses = losses + penalty
-    losses = torch.where(valid, losses, 0)
+    losses = torch.where(counted, losses, 0)
     loss = losses if reduction == "none" else losses.sum()
     if reduction == "mean":
-        loss = loss / valid.sum().clamp(min=1)
+        loss = loss / counted.sum().clamp(min=1)
     return MarginSoftmaxOutput(loss, losses, negatives, target_logit, cosine)
 
 

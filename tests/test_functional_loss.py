@@ -1,5 +1,6 @@
 """The margin softmax loss of every margin: against the explicit cross entropy, bad input, fake tensors, one graph."""
 
+import dataclasses
 import math
 
 import pytest
@@ -224,6 +225,30 @@ def test_interclass_filter_sets_near_copies_to_zero():
     rows = torch.where(case.labels >= 0, F.cross_entropy(logits, torch.zeros_like(case.labels), reduction="none"), 0)
     assert filtered.negatives.hard_count.any()
     assert torch.allclose(filtered.rows, rows, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+@pytest.mark.parametrize("name", margins.NAMES)
+def test_trimmed_rows_are_left_out_of_loss_gradient_and_state(name, backend):
+    """As if their labels were negative; in eval mode all count."""
+    case, raw, own = loss_inputs()
+    own = F.normalize(own + 0.3 * torch.randn(own.shape, dtype=own.dtype, generator=torch.Generator().manual_seed(1)))
+    cosine = (F.normalize(raw, dim=1) * own).sum(dim=1).masked_fill(case.labels < 0, math.inf)
+    count = int((case.labels >= 0).sum() * 0.4)
+    assert count >= 2
+    left = dataclasses.replace(case, labels=case.labels.index_fill(0, cosine.argsort()[:count], -1))
+    results = []
+    for given, trim in ((case, 0.4), (left, 0.0)):
+        margin, row = margins.build(name, trim=trim), raw.clone().requires_grad_()
+        output = loss_of(row, own, given, margin, backend=backend)
+        results.append((output.loss, output.rows, torch.autograd.grad(output.loss, row)[0], margin.state_dict()))
+    (loss, rows, gradient, state), expected = results
+    for found, wanted in zip((loss, rows, gradient), expected, strict=False):
+        assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-14)
+    assert state.keys() == expected[3].keys() and all(torch.equal(state[key], expected[3][key]) for key in state)
+    assert (rows != 0).sum() == (case.labels >= 0).sum() - count
+    whole = [loss_of(raw, own, case, margins.build(name, trim=trim).eval()).loss for trim in (0.4, 0.0)]
+    assert whole[0] == whole[1] and whole[0] > loss
 
 
 def test_embeddings_are_cast_to_the_centers_dtype():

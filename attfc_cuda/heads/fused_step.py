@@ -32,6 +32,8 @@ def why_not(margin: Margin, split: bool) -> str | None:
         return "the container is split over processes"
     if type(margin) is not AdaSin:
         return f"the margin is {type(margin).__name__}"
+    if margin.trim:
+        return "trim is set"
     if not margin.detach_difficulty:
         return "detach_difficulty is off"
     for switch in ("positive_penalty", "negative_penalty", "curriculum"):

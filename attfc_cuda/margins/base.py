@@ -42,6 +42,7 @@ class MarginOptions(TypedDict, total=False):
     scale: float
     gradient: str
     interclass_filter: float | None
+    trim: float
 
 
 class Margin(nn.Module):
@@ -63,6 +64,10 @@ class Margin(nn.Module):
         interclass_filter: cosine above which a negative is taken for a mislabelled copy of the own class, and its logit
             set to 0 (InsightFace's `interclass_filtering_threshold`); None: no filter. Only for margins that leave
             negatives alone.
+        trim: share of a step's rows, in [0, 1), that the loss and the running state leave out in train mode: those with
+            the lowest cosines to their own centres. For labels of which about that share is wrong: with 30 % wrong ones
+            it gives back 4 of 14 points of accuracy (docs/learning.md). Of labels that are right it leaves out the
+            hardest rows. Least trimmed squares, of a margin softmax; our choice.
 
     Raises:
         ValueError: naming the argument; for interclass_filter also where the margin has its own `modulation`.
@@ -71,7 +76,12 @@ class Margin(nn.Module):
     needs_norm = False
 
     def __init__(
-        self, scale: float = 64.0, gradient: str = "exact", interclass_filter: float | None = None, **unknown: Any
+        self,
+        scale: float = 64.0,
+        gradient: str = "exact",
+        interclass_filter: float | None = None,
+        trim: float = 0.0,
+        **unknown: Any,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -91,7 +101,8 @@ class Margin(nn.Module):
             require(name, "interclass_filter", "be None", interclass_filter, not self._own_modulation(), remedy)
         self.scale = float(scale)
         self.gradient = gradient
-        self.interclass_filter = interclass_filter
+        require(name, "trim", "lie in [0, 1)", trim, 0 <= trim < 1)
+        self.interclass_filter, self.trim = interclass_filter, float(trim)
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -134,6 +145,16 @@ class Margin(nn.Module):
         return None
 
     @torch.no_grad()
+    def counted(self, cosine: Tensor, valid: Tensor) -> Tensor:
+        """[B] bool: the rows of `valid` that `trim` leaves. Of equal cosines the first rows go; NaN stays, so that the
+        loss shows it."""
+        if not self.trim or not self.training:
+            return valid
+        order = torch.where(valid, cosine, math.inf).argsort(stable=True)
+        rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        return valid & (rank >= (valid.sum() * self.trim).floor())
+
+    @torch.no_grad()
     def update(self, cosine: Tensor, norm: Tensor | None, valid: Tensor) -> None:
         """Move the running state by one training step; in eval mode, do nothing. Called once, before the other methods.
 
@@ -159,7 +180,8 @@ class Margin(nn.Module):
         """Bring the running state back to its start; a subclass with state of its own says how. Default: nothing."""
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale}, gradient={self.gradient!r}, interclass_filter={self.interclass_filter}"
+        trim = f", trim={self.trim}" if self.trim else ""
+        return f"scale={self.scale}, gradient={self.gradient!r}, interclass_filter={self.interclass_filter}{trim}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Margin:
         """nn.Module's (the way of every .to(), .half() and .to_empty()), but for the dtype of the running state."""

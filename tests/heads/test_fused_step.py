@@ -201,6 +201,7 @@ FALLBACKS = {
     "positive_penalty": {"margin": lambda: AdaSin(positive_penalty=False)},
     "negative_penalty": {"margin": lambda: AdaSin(negative_penalty=False)},
     "curriculum": {"margin": lambda: AdaSin(curriculum=False)},
+    "trim": {"margin": lambda: AdaSin(trim=0.3)},
 }
 
 

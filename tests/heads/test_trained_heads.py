@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from trained_cases import batch, make
 
-from attfc_cuda import AdaSin, CurricularFace, FullyConnected, PartialFC, testing
+from attfc_cuda import AdaSin, ArcFace, CurricularFace, FullyConnected, PartialFC, testing
 
 HEADS = (FullyConnected, PartialFC)
 
@@ -37,6 +37,25 @@ def test_full_fc_equals_the_textbook() -> None:
     # Along a centre nothing changes: its gradient is orthogonal to it.
     along = (F.normalize(head.centers) * head.centers.grad).sum(1).abs()
     assert (along <= 1e-5 * head.centers.grad.norm(dim=1).clamp(min=1e-6)).all()
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_trimmed_rows_do_not_move_the_centers(backend: str) -> None:
+    """Loss and gradients are the textbook's of the rows that are left, which are those nearer to their centres."""
+    head = make(FullyConnected, margin=ArcFace(scale=24.0, trim=0.25), backend=backend)
+    x, labels = batch()
+    cosine = (F.normalize(x) * F.normalize(head.centers.detach())[labels]).sum(1)
+    left = cosine.argsort()[3:].sort().values
+    x.requires_grad_()
+    loss = head(x, labels)
+    loss.backward()
+    y, w = x.detach()[left].requires_grad_(), head.centers.detach().clone().requires_grad_()
+    expected = textbook(y, w, labels[left])
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    testing.assert_gradient_close(x.grad[left], y.grad, 24 * 2.0**-21)
+    testing.assert_gradient_close(head.centers.grad, w.grad, 24 * 2.0**-21)
+    assert not x.grad[cosine.argsort()[:3]].any()
 
 
 def test_partial_fc_equals_the_textbook_over_its_sample() -> None:

@@ -148,6 +148,8 @@ def test_build_knows_every_name():
         ("arcface", dict(scale=math.nan), "ArcFace: scale must be a finite number above 0, got nan"),
         ("cosface", dict(gradient="none"), 'CosFace: gradient must be "exact" or "straight_through", got none'),
         ("arcface", dict(interclass_filter=2.0), r"ArcFace: interclass_filter must be a cosine in \[-1, 1\], got 2.0"),
+        ("adasin", dict(trim=1.0), r"AdaSin: trim must lie in \[0, 1\), got 1.0"),
+        ("arcface", dict(trim=-0.1), r"ArcFace: trim must lie in \[0, 1\), got -0.1"),
         ("adasin", dict(interclass_filter=0.4), "AdaSin: interclass_filter must be None, got 0.4; AdaSin re-weights"),
         ("mvsoftmax", dict(interclass_filter=0.4), "MVSoftmax: interclass_filter must be None"),
         ("curricularface", dict(interclass_filter=0.4), "CurricularFace: interclass_filter must be None"),
@@ -169,6 +171,25 @@ def test_build_knows_every_name():
 def test_bad_arguments_are_named(name, options, message):
     with pytest.raises(ValueError, match="^" + message):
         margins.build(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("trim", "left_out"), [(0.0, []), (0.24, []), (0.25, [5]), (0.5, [1, 5]), (0.75, [1, 2, 5]), (0.99, [1, 2, 5])]
+)
+def test_trim_leaves_out_the_lowest_cosines_of_the_rows_that_count(trim, left_out):
+    cosine = torch.tensor([0.9, 0.1, 0.1, -2.0, 0.7, -0.3])
+    valid = torch.tensor([True, True, True, False, False, True])
+    margin = margins.CosFace(trim=trim)
+    expected = valid.clone()
+    expected[left_out] = False
+    assert torch.equal(margin.counted(cosine, valid), expected)
+    assert torch.equal(margin.eval().counted(cosine, valid), valid)
+    assert margin.train().counted(cosine[:0], valid[:0]).tolist() == []
+
+
+def test_trim_does_not_hide_what_is_not_finite():
+    cosine, valid = torch.tensor([math.nan, 0.1, 0.2, 0.3]), torch.ones(4, dtype=torch.bool)
+    assert margins.AdaSin(trim=0.5).counted(cosine, valid).tolist() == [True, False, False, True]
 
 
 def test_interclass_filter_is_a_modulation():
