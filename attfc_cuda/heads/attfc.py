@@ -69,9 +69,10 @@ class AttFC(nn.Module):
     shape depends on values: without shards a step compiles with fullgraph=True and can be captured in a CUDA graph.
     The head is deterministic where the backend is.
 
-    With AdaSin (its ablations and `trim` aside), without shards, and on a backend that has kernels for it (`attfc info`), the
-    whole step is a handful of fused operators, nine launches on a GPU (twelve with policy="refresh"); what falls back
-    to one operator at a time, and why, stands in the head's repr. The numbers are the same up to rounding.
+    With AdaSin (without its ablations and `trim`), without shards, and on a backend that has kernels for it
+    (`attfc info`), the whole step is a handful of fused operators, nine launches on a GPU (twelve with
+    policy="refresh"); what falls back to one operator at a time, and why, stands in the head's repr. The numbers are
+    the same up to rounding.
 
     Args:
         dim: length D of an embedding.
