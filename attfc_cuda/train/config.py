@@ -187,7 +187,8 @@ class HeadConfig:
     enqueue: Literal["before", "after"] = DEFAULT.enqueue  # type: ignore[assignment]
     """The batch's own fresh centres enter the container before the loss (as negatives of each other) or after it."""
     temperature: float = 1.0
-    """Softmax temperature of the attention over a sample's gallery images."""
+    """Softmax temperature of the attention over a sample's gallery images; a low one, such as 0.1, makes the centre
+    mostly of the image nearest to the sample, which helps where labels are wrong (with `--gallery-size 4`)."""
     center_memory: float = 0.0
     """Share of the container's own centre of a class in its new one (`--policy refresh`), so that a centre averages
     over more images than a step shows; 0: the step's gallery alone."""

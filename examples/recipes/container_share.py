@@ -35,6 +35,9 @@ FULL_FC = ("--head", "fc", "--no-fuse-optimizer", "--lr", "0.1")
 ATTFC = ("--head", "attfc", "--container-dtype", "float32")
 FIVE = (*ATTFC, "--margin", "adasin", "--capacity-share", "0.05")
 PUBLISHED = ("--scale", "64", "--m", "0.5", "--warmup", "0.25")  # with a long warm-up
+FOUR_IMAGES = ("--gallery-size", "4")
+NEAREST = ("--temperature", "0.1")  # of the gallery's images the centre is mostly the one nearest to the probe
+TRIMMED = ("--margin-options", "trim=0.3")
 SHARES = (0.5, 1, 5, 10, 50)  # per cent of the identities
 
 ROWS: dict[str, tuple[str, ...]] = {
@@ -54,6 +57,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     "attfc_adasin_5_as_published": (*FIVE, *PUBLISHED),
     "fc_arcface_as_published": (*FULL_FC, "--margin", "arcface", *PUBLISHED),
     "attfc_adasin_5_gallery_steps_4": (*FIVE, "--gallery-steps", "4"),
+    "attfc_adasin_5_nearest": (*FIVE, *NEAREST),
+    "attfc_adasin_5_of_four": (*FIVE, *FOUR_IMAGES),
+    "attfc_adasin_5_nearest_of_four": (*FIVE, *FOUR_IMAGES, *NEAREST),
+    "attfc_adasin_5_trimmed": (*FIVE, *TRIMMED),
+    "attfc_adasin_5_nearest_of_four_trimmed": (*FIVE, *FOUR_IMAGES, *NEAREST, *TRIMMED),
 }
 """The rows by name: what of `attfc train` differs. Shares of less than four batches are one and the same run."""
 
