@@ -43,6 +43,8 @@ SHARES = (0.5, 1, 5, 10, 50)  # per cent of the identities
 ROWS: dict[str, tuple[str, ...]] = {
     "fc_arcface": (*FULL_FC, "--margin", "arcface"),
     "fc_adasin": (*FULL_FC, "--margin", "adasin"),
+    "fc_adasin_trimmed": (*FULL_FC, "--margin", "adasin", *TRIMMED),
+    "fc_adasin_positive_only": (*FULL_FC, "--margin", "adasin", "--margin-options", "negative_penalty=False"),
     "partial_fc_10": ("--head", "partial_fc", "--sample-rate", "0.1", *FULL_FC[2:], "--margin", "arcface"),
     **{
         f"attfc_adasin_{per_cent}": (*ATTFC, "--margin", "adasin", "--capacity-share", str(per_cent / 100))

@@ -383,12 +383,12 @@ WORDS = {
     "s": (
         lambda: ArcFace(s=64),
         TypeError,
-        "ArcFace: a keyword must be one of m, scale, gradient, interclass_filter, got s; the factor of the logits is",
+        "ArcFace: a keyword must be one of m, scale, gradient, interclass_filter, trim, got s; the factor of the",
     ),
     "unknown": (
         lambda: Margin(sclae=2.0),
         TypeError,
-        "Margin: a keyword must be one of scale, gradient, interclass_filter, got sclae",
+        "Margin: a keyword must be one of scale, gradient, interclass_filter, trim, got sclae",
     ),
 }
 
