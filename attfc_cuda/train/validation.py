@@ -145,9 +145,8 @@ class Validation:
             if type(record.get("step")) is int and record["step"] <= self.training.step:
                 by_step.setdefault(record["step"], []).append(record)
         for step, found in sorted(by_step.items()):
-            with contextlib.suppress(
-                AttributeError, LookupError, TypeError, ValueError
-            ):  # of another release, or damaged
+            # A record may be of another release, or damaged.
+            with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
                 self.results = {str(record["name"]): VerificationResult.from_dict(record) for record in found}
                 self._verified_at = step
                 self._fall.warning(self.results)  # what it has to say was said then
