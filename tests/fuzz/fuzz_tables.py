@@ -16,6 +16,7 @@ from fuzz_records import drain, strictly_too, write_anew
 
 from attfc_cuda.data import LmdbFaces, ParquetFaces
 from attfc_cuda.data.sources import lmdb as lmdb_source
+from attfc_cuda.data.sources.index_cache import SUFFIX
 from attfc_cuda.data.sources.lmdb import lmdb
 
 HAS_PARQUET = importlib.util.find_spec("pyarrow") is not None
@@ -85,17 +86,17 @@ def run_msgpack(data: bytes, folder: Path) -> bool:
     import msgpack
 
     path = folder / "values.lmdb"
-    for name in (path, path.with_name(f"{path.name}-lock")):
-        name.unlink(missing_ok=True)
+    for suffix in ("", "-lock", SUFFIX):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
     try:
         values = msgpack.unpackb(data)
     except Exception:
-        values = [data]
+        values = None
+    values = values if isinstance(values, list) else [data]
     with lmdb.open(str(path), map_size=2**22, subdir=False) as environment, environment.begin(write=True) as entries:
-        for k, value in enumerate(values if isinstance(values, list) else [data]):
+        for k, value in enumerate(values):
             entries.put(b"%d" % k, value if isinstance(value, bytes) else data)
-        entries.put(b"__len__", msgpack.packb(len(values) if isinstance(values, list) else 1))
-    write_anew(path, path.read_bytes())
+        entries.put(b"__len__", msgpack.packb(len(values)))
     with mock.patch.object(lmdb_source.subprocess, "run", walked):
         return drain(strictly_too(LmdbFaces), path)
 

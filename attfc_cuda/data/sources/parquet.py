@@ -18,7 +18,7 @@ from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.images import read_bytes
 from attfc_cuda.data.limits import TooLarge, require_bytes
 from attfc_cuda.data.sources.folders import is_inside
-from attfc_cuda.data.sources.index_cache import settle
+from attfc_cuda.data.sources.index_cache import open_stamp, settle
 from attfc_cuda.data.sources.list_layouts import LABEL_COLUMNS
 from attfc_cuda.data.sources.open_files import most_open
 from attfc_cuda.data.sources.stored import StoredFaces
@@ -123,14 +123,14 @@ class ParquetFaces(StoredFaces):
             self._open.popitem(last=False)[1].close()
         try:
             info = os.stat(self._files[number])
-            found = info.st_ino, info.st_size, settle(info.st_mtime_ns)
             opened = parquet.ParquetFile(self._files[number])
         except Exception as cause:  # pyarrow's own, on damage
             got = f"{self._files[number]} ({_words(cause)})"
             raise error("ParquetFaces", "files", "be readable Parquet files", got) from cause
         if number == len(self._stamps):
-            self._stamps.append(found)
-        elif found != self._stamps[number]:  # its rows may be other people now
+            settle(info.st_mtime_ns)
+            self._stamps.append(open_stamp(info))
+        elif open_stamp(info) != self._stamps[number]:  # its rows may be other people now
             got = f"{self._files[number]}, which has changed since"
             raise error("ParquetFaces", "files", "stay as they were when they were first opened", got)
         self._open[key] = opened
@@ -144,36 +144,34 @@ class ParquetFaces(StoredFaces):
             got = f"{self._files[number]}, row group {group} ({_words(cause)})"
             raise error("ParquetFaces", "files", "be readable Parquet files", got) from cause
 
+    def _row_group(self, number: int, group: int) -> Any:
+        """The images of a row group, one of the last few or read anew; with the lock held."""
+        rows = self._groups.get((number, group))
+        if rows is None:
+            rows = self._groups[number, group] = self._read(number, group, self._image)
+            while len(self._groups) > _KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        else:
+            self._groups.move_to_end((number, group))
+        return rows
+
     def _content(self, item: int) -> bytes:
         number, group, row = self._places[item].tolist()
-        with self._lock:
-            rows = self._groups.get((number, group))
-            if rows is None:
-                try:
-                    rows = self._read(number, group, self._image)
-                except ValueError as cause:
-                    raise UnreadableImage(printable(f"ParquetFaces: {self._where(item)} ({cause})")) from cause
-                self._groups[number, group] = rows
-                while len(self._groups) > _KEPT_GROUPS:
-                    self._groups.popitem(last=False)
-            else:
-                self._groups.move_to_end((number, group))
-            try:
-                value = rows[row].as_py()
-            except (IndexError, ValueError) as cause:  # fewer images than labels, or what is no text, by damage
-                raise UnreadableImage(printable(f"ParquetFaces: {self._where(item)} ({_words(cause)})")) from cause
-        content = value.get("bytes") if isinstance(value, dict) else value
+        folder = self._files[number].parent
         try:
-            beside = value.get("path") if isinstance(value, dict) else None
+            with self._lock:
+                value = self._row_group(number, group)[row].as_py()
+            content, beside = value, None
+            if isinstance(value, dict):
+                content, beside = value.get("bytes"), value.get("path")
             if content is None and beside and isinstance(beside, str):
-                file = self._files[number].parent / beside
-                if not is_inside(file, self._files[number].parent):
+                if not is_inside(folder / beside, folder):
                     raise OSError(f"names {beside}, outside of its folder")
-                content = read_bytes(file)
+                content = read_bytes(folder / beside)
             if isinstance(content, bytes):
                 require_bytes(len(content))
                 return content
-        except (TooLarge, OSError) as cause:
+        except (TooLarge, OSError, IndexError, ValueError) as cause:  # the last two by damage, such as too few images
             raise UnreadableImage(printable(f"ParquetFaces: {self._where(item)} ({cause})")) from cause
         raise UnreadableImage(printable(f"ParquetFaces: {self._where(item)} holds no image"))
 
