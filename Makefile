@@ -38,22 +38,23 @@ ext: $(BIN)/python
 demo: $(VENV)/.installed
 	$(BIN)/attfc demo
 
-# A file of tests stays in one process: what it prepares is prepared once.
-PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
+# A file of tests stays in one process: what it prepares is prepared once. Proofs are few and long and prepare their
+# own, so that each goes to the process that is free, but for those of an xdist_group.
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4
 # The CUDA kernels' own source, run on the CPU and compiled for every architecture; needs neither torch nor a GPU.
 IN_VENV = PATH="$(abspath $(BIN)):$$PATH"
 CMAKE = $(IN_VENV) cmake -S . -B build/csrc -G Ninja -DPython3_EXECUTABLE=$(abspath $(BIN))/python
 CTEST = $(IN_VENV) ctest --test-dir build/csrc -j 2 --output-on-failure --output-junit ctest.xml --test-output-size-passed 1000000
 
 test: $(VENV)/.installed
-	$(PYTEST) -m "not proof" --reports build/reports/test
+	$(PYTEST) --dist loadfile -m "not proof" --reports build/reports/test
 	$(CMAKE)
 	$(IN_VENV) cmake --build build/csrc --target host_plain
 	$(CTEST) -LE proof
 	$(BIN)/python tests/counting.py build/reports/test build/csrc/ctest.xml
 
 proof: $(VENV)/.installed docs
-	$(PYTEST) -m proof --reports build/reports/proof
+	$(PYTEST) --dist loadgroup -m proof --reports build/reports/proof
 	$(CMAKE)
 	$(IN_VENV) cmake --build build/csrc
 	$(CTEST) -L proof

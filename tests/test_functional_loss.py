@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from proofs import rest_in_proof
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from attfc_cuda import margins, testing
@@ -313,13 +314,7 @@ def test_fake_tensors_need_no_value(name):
     assert output.loss.shape == () and embeddings.grad.shape == (6, 16) and cosine.grad.shape == (6,)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "adasin",
-        *(pytest.param(each, marks=pytest.mark.proof) for each in ("curricularface", "adaface", "magface", "arcface")),
-    ],
-)
+@pytest.mark.parametrize("name", rest_in_proof(["adasin", "curricularface", "adaface", "magface", "arcface"]))
 def test_compiles_into_one_graph(name):
     case, raw, own = loss_inputs(dtype=torch.float32)
     results = []

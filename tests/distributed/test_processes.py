@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from proofs import rest_in_proof
 
 from attfc_cuda.cli import main
 from attfc_cuda.train import checkpoint
@@ -203,7 +204,7 @@ def test_training_goes_on_while_all_write_and_resumes_bit_equal(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("act", "where"),
-    [("1 4 full", ", at rank 1 of 2"), pytest.param("0 4 file full", "", marks=pytest.mark.proof)],
+    rest_in_proof([("1 4 full", ", at rank 1 of 2"), ("0 4 file full", "")]),
     ids=["a part", "the file"],
 )
 def test_a_write_that_fails_on_one_process_is_the_error_of_all(tmp_path: Path, act: str, where: str) -> None:
@@ -220,7 +221,7 @@ def test_a_write_that_fails_on_one_process_is_the_error_of_all(tmp_path: Path, a
     assert len(losses(run)) < 20
 
 
-@pytest.mark.parametrize("rank", ["1", *(pytest.param(rank, marks=pytest.mark.proof) for rank in ("0", "*"))])
+@pytest.mark.parametrize("rank", rest_in_proof(["1", "0", "*"]))
 def test_killed_while_they_write_they_go_on_from_the_checkpoint_before(tmp_path: Path, rank: str) -> None:
     run = tmp_path / "run"
     code, output = torchrun(2, "attfc", run, act=f"{rank} 4 killed")

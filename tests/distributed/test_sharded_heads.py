@@ -11,6 +11,8 @@ from group import run
 from sharded_cases import BACKENDS, CASES, STEPS, every_case, train
 from torch import Tensor
 
+pytestmark = pytest.mark.xdist_group("sharded heads")  # one group of processes for all
+
 # Of the largest number, if that is above 1. Three steps in float64 leave room for what they amplify.
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-13}
 # Split over the processes: their rows, or their part of the classes. All else is the same on every one.

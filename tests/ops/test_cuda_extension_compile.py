@@ -15,7 +15,7 @@ import torch
 from attfc_cuda.ops import backend as _backend
 from attfc_cuda.ops import build as _build
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.xdist_group("extension")]  # compiled once
 ROOT = Path(_build.__file__).resolve().parents[2]
 
 # In a process of its own: operators cannot be unregistered. It prints one line of JSON.

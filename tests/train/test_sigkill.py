@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from proofs import rest_in_proof
 from torch import Tensor
 
 from attfc_cuda import cli
@@ -122,12 +123,11 @@ KILL, TERM = signal.SIGKILL, signal.SIGTERM
 
 @pytest.mark.parametrize(
     "head, number, wanted",
-    [
-        ("attfc", KILL, 2),
-        ("attfc", TERM, 1),
-        *(pytest.param(head, KILL, KILLS, marks=pytest.mark.proof) for head in HEADS),
-        *(pytest.param(head, TERM, TERMS, marks=pytest.mark.proof) for head in HEADS),
-    ],
+    rest_in_proof(
+        [("attfc", KILL, 2), ("attfc", TERM, 1)]
+        + [(head, number, wanted) for number, wanted in ((KILL, KILLS), (TERM, TERMS)) for head in HEADS],
+        at_once=2,
+    ),
 )
 def test_stopped_at_random_moments_and_resumed_ends_bit_equal(
     tiny_config: Callable[..., TrainConfig], head: str, number: signal.Signals, wanted: int

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from proofs import rest_in_proof
 from torch import Tensor, nn
 from torch.utils.data._utils import signal_handling
 
@@ -29,9 +30,7 @@ TRAIN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.proof) for name in ("SIGHUP", "SIGUSR1"))]
-)
+@pytest.mark.parametrize("name", rest_in_proof(["SIGTERM", "SIGHUP", "SIGUSR1"]))
 def test_a_signal_to_the_whole_group_saves_with_workers(tmp_path: Path, name: str) -> None:
     process = subprocess.Popen(
         [*TRAIN, "--run", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

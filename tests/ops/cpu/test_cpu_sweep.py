@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from cpu_cases import DTYPES, STRIDED_VIEWS, check_sweep, needs_extension, raw_centers
+from proofs import rest_in_proof
 
 from attfc_cuda import testing
 from attfc_cuda.functional import negative_logsumexp
@@ -58,7 +59,7 @@ def test_a_center_scale_of_ones_changes_no_bit():
     assert all(torch.equal(scaled[key], value) for key, value in plain.items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.proof)], ids=str)
+@pytest.mark.parametrize("dtype", rest_in_proof([torch.float32, torch.bfloat16]), ids=str)
 def test_real_size_agrees_with_float64(dtype):
     case = testing.make_case(testing.REAL_SHAPE, dtype, kind="trained", modulation="adasin")
     actual, truth = check_sweep(case)

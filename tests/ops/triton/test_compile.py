@@ -11,6 +11,7 @@ import re
 
 import pytest
 import torch
+from proofs import rest_in_proof
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -33,12 +34,6 @@ from attfc_cuda.ops.triton.configs import MAX_DIM, Config, choose, choose_center
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 NEWEST_FIRST = (90, *(each for each in ARCHITECTURES if each != 90))
 proof = pytest.mark.proof
-
-
-def rest_in_proof(cases):
-    """The first case as it is, the others for `make proof`."""
-    first, *others = cases
-    return [first, *(pytest.param(*(each if isinstance(each, tuple) else (each,)), marks=proof) for each in others)]
 
 
 def check(resources: Resources, tensor_cores: bool) -> None:
