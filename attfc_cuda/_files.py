@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+ABANDONED_S = 24 * 3600
+"""A part that nothing has touched for so long is that of a writer which was killed."""
 
 
 @contextlib.contextmanager
@@ -20,6 +25,8 @@ def replacing(path: Path, *, cache: bool = False, shared: bool = False) -> Itera
     """
     number = f"{os.getpid()}-{secrets.token_hex(8)}" if cache or shared else str(os.getpid())
     part = path.with_name(f".{path.name}.{number}.tmp")
+    if not cache:  # of which a large data set has thousands in one folder, all of them small
+        remove_abandoned(path)
     try:
         yield part
         if not cache:
@@ -28,6 +35,16 @@ def replacing(path: Path, *, cache: bool = False, shared: bool = False) -> Itera
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of `path` have left beside it."""
+    part = re.compile(re.escape(f".{path.name}.") + r"\d+(-[0-9a-f]{16})?\.tmp")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            # st_ctime moves with the times that a writer sets, too.
+            if part.fullmatch(entry.name) and time.time() - entry.stat().st_ctime > ABANDONED_S:
+                os.unlink(entry.path)
 
 
 def write_text(path: Path, text: str) -> None:

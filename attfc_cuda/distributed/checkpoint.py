@@ -35,6 +35,10 @@ __getattr__ = renamed_attributes(
 )
 
 
+_NO_STEP_YET = "no_step_yet"
+"""In place of an optimizer's state of the centres: torch makes that in the first step, which is yet to come."""
+
+
 @renamed_keyword("stretches_only", "parts_only")
 def save(
     head: nn.Module,
@@ -68,6 +72,11 @@ def save(
     state = {name: _as_global(part) for name, part in parts.items()}
     if not parts_only:
         state |= _whole(head, optimizer, parts)
+        state |= {
+            f"optimizer.{key}.{_NO_STEP_YET}": torch.zeros(())
+            for key, part in parts.items()
+            if part.tensor in _held(optimizer) and not state_of(optimizer, part.tensor)
+        }
     first_process = shards is None or shards.rank == 0
     if first_process:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -217,10 +226,15 @@ def _make_optimizer_state(
     """
     if optimizer is None:
         return
-    held = {p for group in optimizer.param_groups for p in group["params"]}
+    held = _held(optimizer)
     for key, part in parts_of(head).items():
         prefix, tensor = f"optimizer.{key}.", part.tensor
         entries = {name.removeprefix(prefix): entry for name, entry in saved.items() if name.startswith(prefix)}
+        # Who keeps the rest elsewhere has loaded from there whether a step had been taken.
+        no_step_yet = parts_only and not entries and not isinstance(optimizer, SplitOptimizer)
+        if _NO_STEP_YET in entries or (no_step_yet and not state_of(optimizer, tensor)):
+            optimizer.state.pop(tensor, None)
+            continue
         found = {name: _State(torch.device("cpu"), entry.size == part.whole_shape) for name, entry in entries.items()}
         kept = _state_after_a_step(optimizer, tensor, found) if tensor in held else {}
         wanted, there = (
@@ -237,6 +251,10 @@ def _make_optimizer_state(
                 made = tensor.shape if found[name].per_row else entries[name].size
                 dtype = entries[name].properties.dtype
                 optimizer.state[tensor][name] = torch.zeros(made, dtype=dtype, device=kept[name].device)
+
+
+def _held(optimizer: torch.optim.Optimizer | None) -> set[Tensor]:
+    return set() if optimizer is None else {p for group in optimizer.param_groups for p in group["params"]}
 
 
 def _state_after_a_step(

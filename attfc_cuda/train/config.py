@@ -151,7 +151,7 @@ class HeadConfig:
     """The head: the loss and what it keeps between steps.
 
     A preset that is given here, or set later, sets the values that it stands for; what is given beside it, or set after
-    it, counts more.
+    it, counts more. (`dataclasses.replace` gives every value, so that a preset there changes no other: set it instead.)
     """
 
     preset: Literal["default", "published"] = "default"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import re
@@ -249,11 +250,35 @@ def test_the_optimizer_must_be_of_the_kind_that_was_saved(kind: str, saved: str,
     head_checkpoint.load(second, tmp_path / "head")  # without one what was saved of it does not matter
 
 
-def test_a_fused_optimizer_is_saved_before_its_first_step(tmp_path: Path) -> None:
+def steps(head: FullyConnected, optimizer: torch.optim.Optimizer, count: int) -> torch.Tensor:
+    for _ in range(count):
+        head(torch.eye(4), torch.arange(4)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return head.centers.detach().clone()
+
+
+@pytest.mark.parametrize("parts_only", [False, True])
+@pytest.mark.parametrize("steps_before", [0, 2])
+@pytest.mark.parametrize("kind", [*KINDS, "dampened", "without momentum"])
+def test_an_optimizer_is_saved_before_its_first_step(
+    kind: str, steps_before: int, parts_only: bool, tmp_path: Path
+) -> None:
+    """And goes on as one does that starts, also where it had taken steps itself."""
+    others = {
+        "dampened": lambda head: torch.optim.SGD(head.parameters(), 0.1, momentum=0.9, dampening=0.5),
+        "without momentum": lambda head: torch.optim.SGD(head.parameters(), 0.1),
+    }
     first, second = FullyConnected(4, 6), FullyConnected(4, 6)
-    head_checkpoint.save(first, tmp_path / "head", KINDS["fused adamw"](first))
-    head_checkpoint.load(second, tmp_path / "head", KINDS["fused adamw"](second))
+    begun, goes_on = ((KINDS | others)[kind](head) for head in (first, second))
+    steps(second, goes_on, steps_before)
+    head_checkpoint.save(first, tmp_path / "head", begun, parts_only=parts_only)
+    if parts_only:  # what the caller keeps, which says what the optimizer has of each parameter
+        second.load_state_dict({**first.state_dict(), "centers": second.centers})
+        goes_on.load_state_dict(copy.deepcopy(begun.state_dict()))
+    head_checkpoint.load(second, tmp_path / "head", goes_on, parts_only=parts_only)
     assert torch.equal(first.centers, second.centers)
+    assert torch.equal(steps(first, begun, 2), steps(second, goes_on, 2))
 
 
 def test_class_codes_come_and_go_with_a_checkpoint(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from attfc_cuda._check import error
 from attfc_cuda._deprecated import renamed_attributes
+from attfc_cuda._files import remove_abandoned
 from attfc_cuda.data.sources.recordio import FIRST, LAST, MAGIC, MAX_LENGTH, MIDDLE, WHOLE
 
 __getattr__ = renamed_attributes(__name__, {"pack": "data.packing.pack"})
@@ -30,6 +31,8 @@ class RecordWriter:
         self._parts = [target.with_name(f".{target.name}.{os.getpid()}.tmp") for target in self._targets]
 
     def __enter__(self) -> RecordWriter:
+        for target in self._targets:
+            remove_abandoned(target)
         self._rec, self._idx = (open(part, "wb") for part in self._parts)  # noqa: SIM115
         return self
 
