@@ -153,7 +153,8 @@ class Margin(nn.Module):
             return valid
         order = torch.where(valid, cosine, math.inf).argsort(stable=True)
         rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        return valid & (rank >= (valid.sum() * self.trim).floor())
+        count = valid.sum().double() * self.trim  # whatever the default dtype, which may count to 256
+        return valid & (rank >= count.floor())
 
     @torch.no_grad()
     def update(self, cosine: Tensor, norm: Tensor | None, valid: Tensor) -> None:

@@ -187,6 +187,18 @@ def test_trim_leaves_out_the_lowest_cosines_of_the_rows_that_count(trim, left_ou
     assert margin.train().counted(cosine[:0], valid[:0]).tolist() == []
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_trim_counts_alike_whatever_the_default_dtype(dtype):
+    cosine, valid = torch.linspace(-1, 1, 1000, dtype=torch.float32), torch.ones(1000, dtype=torch.bool)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        counted = margins.CosFace(trim=0.3).counted(cosine, valid)
+    finally:
+        torch.set_default_dtype(default)
+    assert counted.tolist() == [False] * 300 + [True] * 700
+
+
 def test_trim_does_not_hide_what_is_not_finite():
     cosine, valid = torch.tensor([math.nan, 0.1, 0.2, 0.3]), torch.ones(4, dtype=torch.bool)
     assert margins.AdaSin(trim=0.5).counted(cosine, valid).tolist() == [True, False, False, True]
