@@ -81,7 +81,7 @@ class Best:
         score = score_of(results, self.by)
         if score is None:
             return None
-        sets = _described(results)
+        sets = described(results)
         if self.score is not None and score <= self.score and sets == self._sets:
             return None
         if not self.own.may_write(self.path):
@@ -97,7 +97,7 @@ class Best:
         return None
 
 
-def _described(results: Mapping[str, VerificationResult]) -> list[str]:
+def described(results: Mapping[str, VerificationResult]) -> list[str]:
     """The sets, by what tells one from another of the same name."""
     return sorted(
         f"{name}: {result.num_genuine} genuine and {result.num_impostors} impostor pairs of {result.num_identities}"

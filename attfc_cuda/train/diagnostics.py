@@ -10,6 +10,7 @@ from attfc_cuda._deprecated import renamed_attributes
 from attfc_cuda._files import replacing
 from attfc_cuda.evaluation import VerificationResult, plot_cosines, plot_training
 from attfc_cuda.heads.attfc import CosineSample
+from attfc_cuda.train.best import described
 from attfc_cuda.train.log import RunLog, read_log
 from attfc_cuda.train.manifest import Manifest
 from attfc_cuda.train.run_folder import LOG
@@ -60,13 +61,30 @@ def _drawable(sample: CosineSample) -> bool:
     return len(sample.positive) > 0 and finite
 
 
-class SaturationCheck:
-    """Warns once when positives look learned and faces are not: the mean positive cosine is high at two validations in
-    a row while the mean accuracy of the pair lists has not risen above its best before them. The thresholds are our
-    choice."""
+class _BestAccuracy:
+    """The best mean accuracy so far. It is kept for each choice of pair lists, as others may be easier."""
 
     def __init__(self) -> None:
-        self._best, self._stuck, self._warned = 0.0, 0, False
+        self._of_lists: dict[tuple[str, ...], float] = {}
+
+    def compared(self, results: Mapping[str, VerificationResult]) -> tuple[float, float] | None:
+        """The mean accuracy of a validation, and the best of earlier ones on the same lists, 0 where there is none;
+        None where no list has an accuracy."""
+        if (accuracy := mean_accuracy(results)) is None:
+            return None
+        lists = tuple(described({name: result for name, result in results.items() if result.accuracy is not None}))
+        best = self._of_lists.get(lists, 0.0)
+        self._of_lists[lists] = max(best, accuracy)
+        return accuracy, best
+
+
+class SaturationCheck:
+    """Warns once when positives look learned and faces are not: the mean positive cosine is high at two validations in
+    a row while the mean accuracy of the pair lists has not risen above its best before them, on the same lists. The
+    thresholds are our choice."""
+
+    def __init__(self) -> None:
+        self._best, self._stuck, self._warned = _BestAccuracy(), 0, False
 
     def warning(self, positive_cosine: float, results: Mapping[str, VerificationResult]) -> str | None:
         """The warning that the validation at hand calls for, or None.
@@ -75,28 +93,29 @@ class SaturationCheck:
             positive_cosine: Mean since the validation before; NaN where it is not known.
             results: Of the validation, by pair list.
         """
-        if (accuracy := mean_accuracy(results)) is None:
+        if (compared := self._best.compared(results)) is None:
             return None
-        stuck = positive_cosine > SATURATED and accuracy < min(self._best + RISE, GOOD)
+        accuracy, best = compared
+        stuck = positive_cosine > SATURATED and accuracy < min(best + RISE, GOOD)
         self._stuck = self._stuck + 1 if stuck else 0
-        self._best = max(self._best, accuracy)
         if self._stuck < 2 or self._warned:
             return None
         self._warned = True
         return (
             f"warning: rows have a mean cosine of {positive_cosine:.2f} to their own centres, yet verification does "
-            f"not rise (mean accuracy {accuracy:.3f}, best {self._best:.3f}): the network may tell this step's images "
-            f"from older centres instead of faces; look at cosines/*.png and try --enqueue before, a --capacity of "
-            f"fewer batches, a gallery encoder that lags less (a lower --encoder-momentum), a lower --lr or --scale"
+            f"not rise (mean accuracy {accuracy:.3f}, best {max(best, accuracy):.3f}): the network may tell this "
+            f"step's images from older centres instead of faces; look at cosines/*.png and try --enqueue before, "
+            f"a --capacity of fewer batches, a gallery encoder that lags less (a lower --encoder-momentum), a lower "
+            f"--lr or --scale"
         )
 
 
 class FallCheck:
-    """Warns once when the mean accuracy of the pair lists has fallen far below the best that the run had. The threshold
-    is our choice; what it looks for is measured in docs/learning.md."""
+    """Warns once when the mean accuracy of the pair lists has fallen far below the best that the run had on
+    the same lists. The threshold is our choice; what it looks for is measured in docs/learning.md."""
 
     def __init__(self) -> None:
-        self._best, self._warned = 0.0, False
+        self._best, self._warned = _BestAccuracy(), False
 
     def warning(self, results: Mapping[str, VerificationResult]) -> str | None:
         """The warning that the validation at hand calls for, or None.
@@ -104,16 +123,16 @@ class FallCheck:
         Args:
             results: Of the validation, by pair list.
         """
-        if (accuracy := mean_accuracy(results)) is None:
+        if (compared := self._best.compared(results)) is None:
             return None
+        accuracy, best = compared
         pairs = sum(result.num_pairs for result in results.values() if result.accuracy is not None)
-        fallen = self._best - accuracy > max(FALL, 3 * math.sqrt(2 * accuracy * (1 - accuracy) / pairs))
-        self._best = max(self._best, accuracy)
+        fallen = best - accuracy > max(FALL, 3 * math.sqrt(2 * accuracy * (1 - accuracy) / pairs))
         if not fallen or self._warned:
             return None
         self._warned = True
         return (
-            f"warning: verification has fallen (mean accuracy {accuracy:.3f}, best {self._best:.3f}): the network "
+            f"warning: verification has fallen (mean accuracy {accuracy:.3f}, best {best:.3f}): the network "
             f"loses what it had learned; under AttFC a gallery encoder that lags too far behind does this: try a lower "
             f"--encoder-momentum, else a lower --lr"
         )

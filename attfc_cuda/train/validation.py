@@ -146,7 +146,7 @@ class Validation:
                 by_step.setdefault(record["step"], []).append(record)
         for step, found in sorted(by_step.items()):
             # A record may be of another release, or damaged.
-            with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
+            with contextlib.suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
                 self.results = {str(record["name"]): VerificationResult.from_dict(record) for record in found}
                 self._verified_at = step
                 self._fall.warning(self.results)  # what it has to say was said then

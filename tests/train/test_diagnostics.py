@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +23,16 @@ from attfc_cuda.train.manifest import Manifest
 Tiny = Callable[..., TrainConfig]
 
 
+def found(accuracy: float | None, num_pairs: int = 6000, num_identities: int = 1000) -> SimpleNamespace:
+    """What the checks read of a list's result."""
+    kinds = {"num_genuine": num_pairs // 2, "num_impostors": num_pairs - num_pairs // 2}
+    return SimpleNamespace(accuracy=accuracy, num_pairs=num_pairs, num_identities=num_identities, **kinds)
+
+
 def warns(*validations: tuple[float, float]) -> list[bool]:
     """Which of the validations (positive cosine, accuracy) warn."""
     check = SaturationCheck()
-    return [
-        check.warning(cosine, {"set": SimpleNamespace(accuracy=value)}) is not None for cosine, value in validations
-    ]
+    return [check.warning(cosine, {"set": found(value)}) is not None for cosine, value in validations]
 
 
 def test_two_saturated_validations_without_a_rise_warn_once() -> None:
@@ -56,7 +61,7 @@ def test_a_run_that_learns_is_left_alone(validations: list[tuple[float, float]])
 
 def test_the_accuracy_is_the_mean_of_the_lists_and_none_says_nothing() -> None:
     check = SaturationCheck()
-    lists = {"a": SimpleNamespace(accuracy=0.5), "b": SimpleNamespace(accuracy=0.7)}
+    lists = {"a": found(0.5), "b": found(0.7)}
     assert check.warning(0.9, lists) is None and check.warning(0.9, {}) is None and check.warning(0.9, lists) is None
     assert "mean cosine of 0.91" in (text := check.warning(0.91, lists)) and "accuracy 0.600, best 0.600" in text
     for setting in ("--enqueue before", "--capacity", "--encoder-momentum", "--scale"):
@@ -66,7 +71,7 @@ def test_the_accuracy_is_the_mean_of_the_lists_and_none_says_nothing() -> None:
 def test_a_fall_far_below_the_best_warns_once() -> None:
     def falls(*accuracies: float | None, pairs: int = 6000) -> list[bool]:
         check = FallCheck()
-        lists = [{"set": SimpleNamespace(accuracy=value, num_pairs=pairs)} for value in accuracies]
+        lists = [{"set": found(value, pairs)} for value in accuracies]
         return [check.warning(results) is not None for results in lists]
 
     assert falls(0.818, 0.657, 0.779, 0.639) == [False, True, False, False]  # a run whose gallery encoder lagged
@@ -75,14 +80,30 @@ def test_a_fall_far_below_the_best_warns_once() -> None:
     assert falls(0.9, 0.8, pairs=600) == [False, True]
     assert falls(None, None) == [False, False]
     check = FallCheck()
-    assert (
-        check.warning({name: SimpleNamespace(accuracy=a, num_pairs=600) for name, a in (("a", 0.9), ("b", 0.7))})
-        is None
-    )
-    without = {"a": SimpleNamespace(accuracy=0.8, num_pairs=600), "b": SimpleNamespace(accuracy=None, num_pairs=600)}
+    assert check.warning({name: found(accuracy, 600) for name, accuracy in (("a", 0.9), ("b", 0.7))}) is None
+    without = {"a": found(0.8, 600), "b": found(None, 600)}
     assert check.warning(without) is None  # 0.8, as before
-    told = check.warning({"a": SimpleNamespace(accuracy=0.65, num_pairs=600)})
+    told = check.warning({"a": found(0.65, 600)})
     assert "mean accuracy 0.650, best 0.800" in told and "--encoder-momentum" in told and "--lr" in told
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"easy": found(0.99), "hard": found(0.8)},  # --verify-pairs has a list more
+        {"hard": found(0.8)},  # the other gave none
+        {"easy": found(0.8, num_pairs=3000)},
+        {"easy": found(0.8, num_identities=50)},
+    ],
+    ids=["more lists", "another list", "other pairs", "other people"],
+)
+def test_other_lists_are_not_compared_and_the_same_ones_are_again(others: dict[str, SimpleNamespace]) -> None:
+    fall, saturation = FallCheck(), SaturationCheck()
+    seen = [{"easy": found(0.99)}, others, others, {"easy": found(0.8)}, {"easy": found(0.8)}]
+    assert [fall.warning(results) is not None for results in seen] == [False, False, False, True, False]
+    assert [saturation.warning(0.9, results) is not None for results in seen[:2]] == [False, False]
+    told = [saturation.warning(0.9, results) for results in seen[2:4]]
+    assert told[0] is None and "mean accuracy 0.800, best 0.990" in told[1]
 
 
 def test_the_loop_notes_a_fall(tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +137,18 @@ def test_a_run_that_goes_on_is_compared_with_the_best_that_it_had(
     told = compared[SaturationCheck]
     assert [accuracy for _, accuracy in told][:3] == before[SaturationCheck] and len(told) == 4
     assert [math.isfinite(cosine) for cosine, _ in told] == [False] * 3 + [True]
+
+
+def test_a_run_goes_on_whatever_its_log_has_of_verifications(tiny_config: Tiny) -> None:
+    config = tiny_config(steps=2, verify_every=2)
+    train(config)
+    log = config.run.run / "log.jsonl"
+    good = next(record for record in read_log(log) if record["kind"] == "verify")
+    odd = ({"num_pairs": 0}, {"num_pairs": math.inf}, {"accuracy": 7.0}, {"accuracy": "x"}, {"at_far": 3}, {"name": []})
+    for steps, changes in enumerate(odd, start=3):
+        with open(log, "a") as file:
+            file.write(json.dumps({**good, "step": 1, **changes}) + '\n{"kind": "verify", "st')
+        train(tiny_config(steps=steps, resume=True))
 
 
 def test_the_loop_warns_and_notes_it(tiny_config: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
