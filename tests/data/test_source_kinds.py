@@ -491,6 +491,48 @@ def test_a_parquet_file_that_changes_is_an_error_that_names_it(tmp_path: Path) -
         pickle.loads(pickle.dumps(faces))[0]
 
 
+@pytest.mark.parametrize("change", ["written anew", "cut"])
+def test_a_parquet_file_that_is_written_while_it_is_open_is_an_error_that_names_it(tmp_path: Path, change: str) -> None:
+    """The images of one layout and other people would be read under the old labels."""
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    path, values = tmp_path / "a.parquet", [10, 20, 30, 40]
+    for target, order in ((path, values), (tmp_path / "next", values[::-1])):
+        table = arrow.table({"image": [png(value) for value in order], "label": [value // 20 for value in order]})
+        parquet.write_table(table, target, row_group_size=2, compression="none", use_dictionary=False)
+    faces = ParquetFaces(path, 12)
+    assert int(faces[0].max()) == 10
+    content = (tmp_path / "next").read_bytes()
+    assert len(content) == path.stat().st_size
+    with open(path, "r+b") as file:
+        file.write(content)
+        file.truncate(len(content) if change == "written anew" else 200)
+    assert int(faces[1].max()) == 20  # of the row group that was read before
+    words = r"row 0 of row group 1 \(ParquetFaces: files must stay as they were .*a.parquet, which has changed since"
+    with pytest.raises(UnreadableImage, match=words):
+        faces[2]
+    with pytest.raises(UnreadableImage, match=words):
+        pickle.loads(pickle.dumps(faces))[2]
+
+
+def test_parquet_labels_that_python_cannot_hold_are_named(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    offsets = arrow.array([0, 1, 2], arrow.int32()).buffers()[1]
+    no_utf8 = arrow.Array.from_buffers(arrow.string(), 2, [None, offsets, arrow.py_buffer(b"\xff\xfe")])
+    for labels, got in (
+        (no_utf8, "string in .*'utf-8' codec"),
+        (arrow.array([1, 2], arrow.time64("ns")), "time64.*ns"),
+    ):
+        parquet.write_table(arrow.table({"image": [png(1)] * 2, "label": labels}), tmp_path / "a.parquet")
+        words = f"ParquetFaces: label must be a whole number of at least 0 or a name, got {got}.*"
+        with pytest.raises(ValueError, match=words) as caught:
+            ParquetFaces(tmp_path / "a.parquet", 12)
+        assert "a.parquet" in str(caught.value)
+
+
 def test_worker_processes_read_parquet_as_their_parent_does(parquet: Path) -> None:
     faces = build_dataset(str(parquet), 12)
     faces[0]  # the parent has files and row groups open

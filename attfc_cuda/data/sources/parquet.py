@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -79,7 +80,7 @@ class ParquetFaces(StoredFaces):
                 raise error("ParquetFaces", "files", "give their classes the same names", got)
             classes = named
             for group in range(file.num_row_groups):
-                values = self._read(number, group, label).to_pylist()
+                values = self._labels(number, group, label)
                 labels += values
                 places += [(number, group, row) for row in range(len(values))]
         if len(columns) > 1:
@@ -122,27 +123,51 @@ class ParquetFaces(StoredFaces):
         while len(self._open) >= min(_MOST_OPEN, most_open()):
             self._open.popitem(last=False)[1].close()
         try:
-            info = os.stat(self._files[number])
-            opened = parquet.ParquetFile(self._files[number])
+            info, opened = os.stat(self._files[number]), None
+            if number == len(self._stamps):
+                settle(info.st_mtime_ns)
+                self._stamps.append(open_stamp(info))
+            if open_stamp(info) == self._stamps[number]:
+                opened = parquet.ParquetFile(self._files[number])
         except Exception as cause:  # pyarrow's own, on damage
             got = f"{self._files[number]} ({_words(cause)})"
             raise error("ParquetFaces", "files", "be readable Parquet files", got) from cause
-        if number == len(self._stamps):
-            settle(info.st_mtime_ns)
-            self._stamps.append(open_stamp(info))
-        elif open_stamp(info) != self._stamps[number]:  # its rows may be other people now
-            got = f"{self._files[number]}, which has changed since"
-            raise error("ParquetFaces", "files", "stay as they were when they were first opened", got)
+        if opened is None:  # its rows may be other people now
+            raise self._changed(number)
         self._open[key] = opened
         return opened
 
     def _read(self, number: int, group: int, column: str) -> Any:
-        file = self._parquet(number)
+        file, failure = self._parquet(number), None
         try:
-            return file.read_row_group(group, columns=[column], use_threads=False).column(0).combine_chunks()
+            rows = file.read_row_group(group, columns=[column], use_threads=False).column(0).combine_chunks()
         except Exception as cause:
-            got = f"{self._files[number]}, row group {group} ({_words(cause)})"
-            raise error("ParquetFaces", "files", "be readable Parquet files", got) from cause
+            failure = cause
+        self._require_unwritten(number)
+        if failure is not None:
+            got = f"{self._files[number]}, row group {group} ({_words(failure)})"
+            raise error("ParquetFaces", "files", "be readable Parquet files", got) from failure
+        return rows
+
+    def _require_unwritten(self, number: int) -> None:
+        """Raise ValueError where the file that is open has been written since. Another in its place does not matter:
+        what is open stays as it was."""
+        with contextlib.suppress(OSError):
+            now, then = open_stamp(os.stat(self._files[number])), self._stamps[number]
+            if now[0] == then[0] and now != then:
+                raise self._changed(number)
+
+    def _changed(self, number: int) -> Exception:
+        got = f"{self._files[number]}, which has changed since"
+        return error("ParquetFaces", "files", "stay as they were when they were first opened", got)
+
+    def _labels(self, number: int, group: int, column: str) -> list:
+        values = self._read(number, group, column)
+        try:
+            return values.to_pylist()
+        except Exception as cause:  # text that is no UTF-8, times that Python does not have
+            got = f"{values.type} in {self._files[number]}, row group {group} ({_words(cause)})"
+            raise error("ParquetFaces", "label", "be a whole number of at least 0 or a name", got) from cause
 
     def _row_group(self, number: int, group: int) -> Any:
         """The images of a row group, one of the last few or read anew; with the lock held."""
