@@ -516,6 +516,26 @@ def test_a_parquet_file_that_is_written_while_it_is_open_is_an_error_that_names_
         pickle.loads(pickle.dumps(faces))[2]
 
 
+def test_a_parquet_file_of_the_same_size_and_time_is_the_same_one(tmp_path: Path) -> None:
+    """As another mount shows it, or a copy on another machine."""
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"image": [png(10), png(20)] * 2, "label": [0, 0, 1, 1]}), path)
+    faces = ParquetFaces(path, 12)
+    shutil.copy2(path, tmp_path / "copy")
+    before = path.stat().st_ino
+    (tmp_path / "copy").replace(path)
+    assert path.stat().st_ino != before
+    there = pickle.loads(pickle.dumps(faces))
+    assert int(there[1].max()) == 20
+    path.write_bytes(path.read_bytes()[:200])
+    there._groups.clear()
+    with pytest.raises(UnreadableImage, match="files must stay as they were"):
+        there[1]
+
+
 def test_parquet_labels_that_python_cannot_hold_are_named(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from pyarrow import parquet

@@ -121,12 +121,6 @@ def stamp(info: os.stat_result) -> list[int]:
     return [info.st_size, info.st_mtime_ns, settle(info.st_ctime_ns)]
 
 
-def open_stamp(info: os.stat_result) -> tuple[int, int, int]:
-    """By what a file that is open, and must not be written meanwhile, is known to be as it was: `settle` its time when
-    it is first opened. A change of its rights or links is none."""
-    return info.st_ino, info.st_size, info.st_mtime_ns
-
-
 def settle(time_ns: int) -> int:
     """The time of a source's last change, given back once a later change is sure to have another one."""
     tick_ns = _TICK_NS if time_ns % _SECOND_NS else _COARSE_TICK_NS

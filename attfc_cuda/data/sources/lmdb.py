@@ -18,7 +18,7 @@ from attfc_cuda._check import error, printable
 from attfc_cuda._deprecated import renamed_keyword
 from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.limits import TooLarge, require_bytes
-from attfc_cuda.data.sources.index_cache import Index, load_index, open_stamp, settle, small
+from attfc_cuda.data.sources.index_cache import Index, load_index, settle, small
 from attfc_cuda.data.sources.lmdb_msgpack import holds_msgpack, read_labels, unpacked
 from attfc_cuda.data.sources.packed_names import PackedNames
 from attfc_cuda.data.sources.skipped import Skipped
@@ -80,7 +80,7 @@ class LmdbFaces(StoredFaces):
             raise error("LmdbFaces", "path", "be an LMDB database", f"{path}, without a file {file.name}")
         info = file.stat()
         settle(info.st_mtime_ns)
-        self._stamp = open_stamp(info)
+        self._stamp = _stamp(info)
         # An index says too that LMDB's library can read the file. Inode and time of the last change to it, which nobody
         # can set, keep one from being believed that came with a stranger's file.
         of = {"database": [*self._stamp, info.st_ctime_ns]}
@@ -148,12 +148,18 @@ def _file(path: Path) -> Path:
     return (path / "data.mdb" if path.is_dir() else path).resolve()
 
 
+def _stamp(info: os.stat_result) -> tuple[int, int, int]:
+    """By what a file that is mapped, and must not be written meanwhile, is known to be as it was: `settle` its time
+    first. A change of its rights or links is none."""
+    return info.st_ino, info.st_size, info.st_mtime_ns
+
+
 def _environment(path: Path, stamp: tuple[int, int, int]) -> Any:
     """The open database, one for each file in a process, as LMDB demands; kept open, and used by forked processes too:
     without locks and writers nothing in it belongs to one process. Errors: OSError where the file is not as `stamp`
     says: LMDB maps it, and reading a page that was cut off would end the process."""
     file = _file(path)
-    if open_stamp(file.stat()) != stamp:
+    if _stamp(file.stat()) != stamp:
         raise OSError("it has changed since it was opened")
     with _OPENING:
         if _OPEN.get(file, (None,))[0] != stamp:

@@ -19,7 +19,7 @@ from attfc_cuda.data.faces import UnreadableImage
 from attfc_cuda.data.images import read_bytes
 from attfc_cuda.data.limits import TooLarge, require_bytes
 from attfc_cuda.data.sources.folders import is_inside
-from attfc_cuda.data.sources.index_cache import open_stamp, settle
+from attfc_cuda.data.sources.index_cache import settle
 from attfc_cuda.data.sources.list_layouts import LABEL_COLUMNS
 from attfc_cuda.data.sources.open_files import most_open
 from attfc_cuda.data.sources.stored import StoredFaces
@@ -67,7 +67,7 @@ class ParquetFaces(StoredFaces):
         self._files = [Path(file) for file in ([files] if isinstance(files, str | os.PathLike) else files)]
         self._lock, self._groups = threading.Lock(), OrderedDict[tuple[int, int], Any]()
         self._open = OrderedDict[tuple[int, int], Any]()
-        self._stamps: list[tuple[int, int, int]] = []
+        self._stamps: list[tuple[int, int]] = []
         columns, classes, labels, places = set(), None, [], []
         for number, path in enumerate(self._files):
             file = self._parquet(number)
@@ -114,27 +114,27 @@ class ParquetFaces(StoredFaces):
         key = os.getpid(), number  # a forked process opens its own
         if key in self._open:
             self._open.move_to_end(key)
-            return self._open[key]
+            return self._open[key][0]
         try:
             parquet = importlib.import_module("pyarrow.parquet")
         except ImportError as cause:
             remedy = 'pip install pyarrow, the extra "parquet"'
             raise error("ParquetFaces", "pyarrow", "be installed", f"none ({cause})", remedy, ImportError) from cause
         while len(self._open) >= min(_MOST_OPEN, most_open()):
-            self._open.popitem(last=False)[1].close()
+            self._open.popitem(last=False)[1][0].close()
         try:
             info, opened = os.stat(self._files[number]), None
             if number == len(self._stamps):
                 settle(info.st_mtime_ns)
-                self._stamps.append(open_stamp(info))
-            if open_stamp(info) == self._stamps[number]:
+                self._stamps.append(_stamp(info))
+            if _stamp(info) == self._stamps[number]:
                 opened = parquet.ParquetFile(self._files[number])
         except Exception as cause:  # pyarrow's own, on damage
             got = f"{self._files[number]} ({_words(cause)})"
             raise error("ParquetFaces", "files", "be readable Parquet files", got) from cause
         if opened is None:  # its rows may be other people now
             raise self._changed(number)
-        self._open[key] = opened
+        self._open[key] = opened, info
         return opened
 
     def _read(self, number: int, group: int, column: str) -> Any:
@@ -153,8 +153,8 @@ class ParquetFaces(StoredFaces):
         """Raise ValueError where the file that is open has been written since. Another in its place does not matter:
         what is open stays as it was."""
         with contextlib.suppress(OSError):
-            now, then = open_stamp(os.stat(self._files[number])), self._stamps[number]
-            if now[0] == then[0] and now != then:
+            now, opened = os.stat(self._files[number]), self._open[os.getpid(), number][1]
+            if os.path.samestat(now, opened) and _stamp(now) != self._stamps[number]:
                 raise self._changed(number)
 
     def _changed(self, number: int) -> Exception:
@@ -233,6 +233,11 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _stamp(info: os.stat_result) -> tuple[int, int]:
+    """By what a file is known to be as it was, from wherever it is mounted: its inode may be another there."""
+    return info.st_size, info.st_mtime_ns
 
 
 def _words(cause: Exception) -> str:
