@@ -65,10 +65,11 @@ class Margin(nn.Module):
             set to 0 (InsightFace's `interclass_filtering_threshold`); None: no filter. Only for margins that leave
             negatives alone.
         trim: share of a step's rows, in [0, 1), that the loss and the running state leave out in train mode: those with
-            the lowest cosines to their own centres. For labels of which about that share is wrong: with 30 % wrong
-            ones a full FC layer with AdaSin has 0.757 of accuracy by it instead of 0.675 (docs/learning.md; for AttFC
-            see there what helps more). Of right labels it leaves out the hardest rows. Least trimmed squares, of a
-            margin softmax; our choice.
+            the lowest cosines to their own centres, their number rounded down (with shards: of the rows of all
+            processes). A head's other statistics count them, and AttFC's container takes their centres. For labels of
+            which about that share is wrong: with 30 % wrong ones a full FC layer with AdaSin has 0.757 of accuracy by
+            it instead of 0.675 (docs/learning.md; for AttFC see there what helps more). Of right labels it leaves out
+            the hardest rows. Least trimmed squares, of a margin softmax; our choice.
 
     Raises:
         ValueError: naming the argument; for interclass_filter also where the margin has its own `modulation`.
