@@ -72,11 +72,11 @@ class AdaSin(Margin):
         **base: Unpack[MarginOptions],
     ) -> None:
         super().__init__(**base)
-        require("AdaSin", "m", "be a finite number of at least 0", m, 0 <= m < math.inf)
-        require("AdaSin", "h", "be a finite number of at least 0", h, 0 <= h < math.inf)
-        require("AdaSin", "momentum", "lie in [0, 1]", momentum, 0 <= momentum <= 1)
+        require("AdaSin", "m", "be a finite number of at least 0", m, lambda: 0 <= m < math.inf)
+        require("AdaSin", "h", "be a finite number of at least 0", h, lambda: 0 <= h < math.inf)
+        require("AdaSin", "momentum", "lie in [0, 1]", momentum, lambda: 0 <= momentum <= 1)
         known = difficulty in ("half_angle", "angle")
-        require("AdaSin", "difficulty", 'be "half_angle" or "angle"', difficulty, known)
+        require("AdaSin", "difficulty", 'be "half_angle" or "angle"', difficulty, lambda: known)
         self.m, self.h, self.momentum = m, h, momentum
         self.detach_difficulty, self.difficulty = detach_difficulty, difficulty
         self.positive_penalty, self.negative_penalty = positive_penalty, negative_penalty

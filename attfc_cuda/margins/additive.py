@@ -31,7 +31,7 @@ class CosFace(Margin):
 
     def __init__(self, m: float = 0.35, **base: Unpack[MarginOptions]) -> None:
         super().__init__(**base)
-        require("CosFace", "m", "be a finite number of at least 0", m, 0 <= m < math.inf)
+        require("CosFace", "m", "be a finite number of at least 0", m, lambda: 0 <= m < math.inf)
         self.m = m
 
     def target_cosine(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:
@@ -57,9 +57,9 @@ class CombinedMargin(Margin):
     def __init__(self, m1: float = 1.0, m2: float = 0.3, m3: float = 0.2, **base: Unpack[MarginOptions]) -> None:
         super().__init__(**base)
         name = type(self).__name__
-        require(name, "m1", "be a finite number above 0", m1, 0 < m1 < math.inf)
-        require(name, "m2", "be a finite number of at least 0", m2, 0 <= m2 < math.inf)
-        require(name, "m3", "be a finite number of at least 0", m3, 0 <= m3 < math.inf)
+        require(name, "m1", "be a finite number above 0", m1, lambda: 0 < m1 < math.inf)
+        require(name, "m2", "be a finite number of at least 0", m2, lambda: 0 <= m2 < math.inf)
+        require(name, "m3", "be a finite number of at least 0", m3, lambda: 0 <= m3 < math.inf)
         self.m1, self.m2, self.m3 = m1, m2, m3
 
     def target_cosine(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:

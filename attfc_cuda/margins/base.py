@@ -91,19 +91,17 @@ class Margin(nn.Module):
             remedy = "the factor of the logits is called scale" if "s" in unknown else None
             rule = f"be one of {', '.join(_arguments_of(type(self)))}"
             raise error(name, "a keyword", rule, ", ".join(unknown), remedy, TypeError)
-        require(name, "scale", "be a finite number above 0", scale, 0 < scale < math.inf)
-        require(
-            name, "gradient", 'be "exact" or "straight_through"', gradient, gradient in ("exact", "straight_through")
-        )
+        require(name, "scale", "be a finite number above 0", scale, lambda: 0 < scale < math.inf)
+        known = ("exact", "straight_through")
+        require(name, "gradient", 'be "exact" or "straight_through"', gradient, lambda: gradient in known)
         if interclass_filter is not None:
-            require(
-                name, "interclass_filter", "be a cosine in [-1, 1]", interclass_filter, -1 <= interclass_filter <= 1
-            )
+            rule, limit = "be a cosine in [-1, 1]", interclass_filter
+            require(name, "interclass_filter", rule, limit, lambda: -1 <= limit <= 1)
             remedy = f"{name} re-weights negatives itself"
-            require(name, "interclass_filter", "be None", interclass_filter, not self._own_modulation(), remedy)
+            require(name, "interclass_filter", "be None", interclass_filter, lambda: not self._own_modulation(), remedy)
         self.scale = float(scale)
         self.gradient = gradient
-        require(name, "trim", "lie in [0, 1)", trim, 0 <= trim < 1)
+        require(name, "trim", "lie in [0, 1)", trim, lambda: 0 <= trim < 1)
         self.interclass_filter, self.trim = interclass_filter, float(trim)
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -229,7 +227,13 @@ def move_average(average: Tensor, value: Tensor, momentum: float, when: Tensor) 
     average.lerp_(value.to(average.dtype), (1 - momentum) * when.to(average.dtype))
 
 
-def require(name: str, argument: str, rule: str, got: object, holds: bool, remedy: str | None = None) -> None:
-    """Raise the project's ValueError for a constructor argument unless `holds`."""
-    if not holds:
-        raise error(name, argument, rule, got, remedy)
+def require(
+    name: str, argument: str, rule: str, got: object, holds: Callable[[], bool], remedy: str | None = None
+) -> None:
+    """Raise the project's ValueError for a constructor argument unless `holds`; also where its type has no order."""
+    try:
+        held = holds()
+    except TypeError:
+        held = False
+    if not held:
+        raise error(name, argument, rule, repr(got) if isinstance(got, str) else got, remedy)

@@ -29,7 +29,7 @@ class MVSoftmax(ArcFace):
 
     def __init__(self, m: float = 0.5, t: float = 1.12, **base: Unpack[MarginOptions]) -> None:
         super().__init__(m, **base)
-        require("MVSoftmax", "t", "be a finite number of at least 1", t, 1 <= t < math.inf)
+        require("MVSoftmax", "t", "be a finite number of at least 1", t, lambda: 1 <= t < math.inf)
         self.fixed_t = t
 
     def modulation(self, cosine: Tensor, norm: Tensor | None = None) -> Modulation:
@@ -61,7 +61,7 @@ class CurricularFace(ArcFace):
 
     def __init__(self, m: float = 0.5, momentum: float = 0.99, **base: Unpack[MarginOptions]) -> None:
         super().__init__(m, **base)
-        require("CurricularFace", "momentum", "lie in [0, 1]", momentum, 0 <= momentum <= 1)
+        require("CurricularFace", "momentum", "lie in [0, 1]", momentum, lambda: 0 <= momentum <= 1)
         self.momentum = momentum
         self.register_buffer("t", torch.zeros((), dtype=torch.float32))
 

@@ -43,9 +43,9 @@ class AdaFace(Margin):
 
     def __init__(self, m: float = 0.4, h: float = 0.333, momentum: float = 0.99, **base: Unpack[MarginOptions]) -> None:
         super().__init__(**base)
-        require("AdaFace", "m", "be a finite number of at least 0", m, 0 <= m < math.inf)
-        require("AdaFace", "h", "be a finite number of at least 0", h, 0 <= h < math.inf)
-        require("AdaFace", "momentum", "lie in [0, 1]", momentum, 0 <= momentum <= 1)
+        require("AdaFace", "m", "be a finite number of at least 0", m, lambda: 0 <= m < math.inf)
+        require("AdaFace", "h", "be a finite number of at least 0", h, lambda: 0 <= h < math.inf)
+        require("AdaFace", "momentum", "lie in [0, 1]", momentum, lambda: 0 <= momentum <= 1)
         self.m, self.h, self.momentum = m, h, momentum
         self.register_buffer("norm_mean", torch.empty((), dtype=torch.float32))
         self.register_buffer("norm_std", torch.empty((), dtype=torch.float32))
@@ -107,9 +107,9 @@ class MagFace(Margin):
         **base: Unpack[MarginOptions],
     ) -> None:
         super().__init__(**base)
-        require("MagFace", "l_a, u_a", "satisfy 0 < l_a < u_a", (l_a, u_a), 0 < l_a < u_a < math.inf)
-        require("MagFace", "l_m, u_m", "satisfy 0 <= l_m <= u_m", (l_m, u_m), 0 <= l_m <= u_m < math.inf)
-        require("MagFace", "lambda_g", "be a finite number of at least 0", lambda_g, 0 <= lambda_g < math.inf)
+        require("MagFace", "l_a, u_a", "satisfy 0 < l_a < u_a", (l_a, u_a), lambda: 0 < l_a < u_a < math.inf)
+        require("MagFace", "l_m, u_m", "satisfy 0 <= l_m <= u_m", (l_m, u_m), lambda: 0 <= l_m <= u_m < math.inf)
+        require("MagFace", "lambda_g", "be a finite number of at least 0", lambda_g, lambda: 0 <= lambda_g < math.inf)
         self.l_a, self.u_a, self.l_m, self.u_m, self.lambda_g = l_a, u_a, l_m, u_m, lambda_g
 
     def target_cosine(self, cosine: Tensor, norm: Tensor | None, hard_count: Tensor | None) -> Tensor:

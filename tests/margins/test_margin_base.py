@@ -1,6 +1,8 @@
 """What every margin shares: the two gradients, the state's rules, errors, and a margin of one's own."""
 
+import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -146,7 +148,7 @@ def test_build_knows_every_name():
     [
         ("arcface", dict(scale=0.0), "ArcFace: scale must be a finite number above 0, got 0.0"),
         ("arcface", dict(scale=math.nan), "ArcFace: scale must be a finite number above 0, got nan"),
-        ("cosface", dict(gradient="none"), 'CosFace: gradient must be "exact" or "straight_through", got none'),
+        ("cosface", dict(gradient="none"), 'CosFace: gradient must be "exact" or "straight_through", got \'none\''),
         ("arcface", dict(interclass_filter=2.0), r"ArcFace: interclass_filter must be a cosine in \[-1, 1\], got 2.0"),
         ("adasin", dict(trim=1.0), r"AdaSin: trim must lie in \[0, 1\), got 1.0"),
         ("arcface", dict(trim=-0.1), r"ArcFace: trim must lie in \[0, 1\), got -0.1"),
@@ -159,7 +161,7 @@ def test_build_knows_every_name():
         ("combined", dict(m3=-1.0), "CombinedMargin: m3 must be a finite number of at least 0, got -1.0"),
         ("adasin", dict(h=-1.0), "AdaSin: h must be a finite number of at least 0, got -1.0"),
         ("adasin", dict(momentum=1.5), r"AdaSin: momentum must lie in \[0, 1\], got 1.5"),
-        ("adasin", dict(difficulty="sine"), 'AdaSin: difficulty must be "half_angle" or "angle", got sine'),
+        ("adasin", dict(difficulty="sine"), 'AdaSin: difficulty must be "half_angle" or "angle", got \'sine\''),
         ("mvsoftmax", dict(t=0.5), "MVSoftmax: t must be a finite number of at least 1, got 0.5"),
         ("curricularface", dict(momentum=-0.1), r"CurricularFace: momentum must lie in \[0, 1\], got -0.1"),
         ("adaface", dict(h=math.nan), "AdaFace: h must be a finite number of at least 0, got nan"),
@@ -171,6 +173,16 @@ def test_build_knows_every_name():
 def test_bad_arguments_are_named(name, options, message):
     with pytest.raises(ValueError, match="^" + message):
         margins.build(name, **options)
+
+
+@pytest.mark.parametrize("value", ["0.3", None, [0.3]], ids=str)
+@pytest.mark.parametrize("name", margins.NAMES)
+def test_what_is_no_number_is_named(name, value):
+    parameters = inspect.signature(type(margins.build(name))).parameters.values()
+    numbers = {"scale", "trim"} | {p.name for p in parameters if p.annotation == "float"}
+    for argument in numbers:
+        with pytest.raises(ValueError, match=rf"^\w+: [\w, ]+ must [^;]*, got .*{re.escape(repr(value))}"):
+            margins.build(name, **{argument: value})
 
 
 @pytest.mark.parametrize(
