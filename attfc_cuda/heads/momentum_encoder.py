@@ -13,6 +13,8 @@ from torch.distributed.tensor import DTensor
 from attfc_cuda._check import error
 
 BUFFERS = ("own", "copy")
+DEFAULT_MOMENTUM = 0.9
+"""Of `MomentumEncoder` and of `attfc train`: a lag of ten steps. Our choice, as is measured in docs/learning.md."""
 
 
 class MomentumEncoder(nn.Module):
@@ -32,8 +34,8 @@ class MomentumEncoder(nn.Module):
             shard it by FSDP's fully_shard; `update` accepts what comes out. Its parameters must be float32 or float64:
             in 16 bits a step of (1 - momentum) times the difference is rounded away, and the copy would stand still.
         momentum: in [0, 1], the weight of the past. An attribute; assign to it to follow a schedule. The copy lags by
-            about 1 / (1 - momentum) steps, which must stay a small part of the run: 0.9 for some hundred steps. At a
-            high learning rate AdaSin goes astray from 0.99 on (docs/learning.md); ArcFace only learns more slowly.
+            about 1 / (1 - momentum) steps. While the learning rate is high AdaSin loses ground behind a lag of 50
+            steps and goes astray from 0.99 on (docs/learning.md); ArcFace only learns more slowly.
         buffers: `"own"`: buffers (the running statistics of BatchNorm) are this module's own, moved by its own forward
             passes; `"copy"`: `update` overwrites them with those of the source.
 
@@ -50,7 +52,7 @@ class MomentumEncoder(nn.Module):
         TypeError: for 16-bit parameters.
     """
 
-    def __init__(self, module: nn.Module, momentum: float = 0.98, buffers: str = "own") -> None:
+    def __init__(self, module: nn.Module, momentum: float = DEFAULT_MOMENTUM, buffers: str = "own") -> None:
         super().__init__()
         if not 0.0 <= momentum <= 1.0:
             raise error("MomentumEncoder", "momentum", "lie in [0, 1]", momentum)

@@ -202,9 +202,9 @@ class HeadConfig:
     backend: str = "auto"
     """Kernel: auto, eager, cpu, triton or cuda (`attfc info` lists what can run here)."""
     encoder_momentum: float | None = None
-    """Momentum of the gallery encoder; None: 1 - 7/steps, at least 0.9 and at most 0.98."""
+    """Momentum of the gallery encoder, which lags by about 1 / (1 - momentum) steps; None: 0.9."""
     encoder_warmup: float = 0.1
-    """Share of the run over which 1 - momentum falls from 0.1 to its value: early weights are not worth remembering."""
+    """Share of the run over which a momentum above 0.9 rises to its value: early weights are not worth remembering."""
     encoder_buffers: Literal["own", "copy"] = "own"
     """BatchNorm statistics of the gallery encoder: its own, or copied from the backbone each step."""
     encoder_mode: Literal["train", "eval"] = "train"

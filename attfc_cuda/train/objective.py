@@ -200,10 +200,12 @@ class AttFCObjective(Objective):
         container, margin = self.head.container, type(self.head.margin).__name__
         backend = _backend.choose(self.head.backend, container.centers, container.centers)
         dtype = str(container.centers.dtype).removeprefix("torch.")
+        first = momentum(0)
+        rises = f", from {first:.4g} over {momentum.warmup_steps} steps" if first < momentum.final else ""
         return (
             f"head          AttFC with {margin}, container of {container.capacity} centres "
             f"({container.policy}, {dtype}), backend {backend}\n"
-            f"encoder       momentum {momentum.final:.4g} after {momentum.warmup_steps} steps"
+            f"encoder       momentum {momentum.final:.4g}{rises}"
         )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 FIRST_MOMENTUM = 0.9
-HIGHEST_MOMENTUM = 0.98
 
 
 @dataclass(frozen=True)
@@ -34,22 +33,12 @@ class LearningRate:
         return self.peak * (self.final + (1 - self.final) * left)
 
 
-def auto_momentum(steps: int) -> float:
-    """Momentum of the gallery encoder for a run of `steps`: clamp(1 - 7 / steps, 0.9, 0.98).
-
-    The average then reaches back over a seventh of a short run, and over 50 steps of any other. An encoder that lags
-    further is left behind by the network: at 0.996 and full learning rate it went round after it, all embeddings in
-    one direction (docs/learning.md). 0.999, the published value, comes with 10^5 steps. Our choice.
-    """
-    return min(max(1 - 7 / steps, FIRST_MOMENTUM), HIGHEST_MOMENTUM)
-
-
 @dataclass(frozen=True)
 class EncoderMomentum:
     """1 - momentum falls geometrically from 0.1 to 1 - `final` over `warmup_steps`, then stays. Our choice.
 
     Early weights change fast and are not worth remembering; a constant high momentum would keep the initial network in
-    the average for its whole memory. A `final` below 0.9 is used from the start.
+    the average for its whole memory. A `final` of 0.9 or less is used from the start.
     """
 
     final: float

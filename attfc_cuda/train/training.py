@@ -19,6 +19,7 @@ from attfc_cuda._check import error
 from attfc_cuda.data import AttentionLoader, Batch, FaceDataset, build_dataset
 from attfc_cuda.data.held_out import FEWEST_IDENTITIES
 from attfc_cuda.distributed import split_state
+from attfc_cuda.heads.momentum_encoder import DEFAULT_MOMENTUM
 from attfc_cuda.ops.precision import slow_precision
 from attfc_cuda.train import checkpoint
 from attfc_cuda.train.backbone import build_backbone
@@ -35,7 +36,7 @@ from attfc_cuda.train.parts import InParts
 from attfc_cuda.train.process_group import Group
 from attfc_cuda.train.resume import refuse_other_settings, resume, with_checkpoints_capacity
 from attfc_cuda.train.run_folder import CHECKPOINTS
-from attfc_cuda.train.schedule import EncoderMomentum, LearningRate, auto_momentum
+from attfc_cuda.train.schedule import EncoderMomentum, LearningRate
 from attfc_cuda.train.snapshot import copied
 from attfc_cuda.train.validation import AnySet, parted, verification_sets
 
@@ -112,7 +113,7 @@ class Training:
             config.optim.final_lr, config.optim.schedule, config.optim.power,
         )  # fmt: skip
         final = config.head.encoder_momentum
-        final = auto_momentum(self.total_steps) if final is None else final
+        final = DEFAULT_MOMENTUM if final is None else final
         self.momentum = EncoderMomentum(final, round(config.head.encoder_warmup * self.total_steps))
 
         self.step, self.seconds = 0, 0.0

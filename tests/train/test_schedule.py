@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attfc_cuda.train.schedule import EncoderMomentum, LearningRate, auto_momentum
+from attfc_cuda.train.schedule import EncoderMomentum, LearningRate
 
 
 @pytest.mark.parametrize("shape", ["cosine", "polynomial"])
@@ -24,13 +24,6 @@ def test_half_way_values() -> None:
 def test_runs_of_one_step_and_all_warm_up_have_a_rate() -> None:
     assert LearningRate(0.1, 1, 0)(0) == pytest.approx(0.1)
     assert LearningRate(0.1, 2, 2)(1) == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize(
-    ("steps", "momentum"), [(1, 0.9), (70, 0.9), (140, 0.95), (350, 0.98), (7000, 0.98), (10**6, 0.98)]
-)
-def test_momentum_suits_the_length_of_the_run(steps: int, momentum: float) -> None:
-    assert auto_momentum(steps) == pytest.approx(momentum)
 
 
 def test_encoder_momentum_warms_up_from_point_nine() -> None:

@@ -38,13 +38,14 @@ def faces(tmp_path: Path) -> Path:
 
 
 def test_report_names_what_will_run(tiny_config: Tiny, faces: Path) -> None:
-    report = Training(tiny_config(data=str(faces), steps=None, epochs=10.0), AttFCObjective).report()
+    config = tiny_config(data=str(faces), steps=None, epochs=10.0, encoder_momentum=0.95)
+    report = Training(config, AttFCObjective).report()
     assert "11 identities, 29 images" in report
     assert "24 probe images of 6 identities with at least 2 images; 3 batches of 8 an epoch" in report
     assert "never probes, negatives only: 5 images of 5 identities" in report
     # 4 x (8 probes + 2 negatives)
     assert "AttFC with AdaSin, container of 40 centres (refresh, float32), backend" in report
-    assert "momentum 0.9 after 3 steps" in report
+    assert "momentum 0.95, from 0.9 over 3 steps" in report
     assert "30 steps = 10.0 epochs of 3 steps" in report
     assert "M parameters, embeddings of 16 numbers, fp32 on cpu" in report
     assert "verification  none" in report
