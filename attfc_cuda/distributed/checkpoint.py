@@ -72,10 +72,11 @@ def save(
     state = {name: _as_global(part) for name, part in parts.items()}
     if not parts_only:
         state |= _whole(head, optimizer, parts)
+        held = _held(optimizer)
         state |= {
             f"optimizer.{key}.{_NO_STEP_YET}": torch.zeros(())
             for key, part in parts.items()
-            if part.tensor in _held(optimizer) and not state_of(optimizer, part.tensor)
+            if part.tensor in held and not state_of(optimizer, part.tensor)
         }
     first_process = shards is None or shards.rank == 0
     if first_process:

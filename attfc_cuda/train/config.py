@@ -168,7 +168,7 @@ class HeadConfig:
     They are then outside of `clip_norm`, as the report at the start says; without it all are clipped together."""
     margin: str = "adasin"
     """Margin loss: adasin, arcface, cosface, sphereface, combined, mvsoftmax, curricularface, adaface, magface or
-    normface. AdaSin suits attfc; for fc and partial_fc arcface learned better (docs/learning.md)."""
+    normface. AdaSin suits attfc; for fc arcface learned better on many drawn faces (docs/learning.md)."""
     margin_options: str = ""
     """Further arguments of the margin, e.g. `h=1.5`; one of `m` or `scale` here counts more than theirs."""
     m: float | None = DEFAULT.m
