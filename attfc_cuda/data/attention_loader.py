@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+import weakref
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -107,17 +109,29 @@ def _as_is(item: Any) -> Any:
 
 
 class _Plans:
-    """The plans of the rest of the loader's epoch, as a sampler that the same workers can be given again."""
+    """The plans of the rest of an epoch, as a sampler that the same workers can be given again. It does not know the
+    loader, whose end would else be left to the garbage collector.
 
-    def __init__(self, loader: AttentionLoader) -> None:
-        self._of = loader
+    Attributes:
+        begin: The epoch and the batch at which the next iteration begins.
+    """
+
+    def __init__(self, sampler: AttentionSampler, mirror: bool, random: bool) -> None:
+        self._sampler, self._mirror, self._random = sampler, mirror, random
+        self.begin = 0, 0
 
     def __iter__(self) -> Iterator[BatchPlan]:
-        loader = self._of
-        epoch, first = loader._epoch, loader._batch
-        for batch in range(first, len(loader)):
+        epoch, first = self.begin
+        for batch in range(first, self._sampler.num_batches):
             # Whoever begins between the steps of a gallery has not seen it.
-            yield loader.sampler.plan(epoch, batch, loader.mirror, loader.augmentation.random, batch == first)
+            yield self._sampler.plan(epoch, batch, self._mirror, self._random, batch == first)
+
+
+def _end_workers(loader: DataLoader, of_process: int) -> None:
+    """End the loader's worker processes in the process that started them."""
+    workers = getattr(loader, "_iterator", None)
+    if workers is not None and os.getpid() == of_process:
+        workers._shutdown_workers()  # torch has no public name for it
 
 
 def _labels_crc32(labels: np.ndarray) -> int:
@@ -240,7 +254,9 @@ class AttentionLoader:
             "drop_last": bool(drop_last),
             "labels_crc32": _labels_crc32(dataset.labels),
         }
+        self._plans = _Plans(self.sampler, self.mirror, self.augmentation.random)
         self._loader: DataLoader | None = None
+        self._finalizer: weakref.finalize | None = None
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -252,7 +268,7 @@ class AttentionLoader:
         if self._loader is None:
             self._loader = DataLoader(
                 _Assembler(self.dataset, self.augmentation),
-                sampler=_Plans(self),
+                sampler=self._plans,
                 batch_size=None,  # a plan is a whole batch already
                 num_workers=self.num_workers,
                 persistent_workers=self.num_workers > 0,  # starting them anew would hold up every epoch
@@ -260,6 +276,11 @@ class AttentionLoader:
                 generator=torch.Generator(),  # else each iteration draws from the global one
                 worker_init_fn=start_worker,
             )
+            # torch ends them as well, but from a garbage collection only after 10 seconds for each: what it would send
+            # them goes through queues that were collected before.
+            self._finalizer = weakref.finalize(self, _end_workers, self._loader, os.getpid())
+            self._finalizer.atexit = False
+        self._plans.begin = epoch, first
         gallery_readable = np.ones(0, dtype=bool)
         for batch_index, item in enumerate(self._loader, first):
             if isinstance(item, UnreadableImage):
@@ -291,10 +312,9 @@ class AttentionLoader:
         They end here even where an exception's traceback still holds the iteration; torch would raise for one that was
         killed whenever any child of the process ends.
         """
-        workers = getattr(self._loader, "_iterator", None)
         self._loader = None
-        if workers is not None:
-            workers._shutdown_workers()  # torch has no public name for it
+        if self._finalizer is not None:
+            self._finalizer()
 
     def _watch_unreadable(self, batch: Batch, reason: str | None) -> None:
         """Raise before a batch goes out that shows the data to be gone."""

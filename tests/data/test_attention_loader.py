@@ -1,5 +1,6 @@
 """The attention loader with images: what arrives in a batch, and that a run can stop and go on anywhere."""
 
+import gc
 import re
 import warnings
 
@@ -204,6 +205,26 @@ def test_worker_processes_change_nothing(workers):
     assert _equal(first, second) and here.state_dict() == there.state_dict()
     there.load_state_dict({**there.state_dict(), "pass": 0, "batch": 3})
     assert _equal(first[3:], list(there))
+
+
+@pytest.mark.parametrize("drop", ["no reference", "a cycle", "a cycle, in the middle of an epoch", "close"])
+def test_workers_end_at_once_with_their_loader(drop):
+    """torch 2.14 alone waits 5 s for each, sends SIGTERM, which ours survive once, and waits 5 s more."""
+    loader = AttentionLoader(ProceduralFaces(9, 3, 16), 4, 2, num_workers=2)
+    batches = iter(loader)
+    for _ in range(2 if "middle" in drop else len(loader) + 1):
+        next(batches, None)
+    workers = list(loader._loader._iterator._workers)
+    assert [worker.exitcode for worker in workers] == [None, None]
+    if "cycle" in drop:
+        loader.itself = loader, batches
+        del loader, batches
+        gc.collect()
+    elif drop == "close":
+        loader.close()
+    else:
+        del loader, batches
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_global_random_state_is_neither_used_nor_changed():
