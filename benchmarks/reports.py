@@ -68,9 +68,9 @@ def _completed(row: Any, report: dict[str, Any]) -> Any:
     """A row with what files of an earlier version do not say."""
     if not isinstance(row, dict):
         return row
-    if report["schema"] == TRAINING:  # rows without flags are heads by their names
-        head = row.get("head")
-        return {"flags": f"--head {head}" if head in ("attfc", "fc", "partial_fc") else "", **row}
+    if report["schema"] == TRAINING:  # rows without flags are heads by their names, each with AdaSin
+        flags = {"attfc": "--head attfc", **{h: f"--head {h} --margin adasin" for h in ("fc", "partial_fc")}}
+        return {"flags": flags.get(str(row.get("head")), ""), **row}
     usual = dict.fromkeys((*NUMBERS, "many_classes", "margin", "backend"))
     usual |= {"status": "ok", "reason": "", "note": "", "time_scaled": False, "memory_scaled": False}
     if report["schema"] == SWEEP and isinstance(report.get("shape"), dict):

@@ -162,7 +162,7 @@ class AttFC(nn.Module):
             raise error("AttFC", "center_memory", 'be 0 with policy="fifo"', center_memory, remedy)
         if center_memory and shards is not None:
             raise error("AttFC", "center_memory", "be 0 with shards", center_memory)
-        margin = checked_margin("AttFC", margin, start)
+        margin = checked_margin("AttFC", margin, presets.MARGIN_OF_HEAD["attfc"], start)
         functional.check_sweep_options("AttFC", grad_tolerance, backend)
         self.container = DynamicClassContainer(
             capacity, dim, num_classes, policy, dtype, check_labels, shards, device=device

@@ -14,14 +14,14 @@ from attfc_cuda.margins import Margin
 from attfc_cuda.presets import ADDITIVE_MARGINS, DEFAULT, Preset
 
 
-def checked_margin(head: str, margin: Margin | None, preset: Preset = DEFAULT) -> Margin:
-    """The margin; AdaSin with the preset's numbers for None.
+def checked_margin(head: str, margin: Margin | None, usual: str, preset: Preset = DEFAULT) -> Margin:
+    """The margin; for None the usual one, by its name, with the preset's numbers.
 
     Raises:
         TypeError: for anything else.
     """
     if margin is None:
-        return margins.build("adasin", **margin_start("adasin", preset))
+        return margins.build(usual, **margin_start(usual, preset))
     if not isinstance(margin, Margin):
         remedy = 'pass an instance, such as AdaSin() or margins.build("adasin")'
         raise error(head, "margin", "be a margins.Margin", repr(margin), remedy, kind=TypeError)

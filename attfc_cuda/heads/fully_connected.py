@@ -25,6 +25,7 @@ from attfc_cuda.heads.statistics import step_statistics
 from attfc_cuda.heads.unit_rows import unit_rows
 from attfc_cuda.margins import Margin
 from attfc_cuda.ops.trained_centers import GradientSink
+from attfc_cuda.presets import MARGIN_OF_HEAD
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INITIAL_STD = 0.01
@@ -61,7 +62,7 @@ class FullyConnected(nn.Module):
     Args:
         dim: length D of an embedding.
         num_classes: N.
-        margin: a `margins.Margin`; AdaSin(m=0.2, scale=24) when None, as in `attfc train`.
+        margin: a `margins.Margin`; ArcFace(m=0.2, scale=24) when None, as in `attfc train`.
         dtype: of the centres, float32 by default: the master weights. Under autocast the products take its dtype.
         shards: a `distributed.Shards`, to split the classes over the processes of a group: `centers` is then this
             process's part [n, D], `embeddings` and `labels` its own batch, and the loss the mean over all batches, the
@@ -109,7 +110,7 @@ class FullyConnected(nn.Module):
             require_count(self._name, argument, value)
         if dtype not in _DTYPES:
             raise error(self._name, "dtype", f"be one of {_DTYPES}", dtype, kind=TypeError)
-        margin = checked_margin(self._name, margin)
+        margin = checked_margin(self._name, margin, MARGIN_OF_HEAD["fc"])
         margin = margin if device is None else margin.to(device)
         functional.check_sweep_options(self._name, grad_tolerance, backend)
         self.dim, self.num_classes, self.margin, self.shards = dim, num_classes, margin, shards

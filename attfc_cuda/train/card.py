@@ -98,7 +98,7 @@ def _margin(training: Training) -> list[str]:
     margin = getattr(getattr(training.objective, "head", None), "margin", None)
     values = {name: getattr(margin, name, None) for name in ("m", "scale")}
     numbers = [f"{name} {value:g}" for name, value in values.items() if isinstance(value, (int, float))]
-    return [_text(options.margin), *filter(None, [_text(options.margin_options)]), *numbers]
+    return [_text(options.margin_name), *filter(None, [_text(options.margin_options)]), *numbers]
 
 
 def _numbers(training: Training, best: Best | None, step: int | None, results: Mapping[str, VerificationResult]) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from attfc_cuda._deprecated import renamed_field, warn_renamed
 from attfc_cuda._error import close_match, error
 from attfc_cuda._files import write_text
-from attfc_cuda.presets import DEFAULT, named
+from attfc_cuda.presets import DEFAULT, MARGIN_OF_HEAD, named
 
 RENAMED: dict[tuple[str, Any], str] = {("optim", "passes"): "epochs"}
 """Old names of fields, by group, which files of older runs hold."""
@@ -166,9 +166,9 @@ class HeadConfig:
     fuse_optimizer: bool = True
     """fc, partial_fc: update the centres inside the backward pass, so that no gradient of all of them is ever kept.
     They are then outside of `clip_norm`, as the report at the start says; without it all are clipped together."""
-    margin: str = "adasin"
+    margin: str | None = None
     """Margin loss: adasin, arcface, cosface, sphereface, combined, mvsoftmax, curricularface, adaface, magface or
-    normface. AdaSin suits attfc; for fc arcface learned better on many drawn faces (docs/learning.md)."""
+    normface; None: adasin for attfc, arcface for fc and partial_fc, which learned better so (docs/learning.md)."""
     margin_options: str = ""
     """Further arguments of the margin, e.g. `h=1.5`; one of `m` or `scale` here counts more than theirs."""
     m: float | None = DEFAULT.m
@@ -225,6 +225,11 @@ class HeadConfig:
         for name, value in dataclasses.asdict(named(self.preset, "train")).items():
             if name not in given:
                 setattr(self, name, value)
+
+    @property
+    def margin_name(self) -> str:
+        """The margin, or the one that the head starts with."""
+        return MARGIN_OF_HEAD[self.head] if self.margin is None else self.margin
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "preset":
@@ -369,15 +374,18 @@ class TrainConfig:
             check_names(self.run.loggers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, strings and numbers; without those of `HOW_A_RUN_STARTS`."""
+        """Plain dicts, strings and numbers; without those of `HOW_A_RUN_STARTS`, and with the margin's name, so that a
+        run keeps its margin whatever a later release starts with."""
         plain = dataclasses.asdict(self, dict_factory=lambda items: {k: _plain(v) for k, v in items})
+        plain["head"]["margin"] = self.head.margin_name
         for how in HOW_A_RUN_STARTS:
             del plain["run"][how]
         return plain
 
     @staticmethod
     def from_dict(plain: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`; fields left out take their defaults, those of the head where it names a preset.
+        """What `to_dict` gives, as a config. Fields left out take their defaults, those of the head where it names a
+        preset.
 
         Raises:
             ValueError: naming a field that is not known or has another type, or a preset that is none.

@@ -312,13 +312,13 @@ def build_margin(config: TrainConfig) -> margins.Margin:
     Raises:
         ValueError: for an unknown name or option.
     """
-    name = config.head.margin.lower()
+    name = config.head.margin_name.lower()
     options = {"m": config.head.m} if name in ADDITIVE_MARGINS and config.head.m is not None else {}
     options |= {"scale": config.head.scale, **parse_options(config.head.margin_options, "margin_options")}
     try:
         return margins.build(name, **options)
     except TypeError as cause:
-        rule = f"hold arguments of {config.head.margin}"
+        rule = f"hold arguments of {config.head.margin_name}"
         raise error("train", "margin_options", rule, f"{config.head.margin_options!r} ({cause})") from cause
 
 

@@ -126,14 +126,14 @@ def test_a_wrong_mapping_is_refused(name: str, mapping: torch.Tensor, kind: type
 
 
 def head_in(folder: Path) -> FullyConnected:
-    head = FullyConnected(4, 6)
+    head = FullyConnected(4, 6, AdaSin())
     head_checkpoint.save(head, folder)
     return head
 
 
 def test_an_interrupted_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "head"
-    first, second, read = head_in(path), FullyConnected(4, 6), FullyConnected(4, 6)
+    first, second, read = head_in(path), FullyConnected(4, 6, AdaSin()), FullyConnected(4, 6, AdaSin())
 
     def crash(*_: object, **__: object) -> None:
         raise RuntimeError("power cut")
@@ -163,9 +163,9 @@ def test_damage_and_other_sizes_are_told(tmp_path: Path) -> None:
     path = tmp_path / "head"
     head = head_in(path)
     with pytest.raises(ValueError, match=re.escape("hold centers of shape [7, 4], got [6, 4] in ")):
-        head_checkpoint.load(FullyConnected(4, 7), path)
+        head_checkpoint.load(FullyConnected(4, 7, AdaSin()), path)
     with pytest.raises(ValueError, match="must hold other.centers of the head, got .* without it"):
-        head_checkpoint.load(torch.nn.ModuleDict({"other": FullyConnected(4, 6)}), path)
+        head_checkpoint.load(torch.nn.ModuleDict({"other": FullyConnected(4, 6, AdaSin())}), path)
     with pytest.raises(ValueError, match="must be a complete checkpoint, got .* without a .metadata file"):
         head_checkpoint.load(head, tmp_path / "nothing")
     data = next(path.glob("*.distcp"))
@@ -195,7 +195,7 @@ def test_another_dtype_is_named_and_nothing_is_converted(
 
 
 def test_centers_of_another_name_in_the_state_dict_are_saved_once(tmp_path: Path) -> None:
-    heads = {"ours": PartialFC(4, 6, 1.0), "theirs": PartialFC_V2(AdaSin(), 4, 6)}
+    heads = {"ours": PartialFC(4, 6, 1.0, AdaSin()), "theirs": PartialFC_V2(AdaSin(), 4, 6)}
     for name, head in heads.items():
         head_checkpoint.save(head, tmp_path / name)
         saved = dcp.FileSystemReader(tmp_path / name).read_metadata().state_dict_metadata
@@ -230,7 +230,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("saved", [*KINDS, "none"])
 def test_the_optimizer_must_be_of_the_kind_that_was_saved(kind: str, saved: str, tmp_path: Path) -> None:
-    first, second = FullyConnected(4, 6), FullyConnected(4, 6)
+    first, second = FullyConnected(4, 6, AdaSin()), FullyConnected(4, 6, AdaSin())
     if saved == "none":
         head_checkpoint.save(first, tmp_path / "head")
     else:
@@ -269,7 +269,7 @@ def test_an_optimizer_is_saved_before_its_first_step(
         "dampened": lambda head: torch.optim.SGD(head.parameters(), 0.1, momentum=0.9, dampening=0.5),
         "without momentum": lambda head: torch.optim.SGD(head.parameters(), 0.1),
     }
-    first, second = FullyConnected(4, 6), FullyConnected(4, 6)
+    first, second = FullyConnected(4, 6, AdaSin()), FullyConnected(4, 6, AdaSin())
     begun, goes_on = ((KINDS | others)[kind](head) for head in (first, second))
     steps(second, goes_on, steps_before)
     head_checkpoint.save(first, tmp_path / "head", begun, parts_only=parts_only)
@@ -307,7 +307,7 @@ OLD = Path(__file__).parent / "written_by_0_1"
 
 
 def test_a_checkpoint_of_an_earlier_version_loads() -> None:
-    head = FullyConnected(4, 6)
+    head = FullyConnected(4, 6, AdaSin())
     optimizer = head.fuse_optimizer(0.1, kind="adamw")
     head_checkpoint.load(head, OLD / "fc", optimizer)
     expected, state = torch.arange(24.0).view(6, 4), optimizer.state[head.centers]
@@ -321,7 +321,7 @@ def test_a_checkpoint_of_an_earlier_version_loads() -> None:
 
 
 def test_old_names_of_functions_and_keywords(tmp_path: Path) -> None:
-    head = FullyConnected(4, 6)
+    head = FullyConnected(4, 6, AdaSin())
     with pytest.warns(DeprecationWarning, match="stretches is now attfc_cuda.distributed.split_state.parts_of"):
         assert head_checkpoint.stretches is parts_of
     with pytest.warns(DeprecationWarning, match=r"save\(stretches_only=...\) is now parts_only="):

