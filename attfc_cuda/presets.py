@@ -1,4 +1,4 @@
-"""Two sets of starting values for heads: what this package uses unless told otherwise, and what the papers print.
+"""What heads start with: two sets of values, our own and what the papers print, and the margin of each head.
 
 `AttFC(preset=...)`, `attfc train --preset` and the defaults of both take them from here.
 """

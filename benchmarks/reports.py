@@ -16,6 +16,8 @@ from attfc_cuda._check import error
 from attfc_cuda._files import write_text
 
 SWEEP, HEADS, SCALING, TRAINING, DATA = "sweep/1", "heads/1", "scaling/1", "training/1", "data/1"
+# The rows of training.py that have a name, by the flags of `attfc train` that make them: one margin for all heads.
+TRAINED_HEADS = {head: f"--head {head} --margin adasin" for head in ("attfc", "fc", "partial_fc")}
 STORAGE = "storage/1"
 # Of a measured row of heads, sweep and scaling. x_best: multiple of the faster of the bare products in float32 and in
 # the row's dtype; x_product: of the one in its dtype, which a processor without 16-bit arithmetic makes slow.
@@ -68,9 +70,8 @@ def _completed(row: Any, report: dict[str, Any]) -> Any:
     """A row with what files of an earlier version do not say."""
     if not isinstance(row, dict):
         return row
-    if report["schema"] == TRAINING:  # rows without flags are heads by their names, each with AdaSin
-        flags = {"attfc": "--head attfc", **{h: f"--head {h} --margin adasin" for h in ("fc", "partial_fc")}}
-        return {"flags": flags.get(str(row.get("head")), ""), **row}
+    if report["schema"] == TRAINING:  # rows without flags are heads by their names
+        return {"flags": TRAINED_HEADS.get(str(row.get("head")), ""), **row}
     usual = dict.fromkeys((*NUMBERS, "many_classes", "margin", "backend"))
     usual |= {"status": "ok", "reason": "", "note": "", "time_scaled": False, "memory_scaled": False}
     if report["schema"] == SWEEP and isinstance(report.get("shape"), dict):

@@ -55,8 +55,7 @@ from attfc_cuda.train.training import pick_device  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "full_fc_arcface.py"
 TEXTBOOK = "full FC ArcFace, textbook"
-# The rows that have a name, by the flags of `attfc train` that make them; the textbook's is the script's own objective.
-HEADS = {**{head: f"--head {head}" for head in ("attfc", "fc", "partial_fc")}, TEXTBOOK: ""}
+HEADS = {**reports.TRAINED_HEADS, TEXTBOOK: ""}  # the textbook's is the script's own objective
 SETTINGS = ("identities", "batch", "image_size", "backbone")
 WARM_UP_SHARE = 0.2  # of the steps, at the start, that are not counted
 

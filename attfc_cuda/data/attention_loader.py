@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,10 @@ from attfc_cuda.data.sampling import AttentionSampler, BatchPlan
 # Unreadable rows up to here are an accident, whatever their share.
 _FEW = 20
 _CHUNK = 2**20
+# For a worker's end, as torch's own.
+_PATIENCE_S = 5.0
+# multiprocessing's queues close at an exit priority of 10.
+_BEFORE_QUEUES_CLOSE = 100
 
 
 class Batch(NamedTuple):
@@ -109,29 +113,42 @@ def _as_is(item: Any) -> Any:
 
 
 class _Plans:
-    """The plans of the rest of an epoch, as a sampler that the same workers can be given again. It does not know the
-    loader, whose end would else be left to the garbage collector.
+    """The plans of the rest of an epoch, as a sampler that the same workers can be given again.
+
+    It does not know the loader, so that the two form no reference cycle.
 
     Attributes:
-        begin: The epoch and the batch at which the next iteration begins.
+        rest: What the plans depend on: sampler, epoch, batches, and whether images are mirrored and changed at random.
     """
 
-    def __init__(self, sampler: AttentionSampler, mirror: bool, random: bool) -> None:
-        self._sampler, self._mirror, self._random = sampler, mirror, random
-        self.begin = 0, 0
+    rest: tuple[AttentionSampler, int, range, bool, bool]
 
     def __iter__(self) -> Iterator[BatchPlan]:
-        epoch, first = self.begin
-        for batch in range(first, self._sampler.num_batches):
+        sampler, epoch, batches, mirror, random = self.rest
+        for batch in batches:
             # Whoever begins between the steps of a gallery has not seen it.
-            yield self._sampler.plan(epoch, batch, self._mirror, self._random, batch == first)
+            yield sampler.plan(epoch, batch, mirror, random, batch == batches.start)
 
 
-def _end_workers(loader: DataLoader, of_process: int) -> None:
-    """End the loader's worker processes in the process that started them."""
-    workers = getattr(loader, "_iterator", None)
-    if workers is not None and os.getpid() == of_process:
-        workers._shutdown_workers()  # torch has no public name for it
+def _workers_end_with(loader: AttentionLoader, items: Any) -> Finalize:
+    """End the workers behind `items`, a DataLoader's iteration, when the loader goes, or the program.
+
+    torch would, but not in time: from a garbage collection 10 seconds later for each, as what it sends them goes
+    through queues that were collected before it; and where a program ends, multiprocessing asks them by a single
+    SIGTERM, which they leave to the process that they work for, and waits forever. Nothing here refers to the data set,
+    which may know the loader.
+    """
+    parts = items._workers_done_event, items._index_queues, items._workers  # torch has no public names for them
+    return Finalize(loader, _end_workers, parts, exitpriority=_BEFORE_QUEUES_CLOSE)
+
+
+def _end_workers(done: Any, queues: Sequence[Any], workers: Sequence[BaseProcess]) -> None:
+    """Ask a DataLoader's worker processes to end, as torch does, and wait for them a while."""
+    done.set()
+    for queue in queues:
+        queue.put(None)
+    for worker in workers:
+        worker.join(_PATIENCE_S)
 
 
 def _labels_crc32(labels: np.ndarray) -> int:
@@ -254,9 +271,9 @@ class AttentionLoader:
             "drop_last": bool(drop_last),
             "labels_crc32": _labels_crc32(dataset.labels),
         }
-        self._plans = _Plans(self.sampler, self.mirror, self.augmentation.random)
+        self._plans = _Plans()
         self._loader: DataLoader | None = None
-        self._finalizer: weakref.finalize | None = None
+        self._finalizer: Finalize | None = None
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -276,13 +293,12 @@ class AttentionLoader:
                 generator=torch.Generator(),  # else each iteration draws from the global one
                 worker_init_fn=start_worker,
             )
-            # torch ends them as well, but from a garbage collection only after 10 seconds for each: what it would send
-            # them goes through queues that were collected before.
-            self._finalizer = weakref.finalize(self, _end_workers, self._loader, os.getpid())
-            self._finalizer.atexit = False
-        self._plans.begin = epoch, first
+        self._plans.rest = self.sampler, epoch, range(first, len(self)), self.mirror, self.augmentation.random
+        items = iter(self._loader)
+        if self.num_workers and self._finalizer is None:
+            self._finalizer = _workers_end_with(self, items)
         gallery_readable = np.ones(0, dtype=bool)
-        for batch_index, item in enumerate(self._loader, first):
+        for batch_index, item in enumerate(items, first):
             if isinstance(item, UnreadableImage):
                 raise item
             batch, reason, readable = item
@@ -312,9 +328,13 @@ class AttentionLoader:
         They end here even where an exception's traceback still holds the iteration; torch would raise for one that was
         killed whenever any child of the process ends.
         """
+        workers = getattr(self._loader, "_iterator", None)
         self._loader = None
+        if workers is not None:
+            workers._shutdown_workers()  # torch has no public name for it
         if self._finalizer is not None:
-            self._finalizer()
+            self._finalizer.cancel()
+            self._finalizer = None
 
     def _watch_unreadable(self, batch: Batch, reason: str | None) -> None:
         """Raise before a batch goes out that shows the data to be gone."""

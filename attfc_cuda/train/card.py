@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from attfc_cuda.train.training import Training
 
 CARD = "card.md"
+# Of a combined margin (ArcFace, CosFace, SphereFace): a factor of the angle and what is added to it and taken off its
+# cosine.
+_NO_MARGIN = {"m1": 1.0, "m2": 0.0, "m3": 0.0}
 
 
 def write_card(
@@ -96,8 +99,12 @@ def _margin(training: Training) -> list[str]:
     """Its name and numbers, as the head has them."""
     options = training.config.head
     margin = getattr(getattr(training.objective, "head", None), "margin", None)
-    values = {name: getattr(margin, name, None) for name in ("m", "scale")}
-    numbers = [f"{name} {value:g}" for name, value in values.items() if isinstance(value, (int, float))]
+    values = {name: getattr(margin, name, None) for name in ("m", *_NO_MARGIN, "scale")}
+    numbers = [
+        f"{name} {value:g}"
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and value != _NO_MARGIN.get(name)
+    ]
     return [_text(options.margin_name), *filter(None, [_text(options.margin_options)]), *numbers]
 
 

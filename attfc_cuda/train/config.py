@@ -168,7 +168,8 @@ class HeadConfig:
     They are then outside of `clip_norm`, as the report at the start says; without it all are clipped together."""
     margin: str | None = None
     """Margin loss: adasin, arcface, cosface, sphereface, combined, mvsoftmax, curricularface, adaface, magface or
-    normface; None: adasin for attfc, arcface for fc and partial_fc, which learned better so (docs/learning.md)."""
+    normface; None: adasin for attfc, arcface for fc and partial_fc, as each learned best (docs/learning.md). The
+    config.json of a run names its margin, whatever other head is asked for beside it."""
     margin_options: str = ""
     """Further arguments of the margin, e.g. `h=1.5`; one of `m` or `scale` here counts more than theirs."""
     m: float | None = DEFAULT.m
@@ -228,7 +229,9 @@ class HeadConfig:
 
     @property
     def margin_name(self) -> str:
-        """The margin, or the one that the head starts with."""
+        """The name of the margin; of the one that the head starts with where none is given."""
+        if self.head not in MARGIN_OF_HEAD:
+            raise error("train", "head", f"be one of {', '.join(MARGIN_OF_HEAD)}", repr(self.head))
         return MARGIN_OF_HEAD[self.head] if self.margin is None else self.margin
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -384,8 +387,7 @@ class TrainConfig:
 
     @staticmethod
     def from_dict(plain: dict[str, Any]) -> TrainConfig:
-        """What `to_dict` gives, as a config. Fields left out take their defaults, those of the head where it names a
-        preset.
+        """The config of such a dict. Fields left out take their defaults, those of the head where it names a preset.
 
         Raises:
             ValueError: naming a field that is not known or has another type, or a preset that is none.

@@ -121,7 +121,7 @@ def test_a_small_run_of_the_command(
         assert 0 < row["head_share"] < 1 and 0 < row["head_share"] + row["gallery_share"] < 1
         assert row["steps"] == 4 and row["counted_steps"] == 3 and row["identities"] == 16
     attfc, fc, own = report["rows"]
-    assert (own["flags"], own["batch"], fc["flags"], fc["batch"]) == (flags, 4, "--head fc", 8)
+    assert (own["flags"], own["batch"], fc["flags"], fc["batch"]) == (flags, 4, "--head fc --margin adasin", 8)
     assert own["encoder_images_per_s"] == pytest.approx(2 * own["images_per_s"])
     assert attfc["encoder_images_per_s"] == pytest.approx(3 * attfc["images_per_s"])
     assert fc["encoder_images_per_s"] == pytest.approx(fc["images_per_s"]) and fc["gallery_share"] == 0

@@ -2,7 +2,10 @@
 
 import gc
 import re
+import subprocess
+import sys
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -217,7 +220,7 @@ def test_workers_end_at_once_with_their_loader(drop):
     workers = list(loader._loader._iterator._workers)
     assert [worker.exitcode for worker in workers] == [None, None]
     if "cycle" in drop:
-        loader.itself = loader, batches
+        loader.dataset.known = loader, batches
         del loader, batches
         gc.collect()
     elif drop == "close":
@@ -225,6 +228,39 @@ def test_workers_end_at_once_with_their_loader(drop):
     else:
         del loader, batches
     assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_its_data_set_knows_is_collected(workers):
+    loader = AttentionLoader(ProceduralFaces(9, 3, 16), 4, 2, num_workers=workers)
+    loader.dataset.known = loader
+    list(loader)
+    of_loader, of_faces = weakref.ref(loader), weakref.ref(loader.dataset)
+    del loader
+    gc.collect()
+    assert of_loader() is of_faces() is None
+
+
+def test_a_program_ends_that_still_holds_its_loader():
+    """Python's own finalizers run late where there is one before torch is imported."""
+    program = """
+import tempfile
+folder = tempfile.TemporaryDirectory()
+from attfc_cuda.data import AttentionLoader, ProceduralFaces
+loader = AttentionLoader(ProceduralFaces(9, 3, 16), 4, 2, num_workers=2)
+print(len(list(loader)))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "6\n", "")
+
+
+def test_a_subclass_may_end_an_epoch_sooner():
+    class Half(AttentionLoader):
+        def __len__(self):
+            return super().__len__() // 2
+
+    loader = Half(ProceduralFaces(9, 3, 16), 4, 2)
+    assert len(list(loader)) == 3 and loader.state_dict()["pass"] == 1
 
 
 def test_global_random_state_is_neither_used_nor_changed():

@@ -90,6 +90,7 @@ def test_a_run_without_verification_says_so(tiny_config: Tiny, monkeypatch: pyte
     config = tiny_config(steps=2, pictures=True, head="fc", margin="arcface")
     train(config)
     text = (config.run.run / "card.md").read_text()
+    assert "| head | fc, arcface, m2 0.2, scale 24 |" in text
     assert "Nothing was verified during training" in text and "best" not in text and "| FAR" not in text
     assert not re.search(r"TAR|threshold", text)
     with Image.open(config.run.run / "training.png") as image:

@@ -139,6 +139,8 @@ def test_margins_start_gentler_here_than_in_print(tiny_config: Tiny) -> None:
     [
         ({"margin": "arcfase"}, "margins.build: name must be one of adasin, arcface, .*, got 'arcfase'"),
         ({"margin_options": "q=3"}, "train: margin_options must hold arguments of adasin, got 'q=3' .*q"),
+        ({"head": "fc", "margin_options": "h=1"}, "train: margin_options must hold arguments of arcface, got 'h=1'"),
+        ({"head": "FC"}, "train: head must be one of attfc, fc, partial_fc, got 'FC'"),
         ({"margin_options": "scale"}, "train: margin_options must be name=value pairs"),
         ({"backbone": "vgg"}, "build: name must be one of iresnet18, .*, got 'vgg'"),
         (
