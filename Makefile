@@ -47,14 +47,14 @@ CMAKE = $(IN_VENV) cmake -S . -B build/csrc -G Ninja -DPython3_EXECUTABLE=$(absp
 CTEST = $(IN_VENV) ctest --test-dir build/csrc -j 2 --output-on-failure --output-junit ctest.xml --test-output-size-passed 1000000
 
 test: $(VENV)/.installed
-	$(PYTEST) --dist loadfile -m "not proof" --reports build/reports/test
+	$(PYTEST) --dist loadfile -m "not proof" --reports=build/reports/test
 	$(CMAKE)
 	$(IN_VENV) cmake --build build/csrc --target host_plain
 	$(CTEST) -LE proof
 	$(BIN)/python tests/counting.py build/reports/test build/csrc/ctest.xml
 
 proof: $(VENV)/.installed docs
-	$(PYTEST) --dist loadgroup -m proof --reports build/reports/proof
+	$(PYTEST) --dist loadgroup -m proof --reports=build/reports/proof
 	$(CMAKE)
 	$(IN_VENV) cmake --build build/csrc
 	$(CTEST) -L proof
