@@ -37,8 +37,8 @@ PUBLISHED = Preset(scale=64.0, m=None, policy="fifo", enqueue="after", class_cod
 PRESETS = {"default": DEFAULT, "published": PUBLISHED}
 
 MARGIN_OF_HEAD = {"attfc": "adasin", "fc": "arcface", "partial_fc": "arcface"}
-"""The margin that each `--head` starts with. Our choice: trained centres suffer from AdaSin's push on hard negatives
-where identities are many (docs/learning.md)."""
+"""The margin that each `--head` starts with. Our choice: trained centres suffered from AdaSin's push on hard negatives
+on thousands of drawn identities (docs/learning.md)."""
 
 ADDITIVE_MARGINS = ("adasin", "arcface", "cosface", "mvsoftmax", "curricularface")
 """Margins, by name, whose m is that of a preset."""
